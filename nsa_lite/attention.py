@@ -1,0 +1,97 @@
+"""Softmax attention with grouped heads, and its two plainest uses: dense and windowed.
+
+Queries sit at positions start .. start + T - 1, keys at 0 .. S - 1. In training start is 0
+and S = T; when decoding, the queries are the newest positions and the keys are the cache.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from nsa_lite.blocks import query_positions
+from nsa_lite.checks import (
+    require_attention_inputs,
+    require_int,
+    require_keys_for_every_query,
+)
+
+
+def accurate(x: Tensor) -> Tensor:
+    """x in at least float32: half precision is for storage, sums need more digits."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last axis among the allowed keys, and its natural log-sum-exp.
+
+    Shapes: scores (..., S), mask bool (..., S) -> probabilities (..., S), lse (...).
+    A row with no allowed key gets probabilities 0, lse -inf and gradient 0, never NaN.
+    """
+    alive = mask.any(-1, keepdim=True)
+    # A dead row keeps finite scores: exp(-inf - -inf) would be NaN, in the backward as well.
+    scores = scores.masked_fill(~mask & alive, -math.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
+    p = (scores - lse).exp().masked_fill(~alive, 0.0)
+    return p, lse.masked_fill(~alive, -math.inf).squeeze(-1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of each query head to its group's keys, where `mask` allows.
+
+    Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv), mask bool (T, S)
+    -> out (B, H, T, Dv), lse (B, H, T). Scale defaults to 1 / sqrt(D).
+    """
+    p, lse = attention_probabilities(q, k, mask, scale)
+    out = torch.einsum("bgrts,bgsv->bgrtv", p, accurate(v))
+    return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
+
+
+def attention_probabilities(
+    q: Tensor, k: Tensor, mask: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """The softmax rows of every head: p (B, G, R, T, S) and lse (B, G, R, T)."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q = q.unflatten(1, (k.shape[1], -1))  # heads of a group stand side by side
+    scores = torch.einsum("bgrtd,bgsd->bgrts", accurate(q), accurate(k)) * scale
+    return masked_softmax(scores, mask)
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    window: int | None = None, scale: float | None = None, start: int = 0,
+) -> Tensor:
+    """Causal attention to the last `window` keys, the query's own included; None is dense.
+
+    Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv) -> out (B, H, T, Dv).
+    Errors: ValueError or TypeError that names the argument. Source: section 3.3.3.
+    """
+    require_attention_inputs(q, k, v)
+    require_keys_for_every_query(q, k, start)
+    if window is not None:
+        require_int("window", window, at_least=1)
+    if window is None or window >= start + q.shape[2]:
+        t, s = query_positions(q, start)[:, None], torch.arange(k.shape[2], device=q.device)
+        return attend(q, k, v, s <= t, scale)[0]
+    chunks = []
+    for first in range(0, q.shape[2], window):  # w queries share at most 2w - 1 keys
+        chunk = q[:, :, first : first + window]
+        t = query_positions(chunk, start + first)[:, None]
+        low = max(0, start + first - window + 1)
+        s = torch.arange(low, start + first + chunk.shape[2], device=q.device)
+        keys = slice(low, low + len(s))
+        mask = (s <= t) & (s > t - window)
+        chunks.append(attend(chunk, k[:, :, keys], v[:, :, keys], mask, scale)[0])
+    return torch.cat(chunks, dim=2)
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, start: int = 0
+) -> Tensor:
+    """Causal attention to every key up to the query's own (the paper's full attention, Eq. 1).
+
+    Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv) -> out (B, H, T, Dv).
+    """
+    return window_attention(q, k, v, window=None, scale=scale, start=start)

@@ -1,0 +1,43 @@
+"""The one place that chooses between plain PyTorch and the Triton kernels.
+
+Both sides offer the same four operations under the same names.
+"""
+
+import importlib.util
+from types import ModuleType
+
+import torch
+
+import nsa_lite
+from nsa_lite.checks import require
+
+BACKENDS = ("auto", "torch", "triton")
+
+
+def operations(backend: str, device: torch.device) -> ModuleType:
+    """The module that holds the four operations: nsa_lite (reference) or kernels (Triton).
+
+    "auto" takes the kernels on a CUDA device when they can be imported, PyTorch otherwise.
+    Errors: ValueError for an unknown name; ImportError for "triton" without the kernels.
+    """
+    require(backend in BACKENDS, "backend", repr(backend), f"must be one of {BACKENDS}")
+    have_kernels = importlib.util.find_spec("kernels") is not None
+    if backend == "torch" or (backend == "auto" and (device.type != "cuda" or not have_kernels)):
+        return nsa_lite
+    return _kernels()
+
+
+def _kernels() -> ModuleType:
+    try:
+        import kernels
+    except ImportError as error:
+        raise ImportError(
+            "backend = 'triton': the kernels package cannot be imported; "
+            "it needs Linux and triton. Use backend='torch'."
+        ) from error
+    if not hasattr(kernels, "selected_attention"):
+        raise ImportError(
+            f"backend = 'triton': Python found another package named kernels at "
+            f"{kernels.__path__}; start Python in this project's folder, or remove that package."
+        )
+    return kernels

@@ -1,0 +1,57 @@
+"""Branch 1: each block of tokens becomes one key and one value, and queries read those."""
+
+import torch
+from torch import Tensor, nn
+
+from nsa_lite.attention import attend
+from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
+from nsa_lite.checks import require_attention_inputs, require_int
+from nsa_lite.config import require_geometry
+
+
+class Phi(nn.Module):
+    """phi of Eq. 7: add an intra-block position encoding, then a two-layer MLP, (l, D) -> (D).
+
+    Shapes: (B, G, T, D) -> (B, G, N, D), with N = max(0, (T - l) // d + 1) whole blocks.
+    """
+
+    def __init__(self, width: int, block_size: int, stride: int) -> None:
+        super().__init__()
+        require_int("width", width, at_least=1)
+        require_geometry(block_size, stride)
+        self.block_size, self.stride = block_size, stride
+        self.position = nn.Parameter(torch.randn(block_size, width) * 0.02)
+        self.mlp = nn.Sequential(
+            nn.Linear(block_size * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp((split_blocks(x, self.block_size, self.stride) + self.position).flatten(-2))
+
+
+def split_blocks(x: Tensor, block_size: int, stride: int) -> Tensor:
+    """The overlapping compression blocks of a sequence; a tail too short for a block is left out.
+
+    Shapes: (B, G, T, D) -> (B, G, N, l, D); for one token a block, x[:, :, i*d : i*d + l].
+    """
+    count = num_compressed(x.shape[2], block_size, stride)
+    if count == 0:
+        return x.new_empty(*x.shape[:2], 0, block_size, x.shape[3])
+    return x.unfold(2, block_size, stride).transpose(-1, -2)
+
+
+def compressed_attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    block_size: int, stride: int, scale: float | None = None, start: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
+
+    Shapes: q (B, H, T, D), k (B, G, N, D), v (B, G, N, Dv) -> out (B, H, T, Dv), lse (B, H, T),
+    the natural log-sum-exp. A query that sees no block (t < l - 1) gets out 0 and lse -inf.
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_attention_inputs(q, k, v)
+    require_geometry(block_size, stride)
+    require_int("start", start, at_least=0)
+    mask = visible_compressed(query_positions(q, start), k.shape[2], block_size, stride)
+    return attend(q, k, v, mask, scale)

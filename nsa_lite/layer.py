@@ -1,0 +1,184 @@
+"""The whole NSA layer: one query, three branches with their own keys and values, gates."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nsa_lite.attention import window_attention
+from nsa_lite.backend import operations
+from nsa_lite.checks import require, require_float_tensor
+from nsa_lite.compression import Phi
+from nsa_lite.config import NSAConfig
+from nsa_lite.rope import rotate
+from nsa_lite.routing import ROUTINGS
+from nsa_lite.selection import block_importance, compressed_probabilities
+
+BRANCHES = ("compressed", "selected", "window")
+Cache = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one pass through a layer did, detached: the data behind every picture.
+
+    Shapes: ids (B, G, T, n), probabilities (B, G, R, T, N), importance (B, G, T, blocks),
+    gates (B, H, T, 3) in the order of BRANCHES, outputs: each branch's (B, H, T, Dv).
+    """
+
+    config: NSAConfig
+    start: int
+    ids: Tensor
+    probabilities: Tensor
+    importance: Tensor
+    gates: Tensor
+    outputs: dict[str, Tensor]
+
+
+class NSAttention(nn.Module):
+    """Native Sparse Attention (Eq. 5): out = sum over branches of gate * branch.
+
+    Shapes: x (B, T, C) -> y (B, T, C), or (y, Trace) with return_trace=True. With a cache (an
+    empty dict at first) x holds the next tokens only, and the cache grows by them.
+    Errors: ValueError or TypeError that names the argument.
+    """
+
+    def __init__(
+        self, config: NSAConfig, backend: str = "auto", routing: str = "importance"
+    ) -> None:
+        super().__init__()
+        require(routing in ROUTINGS, "routing", repr(routing), f"must be one of {list(ROUTINGS)}")
+        operations(backend, torch.device("cpu"))  # an unknown or missing backend fails here
+        self.config, self.backend, self.routing = config, backend, routing
+        dim, heads, groups = config.dim, config.heads, config.kv_heads
+        self.query = nn.Linear(dim, heads * config.head_dim, bias=False)
+        self.keys = nn.ModuleDict(
+            {b: nn.Linear(dim, groups * config.head_dim, bias=False) for b in BRANCHES}
+        )
+        self.values = nn.ModuleDict(
+            {b: nn.Linear(dim, groups * config.value_dim, bias=False) for b in BRANCHES}
+        )
+        self.phi_k = Phi(config.head_dim, config.block_size, config.stride)
+        self.phi_v = Phi(config.value_dim, config.block_size, config.stride)
+        self.gate = nn.Sequential(
+            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 3 * heads)
+        )
+        self.output = nn.Linear(heads * config.value_dim, dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, return_trace: bool = False
+    ) -> Tensor | tuple[Tensor, Trace]:
+        c, start = self.config, self._check_input(x, cache)
+        q, raw = self._project(x, start)
+        if cache is not None:
+            raw = extend_cache(cache, raw)
+        short = self._compress(raw["compressed"], {} if cache is None else cache)
+
+        ops = operations(self.backend, x.device)
+        out_c, lse = ops.compressed_attention(
+            q, *short, block_size=c.block_size, stride=c.stride, start=start
+        )
+        ids = ROUTINGS[self.routing](ops, c, q, short[0], lse, raw["selected"][0], start)
+        out_s = ops.selected_attention(
+            q, *raw["selected"], ids, select_block_size=c.select_block_size, start=start
+        )
+        out_w = ops.window_attention(q, *raw["window"], window=c.window, start=start)
+
+        gates = split_heads(self.gate(x).sigmoid(), c.heads)  # (B, H, T, 3)
+        outputs = (out_c, out_s, out_w)
+        mixed = sum(gates[..., i, None] * out for i, out in enumerate(outputs))
+        y = self.output(mixed.transpose(1, 2).flatten(2))
+        if not return_trace:
+            return y
+        return y, self._trace(q, short[0], lse, ids, gates, outputs, start)
+
+    def _check_input(self, x: Tensor, cache: Cache | None) -> int:
+        """Position of x's first token: 0, or as many as the cache holds."""
+        require_float_tensor("x", x, "B, T, C")
+        require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
+        require(x.shape[2] == self.config.dim, "x.shape", tuple(x.shape),
+                f"C must be config.dim = {self.config.dim}")
+        return cache_length(cache)
+
+    def _project(self, x: Tensor, start: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The shared query and each branch's own raw keys and values, rotated but for phi's."""
+        c = self.config
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
+        raw = {}
+        for branch in BRANCHES:
+            k = split_heads(self.keys[branch](x), c.kv_heads)
+            v = split_heads(self.values[branch](x), c.kv_heads)
+            raw[branch] = (k if branch == "compressed" else rotate(k, positions, c.rope_theta), v)
+        return q, raw
+
+    def _compress(self, raw: tuple[Tensor, Tensor], cache: Cache) -> tuple[Tensor, Tensor]:
+        """phi of every whole block, once: a cache keeps the ones of earlier calls."""
+        c, (k, v) = self.config, raw
+        done = cache["phi.k"].shape[2] if "phi.k" in cache else 0
+        k, v = self.phi_k(k[:, :, done * c.stride :]), self.phi_v(v[:, :, done * c.stride :])
+        first_token = torch.arange(done, done + k.shape[2], device=k.device) * c.stride
+        k = rotate(k, first_token, c.rope_theta)
+        return append(cache, "phi.k", k), append(cache, "phi.v", v)
+
+    def _trace(self, q, k_short, lse, ids, gates, outputs, start) -> Trace:
+        c = self.config
+        blocks = dict(block_size=c.block_size, stride=c.stride, start=start)
+        p = compressed_probabilities(q, k_short, lse, **blocks)
+        importance = block_importance(
+            q, k_short, lse, select_block_size=c.select_block_size, **blocks
+        )
+        named = {b: out.detach() for b, out in zip(BRANCHES, outputs, strict=True)}
+        return Trace(c, start, ids, p, importance, gates.detach(), named)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, heads * width) -> (B, heads, T, width)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def append(cache: Cache, name: str, new: Tensor) -> Tensor:
+    """Everything stored under `name` with `new` behind it, along the token axis; stores it too."""
+    cache[name] = torch.cat([cache[name], new], dim=2) if name in cache else new
+    return cache[name]
+
+
+def extend_cache(
+    cache: Cache, raw: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Append each branch's new keys and values; return all of them, old and new."""
+    return {
+        branch: (append(cache, f"{branch}.k", k), append(cache, f"{branch}.v", v))
+        for branch, (k, v) in raw.items()
+    }
+
+
+def cache_length(cache: Cache | None) -> int:
+    """Tokens that a cache holds."""
+    return cache["window.k"].shape[2] if cache else 0
+
+
+class DenseAttention(nn.Module):
+    """What NSA is compared with: one branch of causal attention, dense or windowed, with RoPE.
+
+    Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths and cache as NSAttention.
+    """
+
+    def __init__(self, config: NSAConfig, window: int | None = None) -> None:
+        super().__init__()
+        self.config, self.window = config, window
+        self.query = nn.Linear(config.dim, config.heads * config.head_dim, bias=False)
+        self.key = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.value = nn.Linear(config.dim, config.kv_heads * config.value_dim, bias=False)
+        self.output = nn.Linear(config.heads * config.value_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        c, start = self.config, cache_length(cache)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
+        k = rotate(split_heads(self.key(x), c.kv_heads), positions, c.rope_theta)
+        v = split_heads(self.value(x), c.kv_heads)
+        if cache is not None:
+            k, v = extend_cache(cache, {"window": (k, v)})["window"]
+        out = window_attention(q, k, v, window=self.window, start=start)
+        return self.output(out.transpose(1, 2).flatten(2))

@@ -1,0 +1,110 @@
+"""A small decoder language model whose attention is NSA, dense, a window, or a control."""
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nsa_lite.checks import require, require_int
+from nsa_lite.config import NSAConfig
+from nsa_lite.layer import Cache, DenseAttention, NSAttention, Trace
+
+# The name of an attention -> how to build it.
+ATTENTIONS = {
+    "nsa": lambda c: NSAttention(c),
+    "dense": lambda c: DenseAttention(c),
+    "window": lambda c: DenseAttention(c, window=c.window),
+    "nsa-no-selection": lambda c: NSAttention(c, routing="none"),
+    "nsa-random": lambda c: NSAttention(c, routing="random"),
+    "nsa-oracle": lambda c: NSAttention(c, routing="oracle"),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a DecoderLM; `attention` is one of ATTENTIONS, `nsa` sizes every kind of it."""
+
+    vocab_size: int
+    layers: int = 2
+    attention: str = "nsa"
+    nsa: NSAConfig = field(default_factory=NSAConfig.small)
+
+    def __post_init__(self) -> None:
+        require_int("vocab_size", self.vocab_size, at_least=1)
+        require_int("layers", self.layers, at_least=1)
+        require(self.attention in ATTENTIONS, "attention", repr(self.attention),
+                f"must be one of {list(ATTENTIONS)}")
+
+    def as_dict(self) -> dict:
+        """The fields by name, nested, for a log or a checkpoint."""
+        return asdict(self)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each on a normalised input and added to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.nsa.dim
+        self.norm_attention, self.norm_mlp = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.attention = ATTENTIONS[config.attention](config.nsa)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor, cache: Cache | None = None, traces: list | None = None) -> Tensor:
+        h = self.norm_attention(x)
+        if traces is not None and isinstance(self.attention, NSAttention):
+            y, trace = self.attention(h, cache, return_trace=True)
+            traces.append(trace)
+        else:
+            y = self.attention(h, cache)
+        x = x + y
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class DecoderLM(nn.Module):
+    """Token ids in, next-token logits out.
+
+    Shapes: tokens (B, T) int64 -> logits (B, T, vocab_size); with return_traces=True also one
+    Trace a layer (none for attentions that are not NSA).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.nsa.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.nsa.dim)
+        self.unembedding = nn.Linear(config.nsa.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self, tokens: Tensor, caches: list[Cache] | None = None, return_traces: bool = False
+    ) -> Tensor | tuple[Tensor, list[Trace]]:
+        self._check_tokens(tokens)
+        traces = [] if return_traces else None
+        x = self.embedding(tokens)
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if caches is None else caches[i], traces)
+        logits = self.unembedding(self.norm(x))
+        return (logits, traces) if return_traces else logits
+
+    def new_caches(self) -> list[Cache]:
+        """One empty cache a layer, for decoding token by token."""
+        return [{} for _ in self.blocks]
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+            got = getattr(tokens, "dtype", type(tokens).__name__)
+            raise TypeError(f"tokens: must be an int64 tensor (B, T), got {got}")
+        require(tokens.dim() == 2 and tokens.shape[1] >= 1, "tokens.shape", tuple(tokens.shape),
+                "must be (B, T) with at least one token")
+
+
+@torch.no_grad()
+def generate(model: DecoderLM, prompt: Tensor, count: int) -> Tensor:
+    """Greedy continuation of prompt (B, T) by `count` tokens, decoded with a cache."""
+    caches, tokens = model.new_caches(), prompt
+    logits = model(prompt, caches)
+    for _ in range(count):
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+        logits = model(tokens[:, -1:], caches)
+    return tokens

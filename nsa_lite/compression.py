@@ -5,28 +5,33 @@ from torch import Tensor, nn
 
 from nsa_lite.attention import attend
 from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
-from nsa_lite.checks import require_attention_inputs, require_int
-from nsa_lite.config import require_geometry
+from nsa_lite.checks import require, require_attention_inputs, require_int
+from nsa_lite.config import PHIS, require_geometry
 
 
 class Phi(nn.Module):
     """phi of Eq. 7: add an intra-block position encoding, then a two-layer MLP, (l, D) -> (D).
 
     Shapes: (B, G, T, D) -> (B, G, N, D), with N = max(0, (T - l) // d + 1) whole blocks.
+    kind="mean+mlp" adds the block's mean to the result: ours, not the paper's. It starts as
+    a fair summary, so short trainings learn to choose blocks sooner.
     """
 
-    def __init__(self, width: int, block_size: int, stride: int) -> None:
+    def __init__(self, width: int, block_size: int, stride: int, kind: str = "mlp") -> None:
         super().__init__()
         require_int("width", width, at_least=1)
         require_geometry(block_size, stride)
-        self.block_size, self.stride = block_size, stride
+        require(kind in PHIS, "kind", repr(kind), f"must be one of {PHIS}")
+        self.block_size, self.stride, self.kind = block_size, stride, kind
         self.position = nn.Parameter(torch.randn(block_size, width) * 0.02)
         self.mlp = nn.Sequential(
             nn.Linear(block_size * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp((split_blocks(x, self.block_size, self.stride) + self.position).flatten(-2))
+        blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
+        summary = self.mlp((blocks + self.position).flatten(-2))
+        return summary + blocks.mean(-2) if self.kind == "mean+mlp" else summary
 
 
 def split_blocks(x: Tensor, block_size: int, stride: int) -> Tensor:

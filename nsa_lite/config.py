@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, fields
 
 from nsa_lite.checks import require, require_int
 
+PHIS = ("mlp", "mean+mlp")  # the paper's phi; and with the block's mean added to its output
+
 
 @dataclass(frozen=True)
 class NSAConfig:
@@ -26,11 +28,14 @@ class NSAConfig:
     num_local: int = 2  # forced blocks up to the query's own
     window: int = 512  # w, keys in the window, the query's own included
     rope_theta: int = 10_000  # base of the rotary position encoding
+    phi: str = "mlp"  # how a block becomes one token: one of PHIS
 
     def __post_init__(self) -> None:
+        require(self.phi in PHIS, "phi", repr(self.phi), f"must be one of {PHIS}")
         for field in fields(self):
-            lowest = 0 if field.name in ("num_initial", "num_local") else 1
-            require_int(field.name, getattr(self, field.name), at_least=lowest)
+            if field.type is int:
+                lowest = 0 if field.name in ("num_initial", "num_local") else 1
+                require_int(field.name, getattr(self, field.name), at_least=lowest)
         self._check_rules()
 
     def _check_rules(self) -> None:
@@ -48,13 +53,13 @@ class NSAConfig:
         return self.heads // self.kv_heads
 
     @classmethod
-    def small(cls, **changes: int) -> "NSAConfig":
+    def small(cls, **changes: int | str) -> "NSAConfig":
         """A layer small enough to print and to train on a laptop; `changes` override fields."""
         sizes = dict(dim=64, heads=4, kv_heads=2, head_dim=16, value_dim=16, block_size=8,
                      stride=4, select_block_size=8, num_selected=5, window=16)
         return cls(**{**sizes, **changes})
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | str]:
         """The fields by name, for a log or a checkpoint."""
         return asdict(self)
 

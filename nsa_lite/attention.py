@@ -75,7 +75,7 @@ def window_attention(
     if window is None or window >= start + q.shape[2]:
         t, s = query_positions(q, start)[:, None], torch.arange(k.shape[2], device=q.device)
         return attend(q, k, v, s <= t, scale)[0]
-    chunks = []
+    k, v, chunks = accurate(k), accurate(v), []  # chunks share keys: add their gradients exactly
     for first in range(0, q.shape[2], window):  # w queries share at most 2w - 1 keys
         chunk = q[:, :, first : first + window]
         t = query_positions(chunk, start + first)[:, None]

@@ -36,8 +36,9 @@ def _kernels() -> ModuleType:
             "it needs Linux and triton. Use backend='torch'."
         ) from error
     if not hasattr(kernels, "selected_attention"):
+        found = getattr(kernels, "__path__", None) or kernels.__file__
         raise ImportError(
             f"backend = 'triton': Python found another package named kernels at "
-            f"{kernels.__path__}; start Python in this project's folder, or remove that package."
+            f"{found}; start Python in this project's folder, or remove that package."
         )
     return kernels

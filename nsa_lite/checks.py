@@ -49,7 +49,10 @@ def require_queries_and_keys(q: Tensor, k: Tensor) -> None:
     require_float_tensor("q", q, "B, H, T, D")
     require_float_tensor("k", k, "B, G, S, D")
     require_alike("k", k, "q", q)
-    require(q.shape[2] >= 1, "q.shape", tuple(q.shape), "the sequence must hold at least one query")
+    require(
+        min(q.shape) >= 1, "q.shape", tuple(q.shape),
+        "must hold at least one query, and no axis may be empty",
+    )
     require(
         k.shape[0] == q.shape[0], "k.shape", tuple(k.shape), f"batch must be q's, {q.shape[0]}"
     )

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from nsa_lite.attention import attend
 from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
-from nsa_lite.checks import require, require_attention_inputs, require_int
+from nsa_lite.checks import require, require_attention_inputs, require_float_tensor, require_int
 from nsa_lite.config import PHIS, require_geometry
 
 
@@ -22,13 +22,16 @@ class Phi(nn.Module):
         require_int("width", width, at_least=1)
         require_geometry(block_size, stride)
         require(kind in PHIS, "kind", repr(kind), f"must be one of {PHIS}")
-        self.block_size, self.stride, self.kind = block_size, stride, kind
+        self.width, self.block_size, self.stride, self.kind = width, block_size, stride, kind
         self.position = nn.Parameter(torch.randn(block_size, width) * 0.02)
         self.mlp = nn.Sequential(
             nn.Linear(block_size * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        require_float_tensor("x", x, "B, G, T, D")
+        require(x.shape[3] == self.width, "x.shape", tuple(x.shape),
+                f"its width must be {self.width}")
         blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
         summary = self.mlp((blocks + self.position).flatten(-2))
         return summary + blocks.mean(-2) if self.kind == "mean+mlp" else summary

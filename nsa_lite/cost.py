@@ -91,6 +91,7 @@ def sequence_cost(
 
 def compression_flops(config: NSAConfig, length: int) -> int:
     """phi's two matrix products for the keys and values of every group and block."""
+    require_int("length", length, at_least=1)
     blocks = num_compressed(length, config.block_size, config.stride)
 
     def phi(width: int) -> int:
@@ -99,12 +100,15 @@ def compression_flops(config: NSAConfig, length: int) -> int:
     return blocks * config.kv_heads * (phi(config.head_dim) + phi(config.value_dim))
 
 
-def cache_bytes(config: NSAConfig, length: int, kind: str = "nsa", bytes_per_number: int = 2) -> int:
+def cache_bytes(
+    config: NSAConfig, length: int, kind: str = "nsa", bytes_per_number: int = 2
+) -> int:
     """The K/V cache of one layer after `length` tokens; a window keeps only its last w keys.
 
     NSA keeps raw keys and values for selection, the last w for the window, the compressed
     ones, and the last l raw ones that phi still needs.
     """
+    require_int("length", length, at_least=1)
     require(kind in KINDS, "kind", repr(kind), f"must be one of {KINDS}")
     window = min(config.window, length)
     kept = {"dense": length, "window": window}.get(kind)

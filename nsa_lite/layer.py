@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nsa_lite.attention import window_attention
 from nsa_lite.backend import operations
-from nsa_lite.checks import require, require_float_tensor
+from nsa_lite.checks import require, require_alike, require_float_tensor, require_int
 from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
 from nsa_lite.rope import rotate
@@ -68,7 +68,8 @@ class NSAttention(nn.Module):
     def forward(
         self, x: Tensor, cache: Cache | None = None, return_trace: bool = False
     ) -> Tensor | tuple[Tensor, Trace]:
-        c, start = self.config, self._check_input(x, cache)
+        require_input(x, self.query.weight)
+        c, start = self.config, cache_length(cache)
         q, raw = self._project(x, start)
         if cache is not None:
             raw = extend_cache(cache, raw)
@@ -91,14 +92,6 @@ class NSAttention(nn.Module):
         if not return_trace:
             return y
         return y, self._trace(q, short[0], lse, ids, gates, outputs, start)
-
-    def _check_input(self, x: Tensor, cache: Cache | None) -> int:
-        """Position of x's first token: 0, or as many as the cache holds."""
-        require_float_tensor("x", x, "B, T, C")
-        require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
-        require(x.shape[2] == self.config.dim, "x.shape", tuple(x.shape),
-                f"C must be config.dim = {self.config.dim}")
-        return cache_length(cache)
 
     def _project(self, x: Tensor, start: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The shared query and each branch's own raw keys and values, rotated but for phi's."""
@@ -130,6 +123,16 @@ class NSAttention(nn.Module):
         )
         named = {b: out.detach() for b, out in zip(BRANCHES, outputs, strict=True)}
         return Trace(c, start, ids, p, importance, gates.detach(), named)
+
+
+def require_input(x: Tensor, weight: Tensor) -> None:
+    """Raise unless x is (B, T, C), not empty, and fits a layer's first weight (..., C)."""
+    require_float_tensor("x", x, "B, T, C")
+    require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
+    require(x.shape[2] == weight.shape[1], "x.shape", tuple(x.shape),
+            f"C must be config.dim = {weight.shape[1]}")
+    if not torch.is_autocast_enabled(x.device.type):  # autocast mixes dtypes on purpose
+        require_alike("x", x, "weight", weight)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -166,6 +169,8 @@ class DenseAttention(nn.Module):
 
     def __init__(self, config: NSAConfig, window: int | None = None) -> None:
         super().__init__()
+        if window is not None:
+            require_int("window", window, at_least=1)
         self.config, self.window = config, window
         self.query = nn.Linear(config.dim, config.heads * config.head_dim, bias=False)
         self.key = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
@@ -173,6 +178,7 @@ class DenseAttention(nn.Module):
         self.output = nn.Linear(config.heads * config.value_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        require_input(x, self.query.weight)
         c, start = self.config, cache_length(cache)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def scale_of(scale: float | None, width: int) -> float:
+    """The factor in front of every score: 1 / sqrt(D) unless one is given."""
+    return width**-0.5 if scale is None else scale
+
+
 def softmax_rows(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, float]:
     """One query (D,) attends to keys (S, D), values (S, Dv): its output and log-sum-exp."""
     if len(keys) == 0:
@@ -29,7 +34,7 @@ def window_attention(
                 first = 0 if window is None else max(0, t - window + 1)
                 out[b, h, t], _ = softmax_rows(
                     q[b, h, t], k[b, g, first : t + 1], v[b, g, first : t + 1],
-                    scale or width**-0.5,
+                    scale_of(scale, width),
                 )
     return out
 
@@ -47,7 +52,7 @@ def compressed_attention(
             for t in range(length):
                 seen = [i for i in range(k.shape[2]) if i * stride + block_size - 1 <= t]
                 out[b, h, t], lse[b, h, t] = softmax_rows(
-                    q[b, h, t], k[b, g, seen], v[b, g, seen], scale or width**-0.5
+                    q[b, h, t], k[b, g, seen], v[b, g, seen], scale_of(scale, width)
                 )
     return out, lse
 
@@ -67,7 +72,7 @@ def block_importance(
                 for i in range(k.shape[2]):
                     if i * stride + block_size - 1 > t:
                         continue
-                    score = q[b, h, t] @ k[b, g, i] * (scale or width**-0.5)
+                    score = q[b, h, t] @ k[b, g, i] * scale_of(scale, width)
                     p = torch.exp(score - lse[b, h, t])
                     for token in range(i * stride, i * stride + block_size):
                         importance[b, g, t, token // select_block_size] += p / stride
@@ -111,6 +116,6 @@ def selected_attention(
                     for s in range(j * select_block_size, (j + 1) * select_block_size) if s <= t
                 ]
                 out[b, h, t], _ = softmax_rows(
-                    q[b, h, t], k[b, g, tokens], v[b, g, tokens], scale or width**-0.5
+                    q[b, h, t], k[b, g, tokens], v[b, g, tokens], scale_of(scale, width)
                 )
     return out

@@ -34,6 +34,8 @@ class ModelConfig:
         require_int("layers", self.layers, at_least=1)
         require(self.attention in ATTENTIONS, "attention", repr(self.attention),
                 f"must be one of {list(ATTENTIONS)}")
+        if not isinstance(self.nsa, NSAConfig):
+            raise TypeError(f"nsa: must be an NSAConfig, got {type(self.nsa).__name__}")
 
     def as_dict(self) -> dict:
         """The fields by name, nested, for a log or a checkpoint."""
@@ -80,6 +82,8 @@ class DecoderLM(nn.Module):
         self, tokens: Tensor, caches: list[Cache] | None = None, return_traces: bool = False
     ) -> Tensor | tuple[Tensor, list[Trace]]:
         self._check_tokens(tokens)
+        require(caches is None or len(caches) == len(self.blocks), "caches",
+                f"{len(caches or ())} of them", f"must be one for each of {len(self.blocks)} layers")
         traces = [] if return_traces else None
         x = self.embedding(tokens)
         for i, block in enumerate(self.blocks):
@@ -95,13 +99,17 @@ class DecoderLM(nn.Module):
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
             got = getattr(tokens, "dtype", type(tokens).__name__)
             raise TypeError(f"tokens: must be an int64 tensor (B, T), got {got}")
-        require(tokens.dim() == 2 and tokens.shape[1] >= 1, "tokens.shape", tuple(tokens.shape),
+        require(tokens.dim() == 2 and tokens.numel() >= 1, "tokens.shape", tuple(tokens.shape),
                 "must be (B, T) with at least one token")
+        low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
+        require(low >= 0 and high <= last, "tokens", f"{low} .. {high}",
+                f"must lie in 0 .. {last}, the vocabulary")
 
 
 @torch.no_grad()
 def generate(model: DecoderLM, prompt: Tensor, count: int) -> Tensor:
     """Greedy continuation of prompt (B, T) by `count` tokens, decoded with a cache."""
+    require_int("count", count, at_least=0)
     caches, tokens = model.new_caches(), prompt
     logits = model(prompt, caches)
     for _ in range(count):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from nsa_lite.attention import accurate, attention_probabilities, masked_softmax
+from nsa_lite.attention import accurate, masked_softmax
 from nsa_lite.blocks import (
     forced_blocks,
     num_select_blocks,
@@ -53,7 +53,12 @@ def block_importance(
 
     Shapes: q (B, H, T, D), k (B, G, N, D), lse (B, H, T) -> importance (B, G, T, blocks).
     importance[t, j] = sum over the group's heads, sum_i p[t, i] |C_i ∩ S_j| / d.
+    Errors: ValueError or TypeError that names the argument.
     """
+    require_queries_and_keys(q, k)
+    require_geometry(block_size, stride, select_block_size)
+    require_int("start", start, at_least=0)
+    _require_lse(lse, q)
     p = compressed_probabilities(
         q, k, lse, block_size=block_size, stride=stride, scale=scale, start=start
     ).sum(dim=2)  # Eq. 10: probabilities are summed over the group's heads, not logits
@@ -72,9 +77,12 @@ def choose_blocks(
 
     Shapes: score (B, G, T, blocks) -> ids (B, G, T, n) int32, ascending, then -1 where fewer
     blocks than n have begun. Ties go to the lower id.
+    Errors: ValueError or TypeError that names the argument.
     """
-    require_float_tensor("score", score, "B, G, T, blocks")
+    require_int("select_block_size", select_block_size, at_least=1)
+    require_int("start", start, at_least=0)
     require_counts(num_selected, num_initial, num_local)
+    _require_score(score, select_block_size, start)
     positions = torch.arange(start, start + score.shape[2], device=score.device)
     blocks = score.shape[3]
     legal = visible_select_blocks(positions, blocks, select_block_size)
@@ -99,12 +107,6 @@ def select_blocks(
     -> ids (B, G, T, n) int32, ascending, then -1. Not differentiable.
     Errors: ValueError or TypeError that names the argument.
     """
-    require_queries_and_keys(q, k)
-    require_geometry(block_size, stride, select_block_size)
-    require_counts(num_selected, num_initial, num_local)
-    require_int("start", start, at_least=0)
-    require(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape),
-            f"must be (B, H, T) = {tuple(q.shape[:3])}")
     importance = block_importance(
         q, k, lse, block_size=block_size, stride=stride, select_block_size=select_block_size,
         scale=scale, start=start,
@@ -160,6 +162,22 @@ def selected_mask(ids: Tensor, positions: Tensor, select_block_size: int) -> Ten
     token = torch.arange(select_block_size, device=ids.device)
     token = ids[..., None] * select_block_size + token  # (B, G, T, n, l')
     return ((ids >= 0)[..., None] & (token <= positions[:, None, None])).flatten(-2)
+
+
+def _require_lse(lse: Tensor, q: Tensor) -> None:
+    require_float_tensor("lse", lse, "B, H, T")
+    require(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape),
+            f"must be (B, H, T) = {tuple(q.shape[:3])}")
+    require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
+
+
+def _require_score(score: Tensor, select_block_size: int, start: int) -> None:
+    require_float_tensor("score", score, "B, G, T, blocks")
+    shape, last = tuple(score.shape), start + score.shape[2]
+    require(shape[2] >= 1, "score.shape", shape, "must hold at least one query")
+    blocks = num_select_blocks(last, select_block_size)
+    require(shape[3] == blocks, "score.shape", shape,
+            f"{last} tokens lie in {blocks} blocks of {select_block_size}")
 
 
 def _require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, start: int) -> None:

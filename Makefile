@@ -1,0 +1,70 @@
+# `make help` lists the targets. Works with the old make of macOS (3.81) too.
+PYTHON = python3
+LAB_ARGS =
+ARGS =
+
+VENV_PYTHON = .venv/bin/python
+READY = .venv/ready
+# Our modules are found from here, and tools run as `python -m`: a moved folder still works.
+export PYTHONPATH = $(CURDIR)
+# One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
+ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help lab test notebooks train force
+
+help:
+	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
+	@echo "make test       install into .venv, check the style, run the tests and the notebooks"
+	@echo "make notebooks  run every notebook anew and store its outputs and counts"
+	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
+
+# Jupyter's root is this folder, so that the README and the exercises are in its file list too.
+lab: $(READY)
+	@$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
+
+test: $(READY)
+	$(VENV_PYTHON) -m ruff check .
+	$(ONE_THREAD) $(VENV_PYTHON) -m pytest
+	$(ONE_THREAD) $(VENV_PYTHON) -m pytest --nbval --nbval-current-env notebooks
+
+notebooks: $(READY)
+	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
+		notebooks/*.ipynb
+	@$(VENV_PYTHON) -c "$$RELATIVE_PATHS"
+
+train: $(READY)
+	$(VENV_PYTHON) -m nsa_lite.train --task recall \
+		--attention nsa --attention dense --attention window $(ARGS)
+
+# The stamp .venv/ready says that the set-up came to its end: a .venv without it is half made, and
+# is made anew. `force` is for a .venv whose Python has gone, as after an upgrade of the system.
+$(READY): pyproject.toml constraints.txt $(shell test -x $(VENV_PYTHON) || echo force)
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here:" \
+		"install Python 3.11 or newer, then run make again." >&2; exit 1; }
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed:" \
+		"install one and name it, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 1; }
+	@test -x $(VENV_PYTHON) && test -e $(READY) || rm -rf .venv
+	@test -e .venv || "$(PYTHON)" -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; \
+		echo "$(PYTHON) cannot make the folder .venv: install its venv module (on Debian and" \
+		"Ubuntu: apt install python3-venv) or free some disk space, then run make again." >&2; \
+		exit 1; }
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check \
+		-c constraints.txt -e ".[lab,test]" || { \
+		echo "pip could not install the packages, for the reason above: check the network" \
+		"connection, then run make again." >&2; exit 1; }
+	@touch $(READY)
+
+# A stored error names the files it went through: name them from this folder, not the machine's.
+define RELATIVE_PATHS
+import os, pathlib
+here, home = os.getcwd() + "/", os.path.expanduser("~")
+for path in pathlib.Path("notebooks").glob("*.ipynb"):
+    text = path.read_text("utf-8").replace(here, "").replace(here.replace(home, "~", 1), "")
+    path.write_text(text, "utf-8")
+endef
+export RELATIVE_PATHS

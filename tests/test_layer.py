@@ -1,0 +1,255 @@
+"""The layer and the decoder: the formula, causality, decoding, the trace, saving, the backends."""
+
+import importlib.machinery
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import nsa_lite
+from nsa_lite import (
+    ATTENTIONS,
+    BRANCHES,
+    DecoderLM,
+    ModelConfig,
+    NSAConfig,
+    NSAttention,
+    generate,
+    loops,
+)
+from nsa_lite.backend import operations
+from nsa_lite.rope import rotate
+
+SMALL = NSAConfig(dim=12, heads=4, kv_heads=2, head_dim=4, value_dim=3, block_size=4, stride=2,
+                  select_block_size=4, num_selected=4, window=5)
+LENGTH = 27  # more than n l' = 16, and a multiple of nothing
+
+
+def attention(kind="nsa"):
+    torch.manual_seed(0)
+    return ATTENTIONS[kind](SMALL).double()
+
+
+def stream(length=LENGTH):
+    return torch.randn(2, length, 12, dtype=torch.float64)
+
+
+def decoder(kind="nsa"):
+    torch.manual_seed(0)
+    return DecoderLM(ModelConfig(vocab_size=11, attention=kind, nsa=SMALL)).double()
+
+
+def turned(x, positions):
+    """RoPE as a product of complex numbers: (x_c + i x_{c + D/2}) e^{i pos theta^{-2c/D}}."""
+    half = x.shape[-1] // 2
+    speed = 10_000.0 ** (-2 * torch.arange(half, dtype=torch.float64) / (2 * half))
+    z = torch.complex(x[..., :half], x[..., half:])
+    z = z * torch.exp(1j * torch.tensor(positions, dtype=torch.float64)[:, None] * speed)
+    return torch.cat([z.real, z.imag], dim=-1)
+
+
+def phi_by_hand(phi, x):
+    first, _, last = phi.mlp
+    blocks = []
+    for start in range(0, x.shape[2] - 3, 2):  # l = 4, d = 2
+        block = (x[:, :, start : start + 4] + phi.position).flatten(-2)
+        hidden = F.gelu(block @ first.weight.T + first.bias)
+        blocks.append(hidden @ last.weight.T + last.bias)
+    return torch.stack(blocks, dim=2)
+
+
+def heads_of(x, weight, width):
+    return torch.stack((x @ weight.T).split(width, dim=-1), dim=1)
+
+
+def test_rope_turns_pairs_as_complex_numbers_do():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 20, 6, dtype=torch.float64)
+    torch.testing.assert_close(rotate(x, torch.arange(20)), turned(x, range(20)),
+                               rtol=1e-5, atol=1e-5)
+
+
+def test_rope_scores_depend_on_the_distance_only():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 6, dtype=torch.float64)
+    at = [rotate(q, torch.tensor([p + 7])) @ rotate(k, torch.tensor([p])).T for p in (0, 5, 100)]
+    torch.testing.assert_close(at[1:], [at[0]] * 2, rtol=1e-4, atol=1e-4)
+    assert abs(at[0] - q @ k.T) > 1e-2
+
+
+@torch.no_grad()
+def test_the_layer_is_equation_5_over_the_three_branches():
+    layer, x = attention(), stream()
+    y, trace = layer(x, return_trace=True)
+    where = list(range(LENGTH))
+    q = turned(heads_of(x, layer.query.weight, 4), where)
+    keys = {b: heads_of(x, layer.keys[b].weight, 4) for b in BRANCHES}
+    values = {b: heads_of(x, layer.values[b].weight, 3) for b in BRANCHES}
+    short = phi_by_hand(layer.phi_k, keys["compressed"])
+    short = turned(short, range(0, LENGTH - 3, 2))  # at each block's first token
+    summary = phi_by_hand(layer.phi_v, values["compressed"])
+    selected, window = (turned(keys[b], where) for b in ("selected", "window"))
+
+    blocks = dict(block_size=4, stride=2)
+    out_c, lse = loops.compressed_attention(q, short, summary, **blocks)
+    importance = loops.block_importance(q, short, lse, **blocks, select_block_size=4)
+    ids = loops.choose_blocks(importance, select_block_size=4, num_selected=4)
+    out_s = loops.selected_attention(q, selected, values["selected"], ids, select_block_size=4)
+    out_w = loops.window_attention(q, window, values["window"], window=5)
+
+    near = dict(rtol=1e-5, atol=1e-6)  # the layer's angles are float32
+    torch.testing.assert_close(trace.importance, importance, **near)
+    assert torch.equal(trace.ids, ids)
+    for name, expected in zip(BRANCHES, (out_c, out_s, out_w), strict=True):
+        torch.testing.assert_close(trace.outputs[name], expected, **near)
+    gate = torch.sigmoid(layer.gate(x)).reshape(2, LENGTH, 4, 3)  # (B, T, H, branch)
+    torch.testing.assert_close(trace.gates, gate.transpose(1, 2))
+    mixed = torch.zeros(2, LENGTH, 4, 3, dtype=torch.float64)
+    for branch, out in enumerate((out_c, out_s, out_w)):
+        mixed += gate[..., branch, None] * out.transpose(1, 2)
+    expected = mixed.reshape(2, LENGTH, 12) @ layer.output.weight.T
+    torch.testing.assert_close(y, expected, **near)
+
+
+def run_seeded(module, x):
+    torch.manual_seed(1)  # random routing draws the same blocks in every pass
+    return module(x)
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+@pytest.mark.parametrize("t", [0, 3, 4, 15, 19])
+def test_nothing_after_t_changes_anything_up_to_t(kind, t):
+    layer, x = attention(kind), stream()
+    other = x.clone()
+    other[:, t + 1 :] += torch.randn_like(other[:, t + 1 :])
+    y, changed = run_seeded(layer, x), run_seeded(layer, other)
+    assert (y[:, : t + 1] - changed[:, : t + 1]).abs().max() == 0
+    assert (y[:, t + 1 :] - changed[:, t + 1 :]).abs().amax(-1).min() > 1e-6
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_no_gradient_comes_from_a_later_token(kind):
+    layer, x = attention(kind), stream().requires_grad_()
+    run_seeded(layer, x)[:, 13].sum().backward()
+    assert (x.grad[:, 14:] == 0).all()
+    assert x.grad[:, 13].abs().min() > 0
+
+
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+@pytest.mark.parametrize("chunks", [[1] * LENGTH, [1, 2, 5, 19], [3, 4, 4, 9, 7], [26, 1]])
+def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
+    layer, x, cache = attention(kind), stream(), {}
+    y = torch.cat([layer(part, cache) for part in x.split(chunks, dim=1)], dim=1)
+    torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 27])
+def test_the_trace_has_the_shapes_it_promises_and_no_gradient(length):
+    layer = attention()
+    trace = layer(stream(length).requires_grad_(), return_trace=True)[1]
+    short, blocks = max(0, (length - 4) // 2 + 1), -(-length // 4)
+    assert trace.ids.shape == (2, 2, length, 4)
+    assert trace.probabilities.shape == (2, 2, 2, length, short)
+    assert trace.importance.shape == (2, 2, length, blocks)
+    assert trace.gates.shape == (2, 4, length, 3)
+    assert [out.shape for out in trace.outputs.values()] == [(2, 4, length, 3)] * 3
+    assert tuple(trace.outputs) == BRANCHES
+    for tensor in (trace.ids, trace.probabilities, trace.importance, trace.gates,
+                   *trace.outputs.values()):
+        assert not tensor.requires_grad
+
+
+def test_gates_lie_between_0_and_1_and_do_not_sum_to_1():
+    gates = attention()(3 * stream(), return_trace=True)[1].gates
+    assert 0 < gates.min() and gates.max() < 1
+    assert (gates.sum(-1) - 1).abs().max() > 0.1
+    assert gates.std(dim=1).max() > 0.01  # each head has its own
+
+
+def test_without_selection_the_selected_branch_is_exactly_0():
+    trace = attention("nsa-no-selection")(stream(), return_trace=True)[1]
+    assert (trace.outputs["selected"] == 0).all()
+    assert (trace.ids == -1).all()
+
+
+def test_random_routing_follows_the_seed_and_keeps_the_forced_blocks():
+    layer, x = attention("nsa-random"), stream()
+    assert torch.equal(run_seeded(layer, x), run_seeded(layer, x))
+    sets = {tuple(layer(x, return_trace=True)[1].ids[0, 0, -1].tolist()) for _ in range(30)}
+    assert sets == {(0, j, 5, 6) for j in (1, 2, 3, 4)}  # query 26: one initial, two local
+
+
+def test_oracle_routing_chooses_the_blocks_that_dense_attention_weighs_most():
+    layer, x = attention("nsa-oracle"), stream()
+    ids = layer(x, return_trace=True)[1].ids
+    q = turned(heads_of(x, layer.query.weight, 4), range(LENGTH))
+    k = turned(heads_of(x, layer.keys["selected"].weight, 4), range(LENGTH))
+    for g in range(2):
+        p = sum(torch.softmax(q[:, h, -1:] @ k[:, g].mT / 2, -1) for h in (2 * g, 2 * g + 1))
+        mass = torch.stack([p[:, 0, 4 * j : 4 * j + 4].sum(-1) for j in range(7)], dim=-1)
+        best = mass[:, 1:5].argmax(-1) + 1
+        assert ids[:, g, -1].tolist() == [[0, j, 5, 6] for j in best.tolist()]
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_the_decoder_gives_logits_and_one_trace_for_each_nsa_layer(kind):
+    logits, traces = decoder(kind)(torch.randint(11, (2, LENGTH)), return_traces=True)
+    assert logits.shape == (2, LENGTH, 11)
+    assert len(traces) == (2 if kind.startswith("nsa") else 0)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+def test_generate_equals_the_argmax_without_a_cache(kind):
+    model, tokens = decoder(kind), torch.randint(11, (2, 5))
+    written = generate(model, tokens, 20)
+    for _ in range(20):
+        tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, tokens)
+
+
+def test_a_state_dict_carries_the_whole_model():
+    model, tokens = decoder(), torch.randint(11, (2, LENGTH))
+    other = DecoderLM(model.config).double()
+    assert not torch.equal(other(tokens), model(tokens))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(tokens), model(tokens))
+
+
+def test_auto_and_torch_are_the_reference_on_a_cpu():
+    assert operations("auto", torch.device("cpu")) is nsa_lite
+    assert operations("torch", torch.device("cuda")) is nsa_lite
+
+
+def pretend_kernels(monkeypatch, **contents):
+    module = types.ModuleType("kernels")
+    module.__spec__ = importlib.machinery.ModuleSpec("kernels", None)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, "kernels", module)
+    return module
+
+
+def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
+    kernels = pretend_kernels(monkeypatch, selected_attention=print)
+    assert operations("auto", torch.device("cuda")) is kernels
+    assert operations("auto", torch.device("cpu")) is nsa_lite
+    assert operations("triton", torch.device("cpu")) is kernels
+
+
+def test_auto_is_the_reference_on_a_gpu_without_kernels(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    assert operations("auto", torch.device("cuda")) is nsa_lite
+
+
+def test_triton_without_kernels_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    with pytest.raises(ImportError, match="backend = 'triton'.*backend='torch'"):
+        NSAttention(SMALL, backend="triton")
+
+
+@pytest.mark.parametrize("contents", [{"__path__": ["/elsewhere"]}, {"__file__": "/elsewhere.py"}])
+def test_another_package_named_kernels_is_recognised(monkeypatch, contents):
+    pretend_kernels(monkeypatch, **contents)
+    with pytest.raises(ImportError, match="another package named kernels at .*/elsewhere"):
+        NSAttention(SMALL, backend="triton")

@@ -131,7 +131,7 @@ def require_input(x: Tensor, weight: Tensor) -> None:
     require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
     require(x.shape[2] == weight.shape[1], "x.shape", tuple(x.shape),
             f"C must be config.dim = {weight.shape[1]}")
-    if not torch.is_autocast_enabled(x.device.type):  # autocast mixes dtypes on purpose
+    if not torch.is_autocast_enabled(weight.device.type):  # autocast mixes dtypes on purpose
         require_alike("x", x, "weight", weight)
 
 

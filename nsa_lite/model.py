@@ -66,14 +66,16 @@ class Block(nn.Module):
 class DecoderLM(nn.Module):
     """Token ids in, next-token logits out.
 
-    Shapes: tokens (B, T) int64 -> logits (B, T, vocab_size); with return_traces=True also one
-    Trace a layer (none for attentions that are not NSA).
+    Shapes: tokens (B, T) int64 -> logits (B, T, vocab_size); tokens (B, T, S) puts S symbols at
+    a position and sums their embeddings. With return_traces=True also one Trace a layer (none
+    for attentions that are not NSA).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.nsa.dim)
+        nn.init.normal_(self.embedding.weight, std=0.1)  # small: Adam's steps then turn it sooner
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.nsa.dim)
         self.unembedding = nn.Linear(config.nsa.dim, config.vocab_size, bias=False)
@@ -82,10 +84,12 @@ class DecoderLM(nn.Module):
         self, tokens: Tensor, caches: list[Cache] | None = None, return_traces: bool = False
     ) -> Tensor | tuple[Tensor, list[Trace]]:
         self._check_tokens(tokens)
-        require(caches is None or len(caches) == len(self.blocks), "caches",
-                f"{len(caches or ())} of them", f"must be one for each of {len(self.blocks)} layers")
+        if caches is not None:
+            require(len(caches) == len(self.blocks), "len(caches)", len(caches),
+                    f"must hold one for each of {len(self.blocks)} layers")
         traces = [] if return_traces else None
         x = self.embedding(tokens)
+        x = x.sum(dim=2) if tokens.dim() == 3 else x
         for i, block in enumerate(self.blocks):
             x = block(x, None if caches is None else caches[i], traces)
         logits = self.unembedding(self.norm(x))
@@ -99,11 +103,12 @@ class DecoderLM(nn.Module):
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
             got = getattr(tokens, "dtype", type(tokens).__name__)
             raise TypeError(f"tokens: must be an int64 tensor (B, T), got {got}")
-        require(tokens.dim() == 2 and tokens.numel() >= 1, "tokens.shape", tuple(tokens.shape),
-                "must be (B, T) with at least one token")
-        low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
-        require(low >= 0 and high <= last, "tokens", f"{low} .. {high}",
-                f"must lie in 0 .. {last}, the vocabulary")
+        require(tokens.dim() in (2, 3) and tokens.shape[1] >= 1, "tokens.shape",
+                tuple(tokens.shape), "must be (B, T) or (B, T, S) with at least one token")
+        if tokens.numel():
+            low, high = int(tokens.min()), int(tokens.max())
+            require(low >= 0 and high < self.config.vocab_size, "tokens", f"{low} .. {high}",
+                    f"must lie in 0 .. vocab_size - 1 = {self.config.vocab_size - 1}")
 
 
 @torch.no_grad()

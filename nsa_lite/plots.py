@@ -202,3 +202,39 @@ def draw_read_map(masks: dict[str, Tensor], ax: Axes | None = None, title: str =
     if alone:
         legend(figure, [*kinds, "unused", "masked"])
     return figure
+
+
+# A line's colour, dashes and marker by the attention it belongs to.
+CURVES = {
+    "nsa": ("#0072B2", "-", "o"),
+    "dense": ("#000000", "--", "s"),
+    "window": ("#009E73", ":", "^"),
+    "nsa-no-selection": ("#56B4E9", "-.", "v"),
+    "nsa-random": ("#D55E00", (0, (3, 1, 1, 1)), "D"),
+    "nsa-oracle": ("#CC79A7", (0, (5, 1)), "P"),
+}
+
+
+def draw_curves(runs: dict[str, list[dict]]) -> Figure:
+    """Held-out loss, accuracy (or bits per byte) and hit rate over the steps, one line a run.
+
+    runs maps a name such as "nsa-seed0" to the records of its log.
+    """
+    text = any("bits_per_byte" in r for records in runs.values() for r in records)
+    panels = ["test_loss", "bits_per_byte" if text else "test_accuracy"]
+    panels += ["hit_rate"] if any("hit_rate" in r for rs in runs.values() for r in rs) else []
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8))
+    for ax, key in zip(axes, panels, strict=True):
+        for name, records in runs.items():
+            points = [(r["step"], r[key]) for r in records if key in r]
+            colour, dashes, marker = CURVES[name.rsplit("-seed", 1)[0]]
+            if points:
+                ax.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, marker=marker,
+                        markersize=3, markevery=0.2, label=name)
+        ax.set(title=key.replace("test_", "held-out ").replace("_", " "), xlabel="step")
+        if key in ("test_accuracy", "hit_rate"):
+            ax.set_ylim(-0.03, 1.03)
+    handles = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center",
+                  ncols=min(3, len(handles)), frameon=False)
+    return figure

@@ -200,6 +200,18 @@ def test_the_decoder_gives_logits_and_one_trace_for_each_nsa_layer(kind):
     assert len(traces) == (2 if kind.startswith("nsa") else 0)
 
 
+@torch.no_grad()
+def test_symbols_that_share_a_position_add_their_embeddings():
+    model, tokens = decoder(), torch.randint(11, (2, 9))
+    pairs = torch.stack([tokens, tokens.flip(1)], dim=-1)
+    alone = model(tokens)
+    model.embedding.weight[0] = 0  # symbol 0 beside a token adds nothing
+    padded = model(torch.stack([tokens, torch.zeros_like(tokens)], dim=-1))
+    assert torch.equal(padded, model(tokens))
+    torch.testing.assert_close(model(pairs), model(pairs.flip(-1)), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(model(pairs), alone)
+
+
 @pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
 def test_generate_equals_the_argmax_without_a_cache(kind):
     model, tokens = decoder(kind), torch.randint(11, (2, 5))

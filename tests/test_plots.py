@@ -12,18 +12,22 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
-from nsa_lite import NSAConfig, choose_blocks, plots  # noqa: E402
+from nsa_lite import ATTENTIONS, NSAConfig, choose_blocks, plots  # noqa: E402
 
 CONFIG = NSAConfig.small(block_size=4, stride=2, select_block_size=4, num_selected=4, window=6)
 IDS = choose_blocks(torch.zeros(1, 1, 26, 7), select_block_size=4, num_selected=4)
 BANDS = {"window": torch.ones(9, 9, dtype=torch.bool).tril().triu(-2),
          "selected": torch.eye(9, dtype=torch.bool)}
+LOG = [{"step": s, "test_loss": 2 / s, "test_accuracy": s / 9, "hit_rate": 0.5} for s in (1, 5, 9)]
+TEXT_LOG = [{"step": s, "test_loss": 2 / s, "bits_per_byte": 3 / s} for s in (1, 5, 9)]
 DRAWINGS = {
     "draw_course_map": [(), ("selected",)],
     "draw_query_reads": [(CONFIG, IDS[0, 0, 25], 25), (CONFIG, IDS[0, 0, 0], 0)],
     "draw_block_map": [(CONFIG, IDS[0, 0]), (CONFIG, IDS[0, 0].repeat(20, 1), "a title")],
     "draw_scores": [(torch.randn(5, 7),), (torch.full((3, 3), torch.nan).fill_diagonal_(1.0),)],
     "draw_read_map": [(BANDS,)],
+    "draw_curves": [({"nsa-seed0": LOG, "dense": LOG[:1], "window-seed3": []},),
+                    ({"nsa": TEXT_LOG},)],
 }
 
 
@@ -86,6 +90,12 @@ def test_no_kind_of_block_is_told_by_colour_alone():
         box = ax.patches[-1]
         assert isinstance(box, Rectangle)
         assert (box.get_hatch() is not None) == (kind in marked)
+
+
+def test_no_curve_is_told_by_colour_alone():
+    assert set(plots.CURVES) == set(ATTENTIONS)
+    for part in zip(*plots.CURVES.values(), strict=True):  # colours, dashes, markers
+        assert len(set(part)) == len(ATTENTIONS)
 
 
 def test_block_kinds_are_only_kinds_that_have_a_colour():

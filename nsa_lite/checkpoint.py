@@ -47,9 +47,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
                     f"{path}: not a checkpoint of this program "
                     f"(format {header.get('format')!r}, expected {FORMAT!r}); left untouched"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["state"])
+            state = json.loads(header["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged or unreadable ({error}); left untouched") from error
+        raise CheckpointError(
+            f"{path}: damaged or unreadable ({error}); left untouched"
+        ) from error
 
 
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:

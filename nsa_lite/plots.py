@@ -3,6 +3,8 @@
 One colour and one hatch for each thing a block can be, so that no picture needs colour alone.
 """
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -135,15 +137,15 @@ def draw_block_map(config: NSAConfig, ids: Tensor, title: str = "") -> Figure:
     kinds = block_kinds(config, ids[None, None])[0, 0]
     order = ["masked", "unused", "selected", "forced"]
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
-    small = kinds.size <= 1500  # hatches are readable in a small map only
     image = np.vectorize(order.index)(kinds)
     ax.imshow(image, cmap=ListedColormap([COLOURS[k] for k in order]), vmin=0, vmax=3,
               aspect="auto", interpolation="nearest",
               extent=(0, kinds.shape[1], kinds.shape[0], 0))
-    if small:
-        for (t, j), kind in np.ndenumerate(kinds):
-            if kind in HATCHES:
-                cell(ax, j, t, 1, kind)
+    for j, column in enumerate(image.T):  # one hatched box for a run of queries, not one each
+        edges = np.flatnonzero(np.diff(column, prepend=-1, append=-1))
+        for first, end in itertools.pairwise(edges):
+            if (kind := order[column[first]]) in HATCHES:
+                cell(ax, j, first, 1, kind, end - first)
     for j in range(kinds.shape[1]):
         ax.axvline(j, color="#BBBBBB", linewidth=0.4)
     ax.set(xlabel=f"selection block (of {config.select_block_size} tokens)", ylabel="query",

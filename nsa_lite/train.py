@@ -7,7 +7,9 @@ import argparse
 import json
 import math
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -108,8 +110,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterator[dict]:
     """Train, yielding one log record a step; leave log.jsonl and checkpoint.safetensors behind.
 
-    A checkpoint is written every 50 steps, at the end, and when the caller stops early. With
-    resume=True the run goes on from it and ends with the same weights as an unbroken one.
+    A checkpoint is written every 50 steps, at the end, and when the caller closes the iterator
+    between two steps; never in the middle of one. With resume=True the run goes on from it and
+    ends with the same weights as an unbroken one.
     Errors: CheckpointError when there is a run already, or when its checkpoint does not fit.
     """
     torch.set_num_threads(config.threads)
@@ -125,18 +128,19 @@ def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterato
         save(checkpoint, model, optimizer, {"config": asdict(config), **asdict(progress)})
 
     with open(log, "a") as file:
-        try:
-            while progress.step < config.steps:
-                record = _step(config, task, model, optimizer, progress)
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                if progress.step % 50 == 0 or progress.step == config.steps:
-                    keep()
+        while progress.step < config.steps:
+            record = _step(config, task, model, optimizer, progress)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if "test_loss" in record:
+                keep()
+            try:
                 yield record
-                if record.get("solved"):
-                    break
-        finally:
-            keep()
+            except GeneratorExit:
+                keep()
+                raise
+            if record.get("solved"):
+                break
 
 
 def _begin(config, model, optimizer, checkpoint: Path, resume: bool) -> Progress:
@@ -152,7 +156,7 @@ def _begin(config, model, optimizer, checkpoint: Path, resume: bool) -> Progress
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Drop the records after the checkpoint: a killed run wrote them, the resumed one will again."""
+    """Drop the records after the checkpoint: the resumed run will write them again."""
     if not log.exists():
         return
     lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -234,8 +238,8 @@ def last_evaluation(records: list[dict]) -> dict:
 
 def table(runs: dict[str, list[dict]], seconds: dict[str, float]) -> str:
     """One line a run: how far it came, what it scores, how often it selects the answer."""
-    lines = [f"{'run':26} {'steps':>5} {'loss':>7} {'accuracy':>9} {'hit rate':>9} {'bits/byte':>9} "
-             f"{'seconds':>8}"]
+    lines = [f"{'run':26} {'steps':>5} {'loss':>7} {'accuracy':>9} {'hit rate':>9} "
+             f"{'bits/byte':>9} {'seconds':>8}"]
     for name, records in runs.items():
         r = last_evaluation(records)
         numbers = [f"{r[k]:9.3f}" if k in r else f"{'-':>9}"
@@ -262,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
                 seconds[config.name] = time.monotonic() - began
                 runs[config.name] = read_log(out / config.name)
     except KeyboardInterrupt:
-        print(f"\nStopped and saved. Continue with: {_command(arguments)} --resume", file=sys.stderr)
+        print(f"\nStopped and saved. To go on: {_command(arguments)} --resume", file=sys.stderr)
         return 130
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -289,17 +293,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
-    run = steps(config, directory, resume)
-    bar = tqdm(total=config.steps, desc=config.name, unit="step")
+    run, stop = steps(config, directory, resume), threading.Event()
+    # Ctrl-C waits for the end of a step: half a step must not reach the checkpoint.
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        for record in run:
-            bar.n = record["step"]
-            shown = {k: record[k] for k in ("test_accuracy", "hit_rate", "bits_per_byte")
-                     if k in record}
-            bar.set_postfix(shown) if shown else bar.refresh()
+        with tqdm(total=config.steps, desc=config.name, unit="step") as bar:
+            for record in run:
+                bar.update(record["step"] - bar.n)
+                shown = ("test_accuracy", "hit_rate", "bits_per_byte")
+                if numbers := {k: record[k] for k in shown if k in record}:
+                    bar.set_postfix(numbers)
+                if stop.is_set():
+                    run.close()
+                    raise KeyboardInterrupt
     finally:
-        run.close()  # writes the checkpoint
-        bar.close()
+        signal.signal(signal.SIGINT, before)
 
 
 def _command(arguments: list[str] | None) -> str:

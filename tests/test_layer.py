@@ -21,6 +21,7 @@ from nsa_lite import (
 )
 from nsa_lite.backend import operations
 from nsa_lite.rope import rotate
+from nsa_lite.routing import block_mass
 
 SMALL = NSAConfig(dim=12, heads=4, kv_heads=2, head_dim=4, value_dim=3, block_size=4, stride=2,
                   select_block_size=4, num_selected=4, window=5)
@@ -191,6 +192,19 @@ def test_oracle_routing_chooses_the_blocks_that_dense_attention_weighs_most():
         mass = torch.stack([p[:, 0, 4 * j : 4 * j + 4].sum(-1) for j in range(7)], dim=-1)
         best = mass[:, 1:5].argmax(-1) + 1
         assert ids[:, g, -1].tolist() == [[0, j, 5, 6] for j in best.tolist()]
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_the_oracle_weighs_a_block_by_dense_attentions_probabilities(start):
+    torch.manual_seed(0)
+    q, k = (torch.randn(2, heads, 15, 6, dtype=torch.float64) for heads in (4, 2))
+    eye = torch.eye(15, dtype=torch.float64).expand(2, 2, 15, 15)
+    p = loops.window_attention(q, k, eye)  # with v = identity a row holds its weights
+    p = p[:, [0, 2]] + p[:, [1, 3]]  # the two heads of each group
+    expected = torch.stack([p[..., 4 * j : 4 * j + 4].sum(-1) for j in range(4)], dim=-1)
+    mass = block_mass(q[:, :, start:], k, 4, start)
+    torch.testing.assert_close(mass, expected[:, :, start:], rtol=1e-10, atol=1e-10)
+    assert (mass[:, :, 0, start // 4 + 1 :] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)

@@ -4,6 +4,7 @@ Each message starts with the notebook's name and the rule that it breaks.
 """
 
 import base64
+import itertools
 import os
 import re
 import statistics
@@ -65,6 +66,13 @@ def printed(cell: NotebookNode) -> str:
 
 def pictures(cell: NotebookNode) -> list[NotebookNode]:
     return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+
+
+def text_after(picture: NotebookNode, cell: NotebookNode) -> str:
+    """What the cell printed between this picture and its next: a print may come in pieces."""
+    after = cell.outputs[cell.outputs.index(picture) + 1 :]
+    pieces = itertools.takewhile(lambda output: output.output_type == "stream", after)
+    return "".join(piece.text for piece in pieces).strip()
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -188,8 +196,7 @@ def test_figures_are_pictures_with_a_sentence(notebook):
         for picture in pictures(cell):
             data = base64.b64decode(picture.data["image/png"])
             notebook.rule(data.startswith(b"\x89PNG"), f"{place} holds a PNG")
-            after = cell.outputs[cell.outputs.index(picture) + 1 :]
-            sentence = after[0].get("text", "").strip() if after else ""
+            sentence = text_after(picture, cell)
             notebook.rule(
                 len(re.findall(r"[A-Za-z]{2,}", sentence)) >= 3,
                 f"{place}: a printed sentence follows its figure, not {sentence!r}",

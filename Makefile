@@ -34,7 +34,7 @@ notebooks: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
 		notebooks/*.ipynb
-	@$(VENV_PYTHON) -c "$$RELATIVE_PATHS"
+	@$(VENV_PYTHON) notebooks/finish.py
 
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \
@@ -58,13 +58,3 @@ $(READY): pyproject.toml constraints.txt $(shell test -x $(VENV_PYTHON) || echo 
 		echo "pip could not install the packages, for the reason above: check the network" \
 		"connection, then run make again." >&2; exit 1; }
 	@touch $(READY)
-
-# A stored error names the files it went through: name them from this folder, not the machine's.
-define RELATIVE_PATHS
-import os, pathlib
-here, home = os.getcwd() + "/", os.path.expanduser("~")
-for path in pathlib.Path("notebooks").glob("*.ipynb"):
-    text = path.read_text("utf-8").replace(here, "").replace(here.replace(home, "~", 1), "")
-    path.write_text(text, "utf-8")
-endef
-export RELATIVE_PATHS

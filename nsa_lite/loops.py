@@ -1,6 +1,7 @@
 """Every step once more, as loops over queries and blocks that can be read beside the paper.
 
-Same names and signatures as the vectorised operations, far slower. The tests hold the two equal.
+Same names and keywords as the vectorised operations, for whole sequences (no start), far slower.
+The tests hold the two equal.
 """
 
 import torch
@@ -97,6 +98,18 @@ def choose_blocks(
                     chosen.add(max(rest, key=lambda j: (float(score[b, g, t, j]), -j)))
                 ids[b, g, t, : len(chosen)] = torch.tensor(sorted(chosen))
     return ids
+
+
+def select_blocks(
+    q: Tensor, k: Tensor, lse: Tensor, *,
+    block_size: int, stride: int, select_block_size: int, num_selected: int,
+    num_initial: int = 1, num_local: int = 2, scale: float | None = None,
+) -> Tensor:
+    """Score the blocks, then choose: Eq. 8-11 in two calls."""
+    importance = block_importance(q, k, lse, block_size=block_size, stride=stride,
+                                  select_block_size=select_block_size, scale=scale)
+    return choose_blocks(importance, select_block_size=select_block_size,
+                         num_selected=num_selected, num_initial=num_initial, num_local=num_local)
 
 
 def selected_attention(

@@ -102,9 +102,10 @@ def build(config: TrainConfig) -> DecoderLM:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """50 steps of warm-up, then half a cosine down to a twentieth."""
+    """50 steps of warm-up, a plateau, and over the last quarter a straight line to a twentieth."""
     warm = min(1.0, (step + 1) / 50)
-    return config.lr * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps)))
+    left = min(1.0, 4 * (config.steps - step) / config.steps)
+    return config.lr * warm * (0.05 + 0.95 * left)
 
 
 def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterator[dict]:

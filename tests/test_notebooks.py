@@ -320,3 +320,11 @@ def test_a_stripped_notebook_passes_nbval_and_is_caught_by_the_count(tmp_path):
     nbformat.write(nb, path)
     assert nbval(path).returncode == 0, "nbval is stricter now: the count test may go"
     assert uncounted(nb.cells) == [1, 2]
+
+
+def test_the_readme_shows_the_picture_that_notebook_00_drew(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    import finish
+
+    assert (ROOT / "notebooks/query_reads.png").read_bytes() == finish.readme_picture()
+    assert "(notebooks/query_reads.png)" in (ROOT / "README.md").read_text("utf-8")

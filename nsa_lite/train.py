@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nsa_lite.checkpoint import CheckpointError, restore, save
+from nsa_lite.checkpoint import CheckpointError, load, restore, save
 from nsa_lite.checks import require, require_int
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import Trace
@@ -32,7 +32,7 @@ TASKS = {"recall": Recall, "needle": Needle, "copy": Copy, "text": Text}
 
 # What each task is trained with: sizes that a laptop finishes in minutes.
 _TINY = NSAConfig.small(
-    kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
+    kv_heads=1, head_dim=32, value_dim=16, block_size=4, stride=2, num_selected=7, phi="mean+mlp"
 )
 _TEXT = NSAConfig.small(
     dim=128, kv_heads=1, head_dim=32, value_dim=32, block_size=16, stride=8,
@@ -91,6 +91,8 @@ class Progress:
     step: int = 0
     stage: int = 0
     recent_accuracy: float = 0.0
+    solved: bool = False
+    seconds: float = 0.0  # spent in all, before and after a resume
 
 
 def build(config: TrainConfig) -> DecoderLM:
@@ -129,8 +131,10 @@ def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterato
         save(checkpoint, model, optimizer, {"config": asdict(config), **asdict(progress)})
 
     with open(log, "a") as file:
-        while progress.step < config.steps:
+        while progress.step < config.steps and not progress.solved:
+            began = time.monotonic()
             record = _step(config, task, model, optimizer, progress)
+            progress.seconds += time.monotonic() - began
             file.write(json.dumps(record) + "\n")
             file.flush()
             if "test_loss" in record:
@@ -140,8 +144,6 @@ def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterato
             except GeneratorExit:
                 keep()
                 raise
-            if record.get("solved"):
-                break
 
 
 def _begin(config, model, optimizer, checkpoint: Path, resume: bool) -> Progress:
@@ -153,7 +155,7 @@ def _begin(config, model, optimizer, checkpoint: Path, resume: bool) -> Progress
             f"{checkpoint}: this run exists; continue it with --resume, or choose another --out"
         )
     state = restore(checkpoint, model, optimizer, asdict(config))
-    return Progress(state["step"], state["stage"], state["recent_accuracy"])
+    return Progress(**{field: state[field] for field in asdict(Progress())})
 
 
 def _cut_log(log: Path, step: int) -> None:
@@ -186,7 +188,7 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     if progress.step % 50 == 0 or progress.step == config.steps:
         record |= evaluate(model, task)
         solved = config.task != "text" and record["test_accuracy"] >= SOLVED_AT
-        record["solved"] = solved and progress.stage == last_stage
+        record["solved"] = progress.solved = solved and progress.stage == last_stage
     return record
 
 
@@ -262,9 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
         for attention in a.attention or ["nsa", "dense", "window"]:
             for seed in a.seed or [0]:
                 config = TrainConfig.preset(a.task, attention, seed, **changes)
-                began = time.monotonic()
                 _train_with_bar(config, out / config.name, a.resume)
-                seconds[config.name] = time.monotonic() - began
+                _, state = load(out / config.name / "checkpoint.safetensors")
+                seconds[config.name] = state["seconds"]
                 runs[config.name] = read_log(out / config.name)
     except KeyboardInterrupt:
         print(f"\nStopped and saved. To go on: {_command(arguments)} --resume", file=sys.stderr)

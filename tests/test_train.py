@@ -198,6 +198,14 @@ def test_the_curriculum_goes_on_when_its_stage_is_learned(tmp_path, monkeypatch)
     assert len(Recall().stages) == 3
 
 
+def test_a_solved_run_stops_and_stays_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lite.train.NEXT_STAGE_AT", -1.0)
+    monkeypatch.setattr("nsa_lite.train.SOLVED_AT", 0.0)
+    config = TrainConfig.preset("recall", "dense", steps=60, **QUICK)
+    assert len(list(steps(config, tmp_path))) == 50  # the first evaluation is good enough
+    assert list(steps(config, tmp_path, resume=True)) == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

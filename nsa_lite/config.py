@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 
 from nsa_lite.checks import require, require_int
 
-PHIS = ("mlp", "mean+mlp")  # of the keys: the paper's; ours adds the mean of the block
+PHIS = ("mlp", "mean+mlp")  # the paper's; and ours, which adds the block's mean
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NSAConfig:
     num_local: int = 2  # forced blocks up to the query's own
     window: int = 512  # w, keys in the window, the query's own included
     rope_theta: int = 10_000  # base of the rotary position encoding
-    phi: str = "mlp"  # how a block becomes one key, one of PHIS; a value: "mlp"
+    phi: str = "mlp"  # how a block becomes one token: one of PHIS
 
     def __post_init__(self) -> None:
         require(self.phi in PHIS, "phi", repr(self.phi), f"must be one of {PHIS}")

@@ -58,9 +58,8 @@ class NSAttention(nn.Module):
         self.values = nn.ModuleDict(
             {b: nn.Linear(dim, groups * config.value_dim, bias=False) for b in BRANCHES}
         )
-        # Only keys may take the block's mean: they make the choice, values carry the answer.
         self.phi_k = Phi(config.head_dim, config.block_size, config.stride, config.phi)
-        self.phi_v = Phi(config.value_dim, config.block_size, config.stride)
+        self.phi_v = Phi(config.value_dim, config.block_size, config.stride, config.phi)
         self.gate = nn.Sequential(
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 3 * heads)
         )

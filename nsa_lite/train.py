@@ -39,7 +39,7 @@ _TEXT = NSAConfig.small(
     select_block_size=32, num_selected=6, window=64,
 )
 PRESETS = {
-    "recall": dict(nsa=_TINY, layers=1, steps=1200, batch_size=32, lr=4e-3),
+    "recall": dict(nsa=_TINY, layers=1, steps=900, batch_size=32, lr=4e-3),
     "needle": dict(nsa=_TINY, layers=1, steps=600, batch_size=32, lr=4e-3),
     "copy": dict(nsa=_TINY, layers=2, steps=1200, batch_size=32, lr=2e-3),
     "text": dict(nsa=_TEXT, layers=2, steps=400, batch_size=4, lr=3e-3),

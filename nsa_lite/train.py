@@ -32,14 +32,14 @@ TASKS = {"recall": Recall, "needle": Needle, "copy": Copy, "text": Text}
 
 # What each task is trained with: sizes that a laptop finishes in minutes.
 _TINY = NSAConfig.small(
-    kv_heads=1, head_dim=32, value_dim=16, block_size=4, stride=2, num_selected=7, phi="mean+mlp"
+    kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
 )
 _TEXT = NSAConfig.small(
     dim=128, kv_heads=1, head_dim=32, value_dim=32, block_size=16, stride=8,
     select_block_size=32, num_selected=6, window=64,
 )
 PRESETS = {
-    "recall": dict(nsa=_TINY, layers=1, steps=900, batch_size=32, lr=4e-3),
+    "recall": dict(nsa=_TINY, layers=1, steps=1200, batch_size=32, lr=4e-3),
     "needle": dict(nsa=_TINY, layers=1, steps=600, batch_size=32, lr=4e-3),
     "copy": dict(nsa=_TINY, layers=2, steps=1200, batch_size=32, lr=2e-3),
     "text": dict(nsa=_TEXT, layers=2, steps=400, batch_size=4, lr=3e-3),
@@ -104,10 +104,9 @@ def build(config: TrainConfig) -> DecoderLM:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """50 steps of warm-up, a plateau, and over the last quarter a straight line to a twentieth."""
+    """50 steps of warm-up, then half a cosine down to a twentieth."""
     warm = min(1.0, (step + 1) / 50)
-    left = min(1.0, 4 * (config.steps - step) / config.steps)
-    return config.lr * warm * (0.05 + 0.95 * left)
+    return config.lr * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterator[dict]:

@@ -219,3 +219,13 @@ def test_every_relative_link_points_at_a_file(page):
             continue  # another site, or a place on the same page
         target = page.parent / link.split("#")[0]
         assert target.exists(), f"{page.name}: the link to {link} points at nothing"
+
+
+def test_the_readme_gives_the_recorded_accuracies():
+    record = json.loads((ROOT / "notebooks/recorded/recall_controls.json").read_text("utf-8"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in {run.rsplit("-seed", 1)[0] for run in record["runs"]}:
+        last = [record["runs"][f"{name}-seed{s}"]["evaluations"][-1] for s in range(3)]
+        accuracy = [r["test_accuracy"] for r in last]
+        mean = sum(accuracy) / 3
+        assert f"| {name} | {mean:.2f} ({min(accuracy):.2f} to {max(accuracy):.2f}) |" in readme

@@ -135,7 +135,9 @@ def selected_attention(
     keys, values = (gather_blocks(x, ids, select_block_size) for x in (k, v))
     mask = selected_mask(ids, query_positions(q, start), select_block_size)
     q = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
-    p, _ = masked_softmax(q @ keys.transpose(-1, -2) * scale, mask[..., None, :])
+    # Keys first: their gradient then has the gathered layout, which saves a copy of all blocks.
+    scores = (keys @ q.transpose(-1, -2)).transpose(-1, -2)  # (B, G, T, R, n l')
+    p, _ = masked_softmax(scores * scale, mask[..., None, :])
     out = (p @ values).transpose(2, 3).flatten(1, 2)
     return out.to(v.dtype)
 

@@ -44,25 +44,27 @@ class Recall:
         symbol 2   .  .  .  |  v7  v2  |  v4  v2  |  .  .  . |   ?   ?
         target     -  -  -  |   -   -  |   -   -  |  -  -  - |  v2  v4
 
-    stages: how many blocks of facts there are while the curriculum lasts, and at the end.
+    stages: the facts in each block while the curriculum lasts, and at the end. A block starts
+    nearly empty: what stands in it can then be read from its compressed tokens.
     """
 
     keys: int = 64
-    values: int = 16
-    facts_per_block: int = 8
+    values: int = 64
     questions: int = 16
+    blocks: int = 8
     block: int = 8
     gap: int = 16
     stages: tuple[int, ...] = (2, 4, 8)
     name: ClassVar[str] = "recall"
 
     def __post_init__(self) -> None:
-        require(self.facts_per_block <= self.block, "facts_per_block", self.facts_per_block,
-                f"must not exceed block = {self.block}")
-        require(max(self.stages) * self.facts_per_block <= self.keys, "keys", self.keys,
-                f"must be at least {max(self.stages) * self.facts_per_block}: no key repeats")
-        require(min(self.stages) * self.facts_per_block >= self.questions, "questions",
-                self.questions, "must not exceed the facts of the first stage")
+        require(max(self.stages) <= self.block, "stages", self.stages,
+                f"no block holds more facts than block = {self.block}")
+        facts = [self.blocks * count for count in self.stages]
+        require(max(facts) <= self.keys, "keys", self.keys,
+                f"must be at least {max(facts)}: no key repeats")
+        require(min(facts) >= self.questions, "questions", self.questions,
+                f"must not exceed {min(facts)}, the facts of the first stage")
 
     @property
     def vocab_size(self) -> int:
@@ -72,14 +74,15 @@ class Recall:
     def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
         """A batch of sequences, of the last stage unless told otherwise."""
         rng = torch.Generator().manual_seed(seed)
-        blocks, count = self.stages[stage], self.stages[stage] * self.facts_per_block
-        length = (1 + blocks) * self.block + self.gap + self.questions
+        count = self.blocks * self.stages[stage]
+        length = (1 + self.blocks) * self.block + self.gap + self.questions
         tokens = torch.zeros(size, length, 2, dtype=torch.int64)
         key = 2 + _shuffled(size, self.keys, rng)[:, :count]
         value = 2 + self.keys + torch.randint(self.values, (size, count), generator=rng)
-        places = _shuffled(size * blocks, self.block, rng)[:, : self.facts_per_block]
-        block_start = (1 + torch.arange(blocks)) * self.block
-        at = (places.sort(-1).values.view(size, blocks, -1) + block_start[:, None]).flatten(1)
+        places = _shuffled(size * self.blocks, self.block, rng)[:, : self.stages[stage]]
+        places = places.sort(-1).values.view(size, self.blocks, -1)
+        block_start = (1 + torch.arange(self.blocks)) * self.block
+        at = (places + block_start[:, None]).flatten(1)
         row = torch.arange(size)[:, None]
         tokens[row, at] = torch.stack([key, value], dim=-1)
         asked = _shuffled(size, count, rng)[:, : self.questions]

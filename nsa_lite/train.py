@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,17 +34,19 @@ TASKS = {"recall": Recall, "needle": Needle, "copy": Copy, "text": Text}
 _TINY = NSAConfig.small(
     kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
 )
+_RECALL = replace(_TINY, value_dim=16, phi="mean+mlp")
 _TEXT = NSAConfig.small(
     dim=128, kv_heads=1, head_dim=32, value_dim=32, block_size=16, stride=8,
     select_block_size=32, num_selected=6, window=64,
 )
 PRESETS = {
-    "recall": dict(nsa=_TINY, layers=1, steps=1200, batch_size=32, lr=4e-3),
+    "recall": dict(nsa=_RECALL, layers=1, steps=1200, batch_size=32, lr=4e-3),
     "needle": dict(nsa=_TINY, layers=1, steps=600, batch_size=32, lr=4e-3),
     "copy": dict(nsa=_TINY, layers=2, steps=1200, batch_size=32, lr=2e-3),
     "text": dict(nsa=_TEXT, layers=2, steps=400, batch_size=4, lr=3e-3),
 }
 NEXT_STAGE_AT = 0.7  # accuracy, averaged over the last steps, at which the curriculum goes on
+STAGE_SHARE = 0.25  # of the steps: no stage but the last lasts longer, learned or not
 SOLVED_AT = 0.995  # held-out accuracy at which a run of the last stage stops
 
 
@@ -182,7 +184,8 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     progress.recent_accuracy = 0.8 * progress.recent_accuracy + 0.2 * accuracy
     record = {"step": progress.step, "stage": progress.stage, "loss": round(loss.item(), 5),
               "accuracy": round(accuracy, 4)}
-    if progress.recent_accuracy > NEXT_STAGE_AT and progress.stage < last_stage:
+    overdue = progress.step >= STAGE_SHARE * config.steps * (progress.stage + 1)
+    if progress.stage < last_stage and (progress.recent_accuracy > NEXT_STAGE_AT or overdue):
         progress.stage, progress.recent_accuracy = progress.stage + 1, 0.0
     if progress.step % 50 == 0 or progress.step == config.steps:
         record |= evaluate(model, task)

@@ -14,7 +14,7 @@ def test_recall_answers_are_the_values_beside_their_keys(stage):
     batch = task.batch(5, seed=1, stage=stage)
     for row, targets, at in zip(batch.tokens, batch.targets, batch.answer_at, strict=True):
         book = {int(k): int(v) for k, v in row if k > 1 and v > 1}
-        assert len(book) == task.stages[stage] * task.facts_per_block  # no key twice
+        assert len(book) == task.stages[stage] * task.blocks  # no key twice
         asked = (targets != IGNORE).nonzero().flatten().tolist()
         assert asked == list(range(len(row) - task.questions, len(row)))
         for t in asked:
@@ -92,7 +92,7 @@ def test_the_bigram_baseline_lies_between_nothing_and_a_good_model():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Recall(facts_per_block=9), "facts_per_block = 9: must not exceed block = 8"),
+        (lambda: Recall(stages=(2, 9)), "no block holds more facts than block = 8"),
         (lambda: Recall(keys=10), "keys = 10: must be at least 64: no key repeats"),
         (lambda: Recall(questions=17), "questions = 17: must not exceed the facts"),
         (lambda: Needle(length=1), "length = 1: must be at least 2"),

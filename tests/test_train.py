@@ -198,6 +198,12 @@ def test_the_curriculum_goes_on_when_its_stage_is_learned(tmp_path, monkeypatch)
     assert len(Recall().stages) == 3
 
 
+def test_the_curriculum_goes_on_when_its_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("nsa_lite.train.NEXT_STAGE_AT", 2.0)  # no accuracy is enough
+    config = TrainConfig.preset("recall", "dense", steps=8, **QUICK)
+    assert [r["stage"] for r in steps(config, tmp_path)] == [0, 0, 1, 1, 2, 2, 2, 2]
+
+
 def test_a_solved_run_stops_and_stays_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("nsa_lite.train.NEXT_STAGE_AT", -1.0)
     monkeypatch.setattr("nsa_lite.train.SOLVED_AT", 0.0)

@@ -34,7 +34,7 @@ TASKS = {"recall": Recall, "needle": Needle, "copy": Copy, "text": Text}
 _TINY = NSAConfig.small(
     kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
 )
-_RECALL = replace(_TINY, value_dim=16, phi="mean+mlp")
+_RECALL = replace(_TINY, value_dim=12, phi="mean+mlp")
 _TEXT = NSAConfig.small(
     dim=128, kv_heads=1, head_dim=32, value_dim=32, block_size=16, stride=8,
     select_block_size=32, num_selected=6, window=64,

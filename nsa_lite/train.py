@@ -34,13 +34,13 @@ TASKS = {"recall": Recall, "needle": Needle, "copy": Copy, "text": Text}
 _TINY = NSAConfig.small(
     kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
 )
-_RECALL = replace(_TINY, value_dim=12, phi="mean+mlp")
+_RECALL = replace(_TINY, value_dim=14, phi="mean+mlp")
 _TEXT = NSAConfig.small(
     dim=128, kv_heads=1, head_dim=32, value_dim=32, block_size=16, stride=8,
     select_block_size=32, num_selected=6, window=64,
 )
 PRESETS = {
-    "recall": dict(nsa=_RECALL, layers=1, steps=1200, batch_size=32, lr=4e-3),
+    "recall": dict(nsa=_RECALL, layers=1, steps=1500, batch_size=32, lr=4e-3),
     "needle": dict(nsa=_TINY, layers=1, steps=600, batch_size=32, lr=4e-3),
     "copy": dict(nsa=_TINY, layers=2, steps=1200, batch_size=32, lr=2e-3),
     "text": dict(nsa=_TEXT, layers=2, steps=400, batch_size=4, lr=3e-3),

@@ -1,0 +1,27 @@
+"""NSA's four operations as tiled Triton kernels, with the names and keywords of nsa_lite.
+
+Without a CUDA device Triton interprets the kernels on the CPU: slow, and right in float32 and
+float16. Read the files in this order: tile, flash, flash_backward, select, routes, selected,
+selected_backward.
+"""
+
+import os
+import sys
+
+import torch
+
+if not torch.cuda.is_available():
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ImportError(
+            "kernels: triton was imported before the kernels, so it cannot interpret them on this "
+            "CPU: restart Python (or the notebook's kernel) and import kernels first."
+        )
+    os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is first imported
+
+from kernels.attention import compressed_attention, selected_attention, window_attention
+from kernels.gates import gated_sum
+from kernels.select import select_blocks
+
+__all__ = [
+    "compressed_attention", "gated_sum", "select_blocks", "selected_attention", "window_attention",
+]

@@ -1,0 +1,205 @@
+"""The three attentions as differentiable functions: shapes, grids and launches, no mathematics."""
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.checks import (
+    check_geometry,
+    check_ids,
+    check_inputs,
+    check_int,
+    check_keys_reach,
+    check_start,
+    scale_or_default,
+)
+from kernels.flash import flash_forward
+from kernels.flash_backward import flash_dkdv, flash_dq
+from kernels.routes import CHUNK, NEIGHBOURS, readers, union
+from kernels.selected import selected_forward
+from kernels.selected_backward import add_chunks, selected_dkdv, selected_dq
+from kernels.tiles import padded, tiles
+
+ROWS_A_PROGRAM = 65536  # of the dk, dv walk: enough programs to fill a GPU, few sums to add
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x, copied only if its last axis is strided: the kernels step freely along the others."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def widths(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+    """The compile-time sizes that every kernel takes."""
+    return dict(R=q.shape[1] // k.shape[1], D=q.shape[3], DV=v.shape[3],
+                DP=padded(q.shape[3]), DVP=padded(v.shape[3]))
+
+
+def empty_like_rows(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Room for an output (B, H, T, width) and its float32 log-sum-exp."""
+    out = torch.empty(*q.shape[:3], width, dtype=q.dtype, device=q.device)
+    return out, torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+
+
+class Flash(torch.autograd.Function):
+    """Attention to a run of keys; see flash.py and flash_backward.py."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, block_size, stride, window, scale, start):
+        q, k, v = (rows_contiguous(x) for x in (q, k, v))
+        (batch, _, length, _), (groups, keys) = q.shape, k.shape[1:3]
+        ctx.sizes = widths(q, k, v) | dict(BLOCK=block_size, STRIDE=stride, WINDOW=window)
+        ctx.numbers = (groups, length, keys, start, scale)
+        out, lse = empty_like_rows(q, v.shape[3])
+        tile = tiles("forward", max(ctx.sizes["DP"], ctx.sizes["DVP"]), q.dtype)
+        rows = length * ctx.sizes["R"]
+        flash_forward[(triton.cdiv(rows, tile["M"]), batch * groups)](
+            q, k, v, out, lse, q.stride(), k.stride(), v.stride(), out.stride(), *ctx.numbers,
+            **ctx.sizes, **tile,
+        )
+        ctx.save_for_backward(q, k, v, out, lse)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse = ctx.saved_tensors
+        dout, dlse = rows_contiguous(dout), dlse.contiguous()
+        dq, delta = torch.empty_like(q), torch.empty_like(lse)
+        dk, dv = key_gradients(ctx, q, k, v, out, dout, lse, dlse, delta, dq)
+        return dq, dk, dv, None, None, None, None, None
+
+
+def key_gradients(ctx, q, k, v, out, dout, lse, dlse, delta, dq) -> tuple[Tensor, Tensor]:
+    """Launch dq, which also leaves delta, then dk and dv; returns the latter two."""
+    (batch, groups, keys, _), length, sizes = k.shape, q.shape[2], ctx.sizes
+    width, rows = max(sizes["DP"], sizes["DVP"]), length * sizes["R"]
+    tile = tiles("dq", width, q.dtype)
+    flash_dq[(triton.cdiv(rows, tile["M"]), batch * groups)](
+        q, k, v, out, dout, lse, dlse, delta, dq, q.stride(), k.stride(), v.stride(), out.stride(),
+        dout.stride(), dq.stride(), *ctx.numbers, **sizes, **tile,
+    )
+    tile = tiles("dkdv", width, q.dtype)
+    reach = rows if sizes["WINDOW"] is None else (sizes["WINDOW"] + tile["N"]) * sizes["R"]
+    chunks = triton.cdiv(min(rows, reach), ROWS_A_PROGRAM)
+    kind = k.dtype if chunks == 1 else torch.float32
+    dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
+              for x in (k, v))
+    flash_dkdv[(triton.cdiv(keys, tile["N"]), batch * groups, chunks)](
+        q, k, v, dout, lse, delta, dk, dv, q.stride(), k.stride(), v.stride(), dout.stride(),
+        dk.stride(), dv.stride(), batch, *ctx.numbers, **sizes, **tile, CHUNK=ROWS_A_PROGRAM,
+    )
+    if chunks == 1:
+        return dk, dv
+    return tuple(x.unflatten(0, (chunks, batch)).sum(0).to(k.dtype) for x in (dk, dv))
+
+
+class Selected(torch.autograd.Function):
+    """Attention to chosen blocks; see routes.py, selected.py and selected_backward.py."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, ids, select_block_size, scale, start):
+        q, k, v, ids = *(rows_contiguous(x) for x in (q, k, v)), ids.contiguous()
+        (batch, _, length, _), (groups, keys) = q.shape, k.shape[1:3]
+        sizes = widths(q, k, v)
+        neighbours = max(1, min(NEIGHBOURS, 64 // sizes["R"]))
+        ctx.blocks = triton.cdiv(start + length, select_block_size)
+        entries, counts = union(ids, neighbours, ctx.blocks)
+        ctx.sizes = sizes | dict(SELECT=select_block_size, N=padded(select_block_size))
+        ctx.walk = dict(n=ids.shape[3], U=neighbours, M=padded(neighbours * sizes["R"]))
+        ctx.numbers = (groups, length, keys, start, scale)
+        out, lse = empty_like_rows(q, v.shape[3])
+        tile = tiles("selected", max(sizes["DP"], sizes["DVP"]), q.dtype)
+        selected_forward[(counts.shape[2], batch * groups)](
+            q, k, v, entries, counts, out, lse, q.stride(), k.stride(), v.stride(), out.stride(),
+            *ctx.numbers, **ctx.sizes, **ctx.walk, **tile,
+        )
+        ctx.save_for_backward(q, k, v, ids, entries, counts, out, lse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        q, k, v, ids, entries, counts, out, lse = ctx.saved_tensors
+        dout, width = rows_contiguous(dout), max(ctx.sizes["DP"], ctx.sizes["DVP"])
+        dq, delta = torch.empty_like(q), torch.empty_like(lse)
+        selected_dq[(counts.shape[2], k.shape[0] * k.shape[1])](
+            q, k, v, entries, counts, out, dout, lse, delta, dq, q.stride(), k.stride(), v.stride(),
+            out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **ctx.sizes, **ctx.walk,
+            **tiles("selected_dq", width, q.dtype),
+        )
+        who, lists = readers(ids, ctx.blocks), k.shape[0] * k.shape[1] * ctx.blocks
+        parts = [torch.empty(len(who.owner), ctx.sizes["SELECT"], x.shape[3], device=x.device)
+                 for x in (k, v)]
+        selected_dkdv[(len(who.owner),)](
+            q, k, v, dout, lse, delta, who.tokens, who.bounds, who.owner, who.chunk_bounds, *parts,
+            q.stride(), k.stride(), v.stride(), dout.stride(), *ctx.numbers, lists, ctx.blocks,
+            **ctx.sizes, **tiles("selected_dkdv", width, q.dtype), CHUNK=CHUNK,
+        )
+        dk, dv = (add_up(ctx, x, part, who.chunk_bounds) for x, part in zip((k, v), parts,
+                                                                              strict=True))
+        return dq, dk, dv, None, None, None, None
+
+
+def add_up(ctx, x: Tensor, parts: Tensor, chunk_bounds: Tensor) -> Tensor:
+    """One gradient like x from the sums of its blocks' chunks; 0 beyond the last query's block."""
+    dx = torch.empty_like(x)
+    batch, groups, keys, width = x.shape
+    dx[:, :, ctx.blocks * ctx.sizes["SELECT"] :].zero_()
+    add_chunks[(ctx.blocks, batch * groups)](
+        parts, chunk_bounds, dx, dx.stride(), groups, keys, ctx.blocks, WIDTH=width,
+        PADDED=padded(width), SELECT=ctx.sizes["SELECT"], N=ctx.sizes["N"],
+    )
+    return dx
+
+
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    window: int | None = None, scale: float | None = None, start: int = 0,
+) -> Tensor:
+    """Causal attention to the last `window` keys, the query's own included; None is dense.
+
+    Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv) -> out (B, H, T, Dv).
+    Errors: ValueError or TypeError that names the argument. Source: section 3.3.3.
+    """
+    check_inputs(q, k, v)
+    check_keys_reach(q, k, start)
+    if window is not None:
+        check_int("window", window, 1)
+        window = None if window >= start + q.shape[2] else window
+    return Flash.apply(q, k, v, 1, 1, window, scale_or_default(scale, q.shape[3]), start)[0]
+
+
+def compressed_attention(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    block_size: int, stride: int, scale: float | None = None, start: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Attention to the compressed keys of blocks that ended at or before the query (Eq. 7).
+
+    Shapes: q (B, H, T, D), compressed k (B, G, N, D), v (B, G, N, Dv) -> out (B, H, T, Dv),
+    lse (B, H, T) float32; a query that sees no block gets out 0 and lse -inf.
+    Errors: ValueError or TypeError that names the argument.
+    """
+    check_inputs(q, k, v)
+    check_geometry(block_size, stride)
+    check_start(start)
+    scale = scale_or_default(scale, q.shape[3])
+    return Flash.apply(q, k, v, block_size, stride, None, scale, start)
+
+
+def selected_attention(
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, *,
+    select_block_size: int, scale: float | None = None, start: int = 0,
+) -> Tensor:
+    """Attention to the raw tokens of the selected blocks, causal inside the own block (Eq. 12).
+
+    Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv), ids (B, G, T, n) int, distinct,
+    -1 is padding -> out (B, H, T, Dv).
+    Errors: ValueError or TypeError that names the argument.
+    """
+    check_inputs(q, k, v)
+    check_keys_reach(q, k, start)
+    check_int("select_block_size", select_block_size, 1)
+    check_ids(ids, q, k)
+    scale = scale_or_default(scale, q.shape[3])
+    return Selected.apply(q, k, v, ids, select_block_size, scale, start)

@@ -1,0 +1,117 @@
+"""The gradients of selected.py.
+
+    dq      by query: the forward's walk over the union of a few tokens' blocks;
+    dk, dv  by block: its readers, gathered from all over the sequence, M // R tokens at a time
+
+    block j:  reader lists (last token first) | chunk | chunk | ..   one program a chunk
+                                                  \\   |    /
+                                                sum in this order -> dk, dv of the block
+
+Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
+walking all of it, and their sums are added in list order, so two runs agree bit by bit.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.selected import read_entry
+from kernels.tile import (
+    LOG2E,
+    load_each,
+    load_lse,
+    load_rows,
+    row_offsets,
+    score_gradient,
+    score_gradient_by_key,
+    store_rows,
+)
+
+
+@triton.jit
+def selected_dq(
+    q, k, v, entries, counts, out, dout, lse, delta, dq,
+    q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
+    R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
+    n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):
+    """The same walk for dq = sum of ds k; it stores delta = sum(out dout) for dk and dv."""
+    b, g = tl.program_id(1) // G, tl.program_id(1) % G
+    row = tl.arange(0, M)
+    token, head = tl.program_id(0) * U + row // R, g * R + row % R
+    real, t = (row < U * R) & (token < T), start + token
+    tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+
+    q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
+    do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
+    o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
+    at = (b.to(tl.int64) * G * R + head) * T + token
+    row_lse = load_lse(lse, at, real)
+    row_delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    tl.store(delta + at, row_delta, mask=real)
+    dq_tile = tl.zeros([M, DP], tl.float32)
+    for e in range(tl.load(counts + tile)):
+        key, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
+        k_tile = load_rows(k, row_offsets(k_strides, b, g, key), key < S, D, DP)
+        v_tile = load_rows(v, row_offsets(v_strides, b, g, key), key < S, DV, DVP)
+        _, ds = score_gradient(
+            q_tile, k_tile, v_tile, do_tile, row_lse, row_delta, visible, scale * LOG2E)
+        dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
+    store_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * scale, real, D, DP)
+
+
+@triton.jit
+def selected_dkdv(
+    q, k, v, dout, lse, delta, tokens, bounds, owner, chunk_bounds, dk, dv,
+    q_strides, k_strides, v_strides, dout_strides, G, T, S, start, scale, LISTS, BLOCKS,
+    R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
+    SELECT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    readers = tl.load(owner + chunk)
+    if readers >= LISTS:
+        return  # more programs are started than there are chunks
+    pair, block = readers // BLOCKS, readers % BLOCKS
+    b, g = pair // G, pair % G
+    begin = tl.load(bounds + readers) + (chunk - tl.load(chunk_bounds + readers)) * CHUNK
+    end = tl.minimum(tl.load(bounds + readers + 1), begin + CHUNK)
+    column = tl.arange(0, N)
+    key, inside = block * SELECT + column, (column < SELECT) & (block * SELECT + column < S)
+    k_tile = load_rows(k, row_offsets(k_strides, b, g, key), inside, D, DP)
+    v_tile = load_rows(v, row_offsets(v_strides, b, g, key), inside, DV, DVP)
+    row = tl.arange(0, M)
+    head, step = g * R + row % R, M // R
+
+    dk_tile, dv_tile = tl.zeros([N, DP], tl.float32), tl.zeros([N, DVP], tl.float32)
+    for first in range(begin, end, step):
+        real = (row < step * R) & (first + row // R < end)
+        token = tl.load(tokens + first + row // R, mask=real, other=0)
+        q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
+        do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
+        at = (b.to(tl.int64) * G * R + head) * T + token
+        visible = real[None, :] & (key[:, None] <= (start + token)[None, :])
+        p, ds = score_gradient_by_key(
+            q_tile, k_tile, v_tile, do_tile, load_lse(lse, at, real),
+            load_each(delta, at, real), visible, scale * LOG2E)
+        dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
+        dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
+    slot = chunk.to(tl.int64) * SELECT + column
+    store_rows(dk, slot * D, dk_tile * scale, column < SELECT, D, DP)
+    store_rows(dv, slot * DV, dv_tile, column < SELECT, DV, DVP)
+
+
+@triton.jit
+def add_chunks(
+    parts, chunk_bounds, dx, dx_strides, G, S, BLOCKS,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, SELECT: tl.constexpr, N: tl.constexpr,
+):
+    """The sums of a block's chunks, added in order; 0 for a block that nobody read."""
+    b, g = tl.program_id(1) // G, tl.program_id(1) % G
+    readers = tl.program_id(1) * BLOCKS + tl.program_id(0)
+    column = tl.arange(0, N)
+    key = tl.program_id(0) * SELECT + column
+    total = tl.zeros([N, PADDED], tl.float32)
+    for chunk in range(tl.load(chunk_bounds + readers), tl.load(chunk_bounds + readers + 1)):
+        slot = (tl.zeros([N], tl.int64) + chunk) * SELECT + column
+        total += load_rows(parts, slot * WIDTH, column < SELECT, WIDTH, PADDED)
+    store_rows(dx, row_offsets(dx_strides, b, g, key), total, (column < SELECT) & (key < S),
+               WIDTH, PADDED)

@@ -48,8 +48,9 @@ def union(ids: Tensor, neighbours: int, blocks: int) -> tuple[Tensor, Tensor]:
     """
     batch, groups, length, n = ids.shape
     count = triton.cdiv(length, neighbours)
-    entries = torch.empty(batch, groups, count, neighbours * n, dtype=torch.int32, device=ids.device)
-    counts = torch.empty(batch, groups, count, dtype=torch.int32, device=ids.device)
+    kind = dict(dtype=torch.int32, device=ids.device)
+    entries = torch.empty(batch, groups, count, neighbours * n, **kind)
+    counts = torch.empty(batch, groups, count, **kind)
     list_union[(count, batch * groups)](
         ids, entries, counts, length, count, blocks, n=n, U=neighbours,
         E=triton.next_power_of_2(max(16, neighbours * n)), num_warps=1 if n <= 16 else 4,

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.checks import (
+    check,
     check_geometry,
     check_ids,
     check_inputs,
@@ -200,6 +201,7 @@ def selected_attention(
     check_inputs(q, k, v)
     check_keys_reach(q, k, start)
     check_int("select_block_size", select_block_size, 1)
+    check(select_block_size <= 256, "select_block_size", select_block_size, "must be at most 256")
     check_ids(ids, q, k)
     scale = scale_or_default(scale, q.shape[3])
     return Selected.apply(q, k, v, ids, select_block_size, scale, start)

@@ -1,6 +1,6 @@
 """The one place that chooses between plain PyTorch and the Triton kernels.
 
-Both sides offer the same four operations under the same names.
+Both sides offer the same operations under the same names.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ BACKENDS = ("auto", "torch", "triton")
 
 
 def operations(backend: str, device: torch.device) -> ModuleType:
-    """The module that holds the four operations: nsa_lite (reference) or kernels (Triton).
+    """The module that holds the operations: nsa_lite (reference) or kernels (Triton).
 
     "auto" takes the kernels on a CUDA device when they can be imported, PyTorch otherwise.
     Errors: ValueError for an unknown name; ImportError for "triton" without the kernels.
@@ -32,7 +32,7 @@ def _kernels() -> ModuleType:
         import kernels
     except ImportError as error:
         raise ImportError(
-            "backend = 'triton': the kernels package cannot be imported; "
+            f"backend = 'triton': the kernels package cannot be imported ({error}); "
             "it needs Linux and triton. Use backend='torch'."
         ) from error
     if not hasattr(kernels, "selected_attention"):

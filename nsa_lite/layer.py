@@ -87,7 +87,7 @@ class NSAttention(nn.Module):
 
         gates = split_heads(self.gate(x).sigmoid(), c.heads)  # (B, H, T, 3)
         outputs = (out_c, out_s, out_w)
-        mixed = sum(gates[..., i, None] * out for i, out in enumerate(outputs))
+        mixed = ops.gated_sum(gates, outputs)
         y = self.output(mixed.transpose(1, 2).flatten(2))
         if not return_trace:
             return y
@@ -133,6 +133,14 @@ def require_input(x: Tensor, weight: Tensor) -> None:
             f"C must be config.dim = {weight.shape[1]}")
     if not torch.is_autocast_enabled(weight.device.type):  # autocast mixes dtypes on purpose
         require_alike("x", x, "weight", weight)
+
+
+def gated_sum(gates: Tensor, outputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Each branch's output times its gate, added up (Eq. 5).
+
+    Shapes: gates (B, H, T, 3), outputs: three of (B, H, T, Dv) -> (B, H, T, Dv).
+    """
+    return sum(gates[..., i, None] * out for i, out in enumerate(outputs))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -1,0 +1,311 @@
+"""The kernels against nsa_lite in float64: on a CPU interpreted, on a GPU compiled.
+
+Every input lies inside a larger buffer of NaN, and every buffer that a kernel is to fill starts as
+NaN, so that a read or an omission outside the mask shows.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+import nsa_lite
+from kernels import attention, routes
+from kernels.tiles import NARROW
+from nsa_lite.blocks import num_compressed, num_select_blocks
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SOME = settings(max_examples=12, deadline=None, derandomize=True)
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.fixture(autouse=True)
+def poison_new_buffers():
+    """torch.empty gives NaN (the largest number, for ints) as long as a test runs."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@st.composite
+def sizes(draw, longest=40):
+    stride = draw(st.sampled_from([1, 2, 4]))
+    block = stride * draw(st.integers(1, 3))
+    select = -(-block // stride) * stride * draw(st.integers(1, 3))
+    return dict(
+        B=draw(st.integers(1, 2)), G=draw(st.integers(1, 2)),
+        R=draw(st.sampled_from([1, 2, 3, 5, 16])), T=draw(st.integers(1, longest)),
+        D=draw(st.sampled_from([16, 20, 32])), Dv=draw(st.sampled_from([16, 24, 40])),
+        l=block, d=stride, L=select, start=draw(st.sampled_from([0, 0, 9])),
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+def inside_nan(*shape, dtype, make):
+    """A random tensor that is a strided view into a buffer of NaN."""
+    buffer = torch.full([shape[0], shape[2] + 5, shape[1], shape[3] + 7], torch.nan)
+    view = buffer[:, 2 : 2 + shape[2], :, 3 : 3 + shape[3]].transpose(1, 2)
+    view.copy_(torch.randn(shape, generator=make))
+    buffer = buffer.to(DEVICE, dtype)
+    return buffer[:, 2 : 2 + shape[2], :, 3 : 3 + shape[3]].transpose(1, 2)
+
+
+def tensors(c, dtype=torch.float32, keys=None):
+    """q, k, v of a case; as many keys as positions unless `keys` says otherwise."""
+    make = torch.Generator().manual_seed(c["seed"])
+    keys = c["start"] + c["T"] if keys is None else keys
+    q = inside_nan(c["B"], c["G"] * c["R"], c["T"], c["D"], dtype=dtype, make=make)
+    k = inside_nan(c["B"], c["G"], keys, c["D"], dtype=dtype, make=make)
+    return q, k, inside_nan(c["B"], c["G"], keys, c["Dv"], dtype=dtype, make=make)
+
+
+def short(c, dtype=torch.float32):
+    """q and the compressed k, v of a case."""
+    return tensors(c, dtype, keys=num_compressed(c["start"] + c["T"], c["l"], c["d"]))
+
+
+def case(**changes):
+    plain = dict(B=1, G=1, R=4, T=30, D=16, Dv=16, l=8, d=4, L=8, start=0, seed=0)
+    return {**plain, **changes}
+
+
+def run(operation, inputs, seed=0):
+    """Outputs (a tuple) and the inputs' gradients under a random loss on all finite outputs."""
+    make = torch.Generator().manual_seed(seed)
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = operation(*inputs)
+    out = out if isinstance(out, tuple) else (out,)
+    loss = 0
+    for x in out:
+        weight = torch.randn(x.shape, generator=make).to(x)
+        loss = loss + (x.masked_fill(x == -torch.inf, 0) * weight).sum()
+    loss.backward()
+    return [x.detach() for x in out], [x.grad for x in inputs]
+
+
+def assert_alike(got, expected, tolerance):
+    """Equal infinities and nothing else that is not finite; the rest by relative norm."""
+    for x, y in zip(got, expected, strict=True):
+        assert x.shape == y.shape
+        x, y = x.double().cpu(), y.double().cpu()
+        assert torch.equal(x == -torch.inf, y == -torch.inf)
+        x, y = x.masked_fill(x == -torch.inf, 0), y.masked_fill(y == -torch.inf, 0)
+        assert x.isfinite().all()
+        # A gradient that is 0 by cancellation (one key: p = 1) is compared absolutely.
+        assert (x - y).norm() <= tolerance * max(y.norm(), 0.1 * y.numel() ** 0.5)
+
+
+def compare(name, inputs, tolerance=TOLERANCE[torch.float32], ids=None, **options):
+    """Run kernels and nsa_lite (in float64), forward and backward."""
+    rest = () if ids is None else (ids,)
+    got = run(lambda *x: getattr(kernels, name)(*x, *rest, **options), inputs)
+    wide = [x.double() for x in inputs]
+    expected = run(lambda *x: getattr(nsa_lite, name)(*x, *rest, **options), wide)
+    assert_alike(got[0] + got[1], expected[0] + expected[1], tolerance)
+
+
+def random_ids(c, n, seed=0):
+    """n legal blocks a query, ascending, then -1; not always the own one."""
+    blocks = num_select_blocks(c["start"] + c["T"], c["L"])
+    make = torch.Generator().manual_seed(seed)
+    score = torch.rand(c["B"], c["G"], c["T"], blocks, generator=make)
+    return nsa_lite.choose_blocks(
+        score, select_block_size=c["L"], num_selected=n, num_initial=0, num_local=0,
+        start=c["start"],
+    ).to(DEVICE)
+
+
+def choice(c, n=4, **more):
+    return dict(block_size=c["l"], stride=c["d"], select_block_size=c["L"], num_selected=n,
+                start=c["start"], **more)
+
+
+@SOME
+@given(sizes(), st.sampled_from([None, 1, 7, 33]))
+def test_window(c, window):
+    compare("window_attention", tensors(c), window=window, start=c["start"])
+
+
+@SOME
+@given(sizes())
+def test_compressed_with_the_gradient_of_its_lse(c):
+    compare("compressed_attention", short(c), block_size=c["l"], stride=c["d"], start=c["start"])
+
+
+@SOME
+@given(sizes(), st.integers(1, 7))
+def test_selected(c, n):
+    compare("selected_attention", tensors(c), ids=random_ids(c, n), select_block_size=c["L"],
+            start=c["start"])
+
+
+@SOME
+@given(sizes(longest=70), st.integers(3, 7))
+def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
+    q, k, _ = short(c)
+    blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+    lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
+    got = kernels.select_blocks(q, k, lse, **choice(c, n))
+    assert got.dtype == torch.int32
+    assert torch.equal(got, nsa_lite.select_blocks(q, k, lse, **choice(c, n)))
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, 127, 128, 129])
+def test_masks_at_tile_edges(length):
+    """One head a group: a row is a token, so that tiles end at these lengths."""
+    assert {NARROW["forward"]["M"], NARROW["dq"]["M"]} == {64, 32}
+    c = case(R=1, T=length)
+    compare("window_attention", tensors(c), window=32)
+    compare("window_attention", tensors(c), window=33)
+    compare("compressed_attention", short(case(R=1, T=length, l=2, d=1)), block_size=2, stride=1)
+
+
+@pytest.mark.parametrize("heads", [6, 17, 64])
+def test_group_sizes_that_do_not_fill_a_tile(heads):
+    c = case(R=heads, T=9, G=2)
+    compare("window_attention", tensors(c), window=5)
+    compare("selected_attention", tensors(c), ids=random_ids(c, 2), select_block_size=8)
+
+
+@pytest.mark.parametrize("width, value", [(192, 128), (100, 256), (256, 16)])
+def test_wide_keys_and_values(width, value):
+    c = case(D=width, Dv=value, T=11, R=2)
+    compare("window_attention", tensors(c))
+    compare("selected_attention", tensors(c), ids=random_ids(c, 2), select_block_size=8)
+
+
+@pytest.mark.parametrize("select", [16, 24, 64, 128])
+def test_block_sizes(select):
+    c = case(T=2 * select + 3, L=select, R=2)
+    compare("selected_attention", tensors(c), ids=random_ids(c, 2), select_block_size=select)
+
+
+def test_selecting_every_block_is_dense_attention():
+    c = case(T=37)
+    q, k, v = tensors(c)
+    ids = random_ids(c, 5)
+    assert (ids[:, :, -1] >= 0).all()
+    selected = run(lambda *x: kernels.selected_attention(*x, ids, select_block_size=8), (q, k, v))
+    dense = run(kernels.window_attention, (q, k, v))
+    assert_alike(selected[0] + selected[1], dense[0] + dense[1], 1e-6)
+
+
+def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
+    """Pieces so small that every list of readers, and the rows of every key tile, need several."""
+    monkeypatch.setattr(routes, "CHUNK", 8)
+    monkeypatch.setattr(attention, "CHUNK", 8)
+    monkeypatch.setattr(attention, "ROWS_A_PROGRAM", 64)
+    c = case(B=2, G=2, T=50)
+    compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
+    compare("compressed_attention", short(c), block_size=8, stride=4)
+    compare("window_attention", tensors(c), window=20)
+
+
+def test_no_key_seen_gives_exactly_zero_and_no_gradient():
+    c = case(T=7, l=8)
+    (out, lse), grads = run(
+        lambda *x: kernels.compressed_attention(*x, block_size=8, stride=4), short(c))
+    assert (out == 0).all() and (lse == -torch.inf).all()
+    nothing = torch.full((1, 1, 7, 3), -1, device=DEVICE)
+    (selected,), more = run(
+        lambda *x: kernels.selected_attention(*x, nothing, select_block_size=8), tensors(c))
+    assert (selected == 0).all()
+    assert all((x == 0).all() for x in grads + more)
+
+
+def test_an_id_outside_the_sequence_is_padding():
+    c = case(T=20)
+    ids = random_ids(c, 2)
+    wrong = torch.where(ids < 0, 99, ids)
+    q, k, v = tensors(c)
+    got = run(lambda *x: kernels.selected_attention(*x, wrong, select_block_size=8), (q, k, v))
+    right = run(lambda *x: kernels.selected_attention(*x, ids, select_block_size=8), (q, k, v))
+    for x, y in zip(got[0] + got[1], right[0] + right[1], strict=True):
+        assert torch.equal(x, y)
+
+
+def test_later_tokens_change_nothing_before_them():
+    c, cut = case(T=40), 21
+    (q, k, v), (q_, k_, v_) = tensors(c), tensors(case(T=40, seed=1))
+    ids = random_ids(c, 3)
+    mixed = [torch.cat([x[:, :, :cut], 100 * y[:, :, cut:]], 2)
+             for x, y in ((q, q_), (k, k_), (v, v_))]
+    for operation in (
+        lambda *x: kernels.window_attention(*x, window=9),
+        lambda *x: kernels.window_attention(*x),
+        lambda *x: kernels.selected_attention(*x, ids, select_block_size=8),
+    ):
+        assert torch.equal(operation(q, k, v)[:, :, :cut], operation(*mixed)[:, :, :cut])
+
+
+def test_ties_go_to_the_lower_id_and_nan_scores_do_not_spread():
+    c = case(T=64)
+    q, k, _ = short(c)
+    lse = nsa_lite.compressed_attention(q * 0, k, k, block_size=8, stride=4)[1]
+    ids = kernels.select_blocks(q * 0, k, lse, **choice(c, 4))
+    assert torch.equal(ids, nsa_lite.select_blocks(q * 0, k, lse, **choice(c, 4)))
+    assert ids[0, 0, -1].tolist() == [0, 1, 6, 7]  # 0, 6, 7 are forced; 1 is the first of equals
+    broken = kernels.select_blocks(q * torch.nan, k, lse, **choice(c, 4))
+    assert broken[0, 0, -1].tolist() == [0, 1, 6, 7]
+
+
+def test_two_runs_agree_bit_by_bit():
+    c = case(B=2, G=2, T=50)
+    for operation in (
+        lambda *x: kernels.window_attention(*x, window=9),
+        lambda *x: kernels.selected_attention(*x, random_ids(c, 3), select_block_size=8),
+    ):
+        one, two = run(operation, tensors(c)), run(operation, tensors(c))
+        assert all(torch.equal(x, y) for x, y in zip(one[0] + one[1], two[0] + two[1], strict=True))
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0])
+def test_a_scale_reaches_every_branch(scale):
+    c = case(T=40)
+    compare("window_attention", tensors(c), scale=scale, window=9)
+    compare("compressed_attention", short(c), block_size=8, stride=4, scale=scale)
+    compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8,
+            scale=scale)
+    q, k, _ = short(c)
+    lse = nsa_lite.compressed_attention(q, k, k, block_size=8, stride=4, scale=scale)[1]
+    assert torch.equal(kernels.select_blocks(q, k, lse, **choice(c), scale=scale),
+                       nsa_lite.select_blocks(q, k, lse, **choice(c), scale=scale))
+
+
+def test_half_precision():
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # interpreted bf16 is refused
+    c = case(T=40, D=32)
+    compare("window_attention", tensors(c, dtype), TOLERANCE[dtype])
+    compare("selected_attention", tensors(c, dtype), TOLERANCE[dtype], ids=random_ids(c, 3),
+            select_block_size=8)
+
+
+def test_gated_sum():
+    make = torch.Generator().manual_seed(0)
+    outputs = [inside_nan(2, 4, 9, 24, dtype=torch.float32, make=make) for _ in range(3)]
+    gates = torch.rand(2, 4, 9, 3, generator=make).to(DEVICE)
+    got = run(lambda g, *x: kernels.gated_sum(g, x), (gates, *outputs))
+    wide = [x.double() for x in (gates, *outputs)]
+    expected = run(lambda g, *x: nsa_lite.gated_sum(g, x), wide)
+    assert_alike(got[0] + got[1], expected[0] + expected[1], 1e-6)
+
+
+def test_the_layer_is_the_same_on_both_backends():
+    config = nsa_lite.NSAConfig.small()
+    torch.manual_seed(0)
+    layer = nsa_lite.NSAttention(config, backend="torch").to(DEVICE)
+    other = nsa_lite.NSAttention(config, backend="triton").to(DEVICE)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 50, config.dim, device=DEVICE)
+    (y, trace), (y_, trace_) = layer(x, return_trace=True), other(x, return_trace=True)
+    assert torch.equal(trace.ids, trace_.ids)
+    y.square().sum().backward()
+    y_.square().sum().backward()
+    pairs = zip(layer.parameters(), other.parameters(), strict=True)
+    assert_alike([y_], [y], 1e-5)
+    for a, b in pairs:
+        assert_alike([b.grad], [a.grad], 1e-4)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import kernels
 import nsa_lite
 from kernels import attention, routes
-from kernels.tiles import NARROW
+from kernels.tiles import FLOAT32
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,6 +136,13 @@ def test_compressed_with_the_gradient_of_its_lse(c):
     compare("compressed_attention", short(c), block_size=c["l"], stride=c["d"], start=c["start"])
 
 
+def test_compressed_keys_may_end_early():
+    """Blocks that nobody passed are not read, though the last queries could see them."""
+    q, k, v = short(case(T=40))
+    for keys in (1, 3, 5):
+        compare("compressed_attention", (q, k[:, :, :keys], v[:, :, :keys]), block_size=8, stride=4)
+
+
 @SOME
 @given(sizes(), st.integers(1, 7))
 def test_selected(c, n):
@@ -157,7 +164,7 @@ def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, 127, 128, 129])
 def test_masks_at_tile_edges(length):
     """One head a group: a row is a token, so that tiles end at these lengths."""
-    assert {NARROW["forward"]["M"], NARROW["dq"]["M"]} == {64, 32}
+    assert {FLOAT32["forward"]["M"], FLOAT32["dq"]["M"]} == {64, 32}
     c = case(R=1, T=length)
     compare("window_attention", tensors(c), window=32)
     compare("window_attention", tensors(c), window=33)

@@ -1,0 +1,44 @@
+"""Every kernel compiles for an H100, on a machine without one, and uses it as it is meant to."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"),
+    reason="triton's disassembler is a program for Linux on x86-64",
+)
+WITH_PRODUCTS = {
+    "flash_forward", "flash_dq", "flash_dkdv", "block_scores", "selected_forward", "selected_dq",
+    "selected_dkdv",
+}
+
+
+def rows(*options):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "benchmarks.compiled", "--json", *options],
+                          cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_products_run_on_the_fast_unit_and_registers_last():
+    table = rows()
+    assert {row["kernel"] for row in table} == WITH_PRODUCTS | {
+        "top_blocks", "list_union", "add_chunks", "mix", "mix_backward",
+    }
+    for row in table:
+        assert (row["HGMMA"] > 0) == (row["kernel"] in WITH_PRODUCTS), row
+        assert row["HMMA"] == 0 and row["spills"] <= 32 and row["shared"] <= 227 * 1024, row
+
+
+@pytest.mark.parametrize("width, value", [(192, 128), (100, 256)])
+def test_wide_tensors_compile_and_fit(width, value):
+    for row in rows("--width", str(width), "--value", str(value)):
+        assert row["shared"] <= 227 * 1024, row

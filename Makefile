@@ -10,13 +10,15 @@ export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help lab test notebooks train force
+.PHONY: help lab test notebooks train bench test-gpu force
 
 help:
 	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
 	@echo "make test       install into .venv, check the style, run the tests and the notebooks"
 	@echo "make notebooks  run every notebook anew and store its outputs and counts"
 	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make bench      on a GPU: time the kernels beside public peers, record and draw (ARGS=...)"
+	@echo "make test-gpu   on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
 # Jupyter's root is this folder, so that the README and the exercises are in its file list too.
@@ -39,6 +41,17 @@ notebooks: $(READY)
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
+
+# Both need a CUDA device and leave their records in benchmarks/results. GPU_PYTHON may name another
+# Python that has torch with CUDA, triton, pytest, hypothesis and, for the peers, fla-core.
+GPU_PYTHON = $(VENV_PYTHON)
+
+bench: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(READY))
+	$(GPU_PYTHON) -m benchmarks.bench $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.draw
+
+test-gpu: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(READY))
+	$(GPU_PYTHON) -m benchmarks.gpu_tests
 
 # The stamp .venv/ready says that the set-up came to its end: a .venv without it is half made, and
 # is made anew. `force` is for a .venv whose Python has gone, as after an upgrade of the system.

@@ -9,6 +9,7 @@ READY = .venv/ready
 export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 
 .PHONY: help lab test notebooks train bench test-gpu force
 
@@ -29,8 +30,11 @@ lab: $(READY)
 
 test: $(READY)
 	$(VENV_PYTHON) -m ruff check .
-	$(ONE_THREAD) $(VENV_PYTHON) -m pytest
-	$(ONE_THREAD) $(VENV_PYTHON) -m pytest --nbval --nbval-current-env notebooks
+	@echo "The notebooks run beside the tests; what they say comes after."
+	@$(ONE_THREAD) $(NBVAL) notebooks >.venv/notebooks.log 2>&1 & notebooks=$$!; \
+		$(ONE_THREAD) $(VENV_PYTHON) -m pytest; tests=$$?; \
+		wait $$notebooks; notebooks=$$?; cat .venv/notebooks.log; \
+		exit $$((tests > notebooks ? tests : notebooks))
 
 notebooks: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \

@@ -39,7 +39,8 @@ class NSAttention(nn.Module):
     """Native Sparse Attention (Eq. 5): out = sum over branches of gate * branch.
 
     Shapes: x (B, T, C) -> y (B, T, C), or (y, Trace) with return_trace=True. With a cache (an
-    empty dict at first) x holds the next tokens only, and the cache grows by them.
+    empty dict at first) x holds the next tokens only, and the cache grows by them. With
+    last=m only the m newest tokens are queries: y is (B, m, C), and the rest costs nothing.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -66,14 +67,18 @@ class NSAttention(nn.Module):
         self.output = nn.Linear(heads * config.value_dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, cache: Cache | None = None, return_trace: bool = False
+        self, x: Tensor, cache: Cache | None = None, return_trace: bool = False,
+        last: int | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
         require_input(x, self.query.weight)
         c, start = self.config, cache_length(cache)
-        q, raw = self._project(x, start)
+        raw = self._project(x, start)
         if cache is not None:
             raw = extend_cache(cache, raw)
         short = self._compress(raw["compressed"], {} if cache is None else cache)
+        x, start = newest(x, start, last)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
 
         ops = operations(self.backend, x.device)
         out_c, lse = ops.compressed_attention(
@@ -93,17 +98,16 @@ class NSAttention(nn.Module):
             return y
         return y, self._trace(q, short[0], lse, ids, gates, outputs, start)
 
-    def _project(self, x: Tensor, start: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """The shared query and each branch's own raw keys and values, rotated but for phi's."""
+    def _project(self, x: Tensor, start: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each branch's own raw keys and values, rotated but for phi's."""
         c = self.config
         positions = torch.arange(start, start + x.shape[1], device=x.device)
-        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
         raw = {}
         for branch in BRANCHES:
             k = split_heads(self.keys[branch](x), c.kv_heads)
             v = split_heads(self.values[branch](x), c.kv_heads)
             raw[branch] = (k if branch == "compressed" else rotate(k, positions, c.rope_theta), v)
-        return q, raw
+        return raw
 
     def _compress(self, raw: tuple[Tensor, Tensor], cache: Cache) -> tuple[Tensor, Tensor]:
         """phi of every whole block, once: a cache keeps the ones of earlier calls."""
@@ -148,6 +152,15 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def newest(x: Tensor, start: int, last: int | None) -> tuple[Tensor, int]:
+    """The m = last newest of the tokens x (B, T, C) that begin at `start`, and their start."""
+    if last is None:
+        return x, start
+    require_int("last", last, at_least=1)
+    require(last <= x.shape[1], "last", last, f"must not exceed the {x.shape[1]} tokens of x")
+    return x[:, -last:], start + x.shape[1] - last
+
+
 def append(cache: Cache, name: str, new: Tensor) -> Tensor:
     """Everything stored under `name` with `new` behind it, along the token axis; stores it too."""
     cache[name] = torch.cat([cache[name], new], dim=2) if name in cache else new
@@ -172,7 +185,7 @@ def cache_length(cache: Cache | None) -> int:
 class DenseAttention(nn.Module):
     """What NSA is compared with: one branch of causal attention, dense or windowed, with RoPE.
 
-    Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths and cache as NSAttention.
+    Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths, cache and `last` as NSAttention.
     """
 
     def __init__(self, config: NSAConfig, window: int | None = None) -> None:
@@ -185,14 +198,17 @@ class DenseAttention(nn.Module):
         self.value = nn.Linear(config.dim, config.kv_heads * config.value_dim, bias=False)
         self.output = nn.Linear(config.heads * config.value_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, last: int | None = None
+    ) -> Tensor:
         require_input(x, self.query.weight)
         c, start = self.config, cache_length(cache)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
-        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
         k = rotate(split_heads(self.key(x), c.kv_heads), positions, c.rope_theta)
         v = split_heads(self.value(x), c.kv_heads)
         if cache is not None:
             k, v = extend_cache(cache, {"window": (k, v)})["window"]
+        x, start = newest(x, start, last)
+        q = rotate(split_heads(self.query(x), c.heads), positions[-x.shape[1] :], c.rope_theta)
         out = window_attention(q, k, v, window=self.window, start=start)
         return self.output(out.transpose(1, 2).flatten(2))

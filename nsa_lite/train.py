@@ -172,7 +172,8 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     last_stage = len(task.stages) - 1
     batch = task.batch(config.batch_size, _seed(config, progress.step), progress.stage)
     batch = batch.to(config.device)
-    loss, accuracy = loss_and_accuracy(model(batch.tokens), batch.targets)
+    last = asked_span(batch)
+    loss, accuracy = loss_and_accuracy(model(batch.tokens, last=last), batch.targets[:, -last:])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step)
     optimizer.zero_grad()
@@ -192,6 +193,12 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
         solved = config.task != "text" and record["test_accuracy"] >= SOLVED_AT
         record["solved"] = progress.solved = solved and progress.stage == last_stage
     return record
+
+
+def asked_span(batch: Batch) -> int:
+    """How many newest positions hold every target: no other logits are worth computing."""
+    asked = (batch.targets != IGNORE).any(0)
+    return len(asked) - int(asked.int().argmax())
 
 
 def _seed(config: TrainConfig, step: int) -> int:

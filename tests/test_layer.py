@@ -214,6 +214,30 @@ def test_the_decoder_gives_logits_and_one_trace_for_each_nsa_layer(kind):
     assert len(traces) == (2 if kind.startswith("nsa") else 0)
 
 
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+@pytest.mark.parametrize("last", [1, 5, LENGTH])
+def test_the_newest_positions_alone_get_the_same_logits_and_gradients(kind, last):
+    """Two layers, the first of which must still work for every position."""
+    model, tokens = decoder(kind), torch.randint(11, (2, LENGTH))
+    weight = torch.randn(2, last, 11, dtype=torch.float64)
+    results = []
+    for logits in (model(tokens)[:, -last:], model(tokens, last=last)):
+        model.zero_grad()
+        (logits * weight).sum().backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([logits, *grads])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("last, message", [
+    (0, "last = 0: must be at least 1"), (28, "last = 28: must not exceed the 27 tokens of x"),
+])
+def test_more_newest_positions_than_there_are_is_an_error(last, message):
+    for kind in ("nsa", "dense"):
+        with pytest.raises(ValueError, match=message):
+            decoder(kind)(torch.randint(11, (1, LENGTH)), last=last)
+
+
 @torch.no_grad()
 def test_symbols_that_share_a_position_add_their_embeddings():
     model, tokens = decoder(), torch.randint(11, (2, 9))

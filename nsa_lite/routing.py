@@ -52,13 +52,14 @@ class Known:
         size = self.config.select_block_size
         return visible_compressed(query_positions(self.q, self.start), self.blocks, size, size)
 
+    def forced(self) -> Tensor:
+        """Which blocks each query selects whatever their score, bool (T, blocks)."""
+        c, t = self.config, query_positions(self.q, self.start)
+        return forced_blocks(t, self.blocks, c.select_block_size, c.num_initial, c.num_local)
+
     def candidates(self) -> Tensor:
-        """Which blocks a rule chooses from: finished ones that are not forced, (T, blocks)."""
-        c = self.config
-        return self.finished() & ~forced_blocks(
-            query_positions(self.q, self.start), self.blocks, c.select_block_size,
-            c.num_initial, c.num_local,
-        )
+        """Which blocks a rule chooses from: finished and not forced, bool (T, blocks)."""
+        return self.finished() & ~self.forced()
 
     def best(self, score: Tensor) -> Tensor:
         """The forced blocks and the highest scores: (B, G, T, blocks) -> ids (B, G, T, n)."""

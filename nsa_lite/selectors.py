@@ -131,7 +131,7 @@ def mean_where_it_matters(known: Known, loss: Tensor) -> Tensor:
 
     Shapes: loss (B, G, T) -> scalar.
     """
-    free = known.config.num_selected - (known.finished() & ~known.candidates()).sum(-1)
+    free = known.config.num_selected - known.forced().sum(-1)
     matters = known.candidates().sum(-1) > free
     return loss[..., matters].mean() if matters.any() else loss.new_zeros(())
 

@@ -146,6 +146,29 @@ def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
     torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+@pytest.mark.parametrize("last", [1, 5, LENGTH])
+def test_the_newest_queries_alone_get_the_same_outputs(kind, last):
+    layer, x = attention(kind).eval(), stream()
+    torch.testing.assert_close(layer(x, last=last), layer(x)[:, -last:], rtol=1e-10, atol=1e-10)
+    cache = {}
+    layer(x[:, :20], cache, last=1)  # the cache is whole whichever outputs are asked for
+    torch.testing.assert_close(layer(x[:, 20:], cache), layer(x)[:, 20:], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["nsa", "nsa-kl", "dense"])
+def test_the_newest_positions_alone_give_the_same_logits_and_gradient(kind):
+    model, tokens, tails = decoder(kind), torch.randint(11, (2, LENGTH)), []
+    for last in (None, 4):
+        model.zero_grad()
+        logits, traces = model(tokens, return_traces=True, last=last)
+        assert logits.shape[1] == (LENGTH if last is None else 4)
+        logits[:, -4:].square().sum().backward()
+        tails.append((logits[:, -4:], [p.grad for p in model.parameters()]))
+    for one, other in zip(*tails, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("length", [1, 3, 4, 27])
 def test_the_trace_has_the_shapes_it_promises_and_no_gradient(length):
     layer = attention()

@@ -10,13 +10,14 @@ export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help lab test notebooks train force
+.PHONY: help lab test notebooks train experiments force
 
 help:
 	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
 	@echo "make test       install into .venv, check the style, run the tests and the notebooks"
 	@echo "make notebooks  run every notebook anew and store its outputs and counts"
 	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make experiments  do the long runs behind the recorded figures, or what is left of them"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
 # Jupyter's root is this folder, so that the README and the exercises are in its file list too.
@@ -39,6 +40,10 @@ notebooks: $(READY)
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
+
+# Hours on a CPU; Ctrl-C stops, the same command goes on. ARGS="selectors --only '*-seed0'", say.
+experiments: $(READY)
+	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.experiments $(ARGS)
 
 # The stamp .venv/ready says that the set-up came to its end: a .venv without it is half made, and
 # is made anew. `force` is for a .venv whose Python has gone, as after an upgrade of the system.

@@ -1,4 +1,4 @@
-"""Rules for choosing blocks: each against its formula by hand, by loops or by finite differences."""
+"""Rules for choosing blocks: each against its formula by hand, loops or finite differences."""
 
 import math
 

@@ -232,7 +232,6 @@ class DenseAttention(nn.Module):
         if cache is not None:
             k, v = extend_cache(cache, {"window": (k, v)})["window"]
         x, start = newest(x, start, last)
-        positions = positions[-x.shape[1] :]
-        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
+        q = rotate(split_heads(self.query(x), c.heads), positions[-x.shape[1] :], c.rope_theta)
         out = window_attention(q, k, v, window=self.window, start=start)
         return self.output(out.transpose(1, 2).flatten(2))

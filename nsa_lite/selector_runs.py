@@ -5,7 +5,6 @@ of notebook 15, recorded with the same task, sizes, steps and seeds.
 """
 
 from nsa_lite.experiments import Run, training_run
-from nsa_lite.tasks import Recall
 from nsa_lite.train import TrainConfig
 
 ATTENTIONS = (
@@ -14,15 +13,7 @@ ATTENTIONS = (
 SEEDS = (0, 1, 2)
 
 
-def config(attention: str, seed: int) -> TrainConfig:
-    """recall's preset, with queries at the questions only: no other position has a target.
-
-    That saves three quarters of the time, and the loss and its gradient stay the same.
-    """
-    return TrainConfig.preset("recall", attention, seed, threads=1,
-                              last_positions=Recall.questions)
-
-
 def runs() -> list[Run]:
     """Every attention with every seed; all attentions of a seed come before the next seed."""
-    return [training_run(config(name, seed)) for seed in SEEDS for name in ATTENTIONS]
+    return [training_run(TrainConfig.preset("recall", name, seed, threads=1))
+            for seed in SEEDS for name in ATTENTIONS]

@@ -64,7 +64,6 @@ class TrainConfig:
     lr: float
     threads: int = 2
     device: str = "cpu"
-    last_positions: int | None = None  # train these only, where no earlier one has a target
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, "task", repr(self.task), f"must be one of {list(TASKS)}")
@@ -173,9 +172,8 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     last_stage = len(task.stages) - 1
     batch = task.batch(config.batch_size, _seed(config, progress.step), progress.stage)
     batch = batch.to(config.device)
-    last = config.last_positions
-    targets = batch.targets if last is None else batch.targets[:, -last:]
-    loss, accuracy = loss_and_accuracy(model(batch.tokens, last=last), targets)
+    last = asked_span(batch)
+    loss, accuracy = loss_and_accuracy(model(batch.tokens, last=last), batch.targets[:, -last:])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step)
     optimizer.zero_grad()
@@ -191,10 +189,16 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     if progress.stage < last_stage and (progress.recent_accuracy > NEXT_STAGE_AT or overdue):
         progress.stage, progress.recent_accuracy = progress.stage + 1, 0.0
     if progress.step % 50 == 0 or progress.step == config.steps:
-        record |= evaluate(model, task, last=last)
+        record |= evaluate(model, task)
         solved = config.task != "text" and record["test_accuracy"] >= SOLVED_AT
         record["solved"] = progress.solved = solved and progress.stage == last_stage
     return record
+
+
+def asked_span(batch: Batch) -> int:
+    """How many newest positions hold every target: no other logits are worth computing."""
+    asked = (batch.targets != IGNORE).any(0)
+    return len(asked) - int(asked.int().argmax())
 
 
 def _seed(config: TrainConfig, step: int) -> int:
@@ -210,23 +214,17 @@ def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def evaluate(
-    model: DecoderLM, task, size: int = 0, seed: int = 0, last: int | None = None
-) -> dict:
-    """Held-out loss, accuracy, and the hit rate or bits per byte, on the task's last stage.
-
-    With last=m only the m last positions are computed: enough where no other has a target.
-    """
+def evaluate(model: DecoderLM, task, size: int = 0, seed: int = 0) -> dict:
+    """Held-out loss, accuracy, and the hit rate or bits per byte, on the task's last stage."""
     size = size or (8 if task.name == "text" else 64)
     split = {"split": "validation"} if task.name == "text" else {}
     batch = task.batch(size, seed, **split).to(model.embedding.weight.device)
-    targets = batch.targets if last is None else batch.targets[:, -last:]
     model.eval()  # a rule that explores while it trains does not do so here
     with torch.random.fork_rng(devices=[]):  # random routing must not disturb the training
         torch.manual_seed(seed)
-        logits, traces = model(batch.tokens, return_traces=True, last=last)
+        logits, traces = model(batch.tokens, return_traces=True)
     model.train()
-    loss, accuracy = loss_and_accuracy(logits, targets)
+    loss, accuracy = loss_and_accuracy(logits, batch.targets)
     result = {"test_loss": round(float(loss), 5), "test_accuracy": round(accuracy, 4)}
     if task.name == "text":
         return result | {"bits_per_byte": round(float(loss) / math.log(2), 4)}
@@ -235,12 +233,11 @@ def evaluate(
 
 def hit_rate(traces: list[Trace], batch: Batch) -> float:
     """How often the block that holds the answer is selected, by any group of any layer."""
-    answer_at = batch.answer_at[:, -min(t.ids.shape[2] for t in traces) :]  # where all layers look
-    block = answer_at // traces[0].config.select_block_size  # (B, T)
-    hit = torch.stack([
-        (t.ids[:, :, -block.shape[1] :] == block[:, None, :, None]).any(-1).any(1) for t in traces
-    ]).any(0)
-    return float(hit[answer_at >= 0].float().mean())
+    block = batch.answer_at // traces[0].config.select_block_size  # (B, T)
+    hit = torch.stack(
+        [(t.ids == block[:, None, :, None]).any(-1).any(1) for t in traces]  # (B, T) each
+    ).any(0)
+    return float(hit[batch.answer_at >= 0].float().mean())
 
 
 def read_log(directory: Path) -> list[dict]:

@@ -303,11 +303,6 @@ def test_options_of_the_layers():
         NSAttention(SMALL, routing="best")
     with refused(ValueError, "closed = ('local',)", "among", "compressed"):
         NSAttention(SMALL, closed=("local",))
-    for layer in (NSAttention(SMALL), DenseAttention(SMALL)):
-        with refused(ValueError, "last = 6", "must not exceed", "5"):
-            layer(torch.zeros(1, 5, 64), last=6)
-        with refused(ValueError, "last = 0", "at least 1"):
-            layer(torch.zeros(1, 5, 64), last=0)
     for window, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with refused(error, f"window = {window}", "must be"):
             DenseAttention(SMALL, window=window)

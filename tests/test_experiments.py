@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from nsa_lite import experiments, selector_runs, train
+from nsa_lite import experiments, train
 from nsa_lite.experiments import EXPERIMENTS, Run, do, main, recorded, runs_of, training_run
 
-QUICK = dict(batch_size=2, threads=1, steps=20, last_positions=16)
+QUICK = dict(batch_size=2, threads=1, steps=20)
 
 
 def counting(folder):
@@ -95,23 +95,3 @@ def test_an_unknown_experiment_is_named(capsys):
 def test_each_experiment_lists_runs_of_different_names(name):
     names = [run.name for run in runs_of(name)]
     assert names and len(set(names)) == len(names)
-
-
-def test_training_at_the_questions_only_is_the_same_training(tmp_path):
-    """The weights agree to rounding: no other position of recall has a target."""
-    ends = []
-    for last in (None, 16):
-        config = train.TrainConfig.preset("recall", "nsa", 0, **{**QUICK, "steps": 5,
-                                                                 "last_positions": last})
-        (*_, record) = train.steps(config, tmp_path / str(last))
-        ends.append(record)
-    assert ends[0]["test_loss"] == pytest.approx(ends[1]["test_loss"], abs=1e-4)
-    assert ends[0]["loss"] == pytest.approx(ends[1]["loss"], abs=1e-4)
-
-
-def test_the_selector_runs_share_all_but_the_rule():
-    configs = [selector_runs.config(name, 1) for name in selector_runs.ATTENTIONS]
-    preset = train.TrainConfig.preset("recall", "nsa", 1)
-    for config in configs:
-        for field in ("task", "seed", "nsa", "layers", "steps", "batch_size", "lr"):
-            assert getattr(config, field) == getattr(preset, field)

@@ -156,19 +156,6 @@ def test_the_newest_queries_alone_get_the_same_outputs(kind, last):
     torch.testing.assert_close(layer(x[:, 20:], cache), layer(x)[:, 20:], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["nsa", "nsa-kl", "dense"])
-def test_the_newest_positions_alone_give_the_same_logits_and_gradient(kind):
-    model, tokens, tails = decoder(kind), torch.randint(11, (2, LENGTH)), []
-    for last in (None, 4):
-        model.zero_grad()
-        logits, traces = model(tokens, return_traces=True, last=last)
-        assert logits.shape[1] == (LENGTH if last is None else 4)
-        logits[:, -4:].square().sum().backward()
-        tails.append((logits[:, -4:], [p.grad for p in model.parameters()]))
-    for one, other in zip(*tails, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
-
-
 @pytest.mark.parametrize("length", [1, 3, 4, 27])
 def test_the_trace_has_the_shapes_it_promises_and_no_gradient(length):
     layer = attention()
@@ -235,6 +222,30 @@ def test_the_decoder_gives_logits_and_one_trace_for_each_nsa_layer(kind):
     logits, traces = decoder(kind)(torch.randint(11, (2, LENGTH)), return_traces=True)
     assert logits.shape == (2, LENGTH, 11)
     assert len(traces) == (2 if kind.startswith("nsa") else 0)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+@pytest.mark.parametrize("last", [1, 5, LENGTH])
+def test_the_newest_positions_alone_get_the_same_logits_and_gradients(kind, last):
+    """Two layers, the first of which must still work for every position."""
+    model, tokens = decoder(kind).eval(), torch.randint(11, (2, LENGTH))  # no exploring
+    weight = torch.randn(2, last, 11, dtype=torch.float64)
+    results = []
+    for logits in (model(tokens)[:, -last:], model(tokens, last=last)):
+        model.zero_grad()
+        (logits * weight).sum().backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([logits, *grads])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("last, message", [
+    (0, "last = 0: must be at least 1"), (28, "last = 28: must not exceed the 27 tokens of x"),
+])
+def test_more_newest_positions_than_there_are_is_an_error(last, message):
+    for kind in ("nsa", "dense"):
+        with pytest.raises(ValueError, match=message):
+            decoder(kind)(torch.randint(11, (1, LENGTH)), last=last)
 
 
 @torch.no_grad()

@@ -247,3 +247,36 @@ def draw_curves(runs: dict[str, list[dict]]) -> Figure:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center",
                   ncols=min(3, len(handles)), frameon=False)
     return figure
+
+
+def draw_seeds(
+    results: dict[str, list[list[dict]]], key: str, *, beside: str = "nsa", columns: int = 4
+) -> Figure:
+    """One small panel an attention: the mean of `key` over seeds, and a band from lowest to highest.
+
+    results maps an attention to one list of evaluations a seed; `beside` is drawn in every panel.
+    A run that stopped early, because it had solved its task, keeps its last value.
+    """
+    names = [name for name in results if name != beside]
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.4 + 1.6 * rows), sharex=True,
+                                sharey=True, squeeze=False)
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    for ax, name in zip(axes.flat, names, strict=False):
+        for each in (beside, name):
+            step, values = _by_seed(results[each], key)
+            colour, dashes, _ = CURVES[each]
+            ax.fill_between(step, values.min(0), values.max(0), color=colour, alpha=0.25, lw=0)
+            ax.plot(step, values.mean(0), color=colour, linestyle=dashes, linewidth=1.6)
+        ax.set(title=name, ylim=(-0.03, 1.03))
+    figure.supxlabel("step", fontsize=10)
+    figure.supylabel(key.replace("test_", "held-out ").replace("_", " "), fontsize=10)
+    return figure
+
+
+def _by_seed(evaluations: list[list[dict]], key: str) -> tuple[list[int], np.ndarray]:
+    """The steps of the longest run, and each seed's values there (seeds, steps)."""
+    step = max(([r["step"] for r in records] for records in evaluations), key=len)
+    values = [[r[key] for r in records] for records in evaluations]
+    return step, np.array([v + v[-1:] * (len(step) - len(v)) for v in values])

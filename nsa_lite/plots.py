@@ -252,7 +252,7 @@ def draw_curves(runs: dict[str, list[dict]]) -> Figure:
 def draw_seeds(
     results: dict[str, list[list[dict]]], key: str, *, beside: str = "nsa", columns: int = 4
 ) -> Figure:
-    """One small panel an attention: the mean of `key` over seeds, and a band from lowest to highest.
+    """A small panel each: the mean of `key` over seeds, and a band from lowest to highest.
 
     results maps an attention to one list of evaluations a seed; `beside` is drawn in every panel.
     A run that stopped early, because it had solved its task, keeps its last value.

@@ -11,13 +11,14 @@ export PYTHONPATH = $(CURDIR)
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 
-.PHONY: help lab test notebooks train bench test-gpu force
+.PHONY: help lab test notebooks train experiments bench test-gpu force
 
 help:
 	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
 	@echo "make test       install into .venv, check the style, run the tests and the notebooks"
 	@echo "make notebooks  run every notebook anew and store its outputs and counts"
 	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make experiments  do the long runs behind the recorded figures, or what is left"
 	@echo "make bench      on a GPU: time the kernels beside public peers, record and draw (ARGS=...)"
 	@echo "make test-gpu   on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
@@ -45,6 +46,10 @@ notebooks: $(READY)
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
+
+# Hours on a CPU; Ctrl-C stops, the same command goes on. ARGS="selectors --only '*-seed0'", say.
+experiments: $(READY)
+	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.experiments $(ARGS)
 
 # Both need a CUDA device and leave their records in benchmarks/results. GPU_PYTHON may name another
 # Python that has torch with CUDA, triton, pytest, hypothesis and, for the peers, fla-core.

@@ -17,6 +17,13 @@ ATTENTIONS = {
     "nsa-no-selection": lambda c: NSAttention(c, routing="none"),
     "nsa-random": lambda c: NSAttention(c, routing="random"),
     "nsa-oracle": lambda c: NSAttention(c, routing="oracle"),
+    "nsa-shut": lambda c: NSAttention(c, closed=("compressed",)),  # scores blocks, is not read
+    "nsa-quest": lambda c: NSAttention(c, routing="quest"),
+    "nsa-moba": lambda c: NSAttention(c, routing="moba"),
+    "nsa-bce": lambda c: NSAttention(c, routing="bce"),
+    "nsa-kl": lambda c: NSAttention(c, routing="kl"),
+    "nsa-straight-through": lambda c: NSAttention(c, routing="straight-through"),
+    "nsa-gumbel": lambda c: NSAttention(c, routing="gumbel"),
 }
 
 
@@ -100,6 +107,11 @@ class DecoderLM(nn.Module):
             x = block(x, None if caches is None else caches[i], traces, last if at_end else None)
         logits = self.unembedding(self.norm(x))
         return (logits, traces) if return_traces else logits
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """What the layers' rules for choosing blocks add to the task's loss, newest pass; or 0."""
+        losses = [getattr(block.attention, "auxiliary_loss", None) for block in self.blocks]
+        return sum(loss for loss in losses if loss is not None)
 
     def new_caches(self) -> list[Cache]:
         """One empty cache a layer, for decoding token by token."""

@@ -177,7 +177,7 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step)
     optimizer.zero_grad()
-    loss.backward()
+    (loss + model.auxiliary_loss()).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
@@ -219,9 +219,11 @@ def evaluate(model: DecoderLM, task, size: int = 0, seed: int = 0) -> dict:
     size = size or (8 if task.name == "text" else 64)
     split = {"split": "validation"} if task.name == "text" else {}
     batch = task.batch(size, seed, **split).to(model.embedding.weight.device)
+    model.eval()  # a rule that explores while it trains does not do so here
     with torch.random.fork_rng(devices=[]):  # random routing must not disturb the training
         torch.manual_seed(seed)
         logits, traces = model(batch.tokens, return_traces=True)
+    model.train()
     loss, accuracy = loss_and_accuracy(logits, batch.targets)
     result = {"test_loss": round(float(loss), 5), "test_accuracy": round(accuracy, 4)}
     if task.name == "text":
@@ -241,6 +243,12 @@ def hit_rate(traces: list[Trace], batch: Batch) -> float:
 def read_log(directory: Path) -> list[dict]:
     """The records of a run, in order."""
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def evaluations(records: list[dict]) -> list[dict]:
+    """The records that hold a held-out result, without the numbers of their training batch."""
+    return [{k: v for k, v in r.items() if k not in ("loss", "accuracy")}
+            for r in records if "test_loss" in r]
 
 
 def last_evaluation(records: list[dict]) -> dict:
@@ -337,10 +345,7 @@ def _record(runs, seconds, changes: dict, command: str, path: Path) -> None:
         "runs": {
             name: {
                 "seconds": round(seconds[name], 1),
-                "evaluations": [
-                    {k: v for k, v in r.items() if k not in ("loss", "accuracy")}
-                    for r in records if "test_loss" in r
-                ],
+                "evaluations": evaluations(records),
             }
             for name, records in runs.items()
         },

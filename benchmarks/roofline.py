@@ -10,7 +10,8 @@ Counted, not timed. Every kernel has two bounds:
     these tiles    what the tiles of kernels/ multiply, masked corners included, and what they load
                    again and again through the L2 cache
 
-Matrix products count, and the gates' multiply-adds; exponentials and work on ids do not.
+A sum that our kernels add up in parts is counted so: its parts go to memory and come back. Matrix
+products count, and the gates' multiply-adds; exponentials and work on ids do not.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from kernels.routes import CHUNK, NEIGHBOURS
 from kernels.tiles import padded, tiles
 from nsa_lite import plots
 from nsa_lite.blocks import num_compressed, num_select_blocks
+from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
 from nsa_lite.cost import sequence_cost
 
@@ -50,7 +52,7 @@ class Work:
 
     operations: float  # for pairs that the mask lets through
     executed: float  # for whole tiles
-    memory: float  # each tensor once: no order of programs moves less
+    memory: float  # each tensor, and each part of a sum, once: no order of programs moves less
     cache: float  # what all programs load and store
 
 
@@ -126,7 +128,9 @@ def expected_union(config: NSAConfig, length: int, U: int, keep: float = 0.0) ->
 
     The free blocks are drawn at random from the legal ones, and each is kept from one query to
     the next with probability `keep`; the neighbours lie in one block, so they share the forced.
+    Errors: ValueError for a `keep` outside 0 .. 1.
     """
+    require(0 <= keep <= 1, "keep", keep, "must be a probability")
     forced = config.num_initial + config.num_local
     free, total = config.num_selected - forced, 0.0
     blocks = num_select_blocks(length, config.select_block_size)
@@ -181,24 +185,25 @@ class Sizes:
             widths = padded(widths[0]), padded(widths[1])
         return sum(2 * pairs * times * w for times, w in zip(PRODUCTS[what], widths, strict=True))
 
-    def row_bytes(self, what: str) -> float:
-        """q and out; then also dout and dq, or q and dout; and float32 numbers, one a row each."""
-        tensors, numbers = {"forward": (1, 1), "dq": (2, 3), "dk dv": (1, 2)}[what]
-        return self.bytes(tensors * self.rows * self.width) + 4 * numbers * self.rows
+    def row_bytes(self, vectors: int, numbers: int) -> float:
+        """Bytes of rows with so many vectors of D and of Dv, and so many float32 numbers."""
+        return self.rows * (self.bytes(vectors * self.width) + 4 * numbers)
 
 
 def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
     """flash_forward, flash_dq and flash_dkdv; pairs of queries and keys that may meet, a head."""
     group, key_bytes = sizes.config.group_size, sizes.bytes(sizes.groups * keys.count * sizes.width)
+    rows = {"forward": sizes.row_bytes(1, 1),  # q and out; lse
+            "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, dlse and delta
     works = {}
-    for what in ("forward", "dq"):
+    for what in rows:
         M, N = (sizes.tile(what)[side] for side in "MN")
         met = sizes.groups * key_tiles(keys, sizes.length, group, M, N)
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * sizes.config.heads * pairs),
             executed=sizes.operations(what, met * M * N, whole_tiles=True),
-            memory=sizes.row_bytes(what) + key_bytes,
-            cache=sizes.row_bytes(what) + sizes.bytes(met * N * sizes.width),
+            memory=rows[what] + key_bytes,
+            cache=rows[what] + sizes.bytes(met * N * sizes.width),
         )
     return works | {"dk dv": flash_dkdv(sizes, keys, pairs, key_bytes)}
 
@@ -216,7 +221,7 @@ def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work
     return Work(
         operations=sizes.operations("dk dv", sizes.batch * sizes.config.heads * pairs),
         executed=sizes.operations("dk dv", met * M * N, whole_tiles=True),
-        memory=sizes.row_bytes("dk dv") + 2 * key_bytes + parts,
+        memory=sizes.row_bytes(1, 2) + 2 * key_bytes + parts,
         cache=met * M * (sizes.bytes(sizes.width) + 8) + (chunks + 1) * key_bytes + parts,
     )
 
@@ -233,13 +238,14 @@ def selected(
     N = padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
+    rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 2)}  # as in flash, no dlse
     works = {}
-    for what in ("forward", "dq"):
+    for what in rows:
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * config.heads * pairs),
             executed=sizes.operations(what, met * padded(U * group) * N, whole_tiles=True),
-            memory=sizes.row_bytes(what) + key_bytes + 4 * met,
-            cache=sizes.row_bytes(what) + sizes.bytes(met * N * sizes.width) + 4 * met,
+            memory=rows[what] + key_bytes + 4 * met,  # an entry of the union takes 4 bytes
+            cache=rows[what] + sizes.bytes(met * N * sizes.width) + 4 * met,
         )
     return works | {"dk dv": selected_dkdv(sizes, pairs, key_bytes)}
 
@@ -261,7 +267,7 @@ def selected_dkdv(sizes: Sizes, pairs: float, key_bytes: float) -> Work:
     return Work(
         operations=sizes.operations("dk dv", sizes.batch * config.heads * pairs),
         executed=sizes.operations("dk dv", steps * M * padded(l_sel), whole_tiles=True),
-        memory=sizes.row_bytes("dk dv") + 2 * key_bytes + parts + 4 * readers,
+        memory=sizes.row_bytes(1, 2) + 2 * key_bytes + parts + 4 * readers,
         cache=readers * (config.group_size * (sizes.bytes(sizes.width) + 8) + 4)
         + chunks * sizes.bytes(l_sel * sizes.width) + parts + key_bytes,
     )
@@ -353,49 +359,48 @@ def draw(
     named in the corner; one without operations has no place.
     """
     figure, ax = plt.subplots(figsize=(plots.WIDTH, 4.8))
-    ridge, roof = device["arithmetic"] / device["memory"], device["arithmetic"] / 1e12
-    left, far, labels = ridge / 4, [], []
-    for branch, kernels in by_branch.items():
-        for what, work in kernels.items():
-            x, name = work.operations / work.memory, f"{branch} {what}"
-            if x >= left:
-                seconds = (measured or {}).get(branch, {}).get(what)
-                labels.append((x, _draw_marks(ax, branch, what, work, device, seconds), name))
-            elif work.operations:
-                reached = work.operations / floor(work, device) / 1e12
-                far.append(f"{name}: {x:.1f} a byte, {reached:.1f} TFLOP/s")
-    right = 2 * max(x for x, _, _ in labels)
-    ax.loglog([left, ridge, right], [roof / 4, roof, roof], color="#999999", zorder=0)
-    low = ax.dataLim.ymin / 1.6
-    ax.set(xlim=(left, right), ylim=(low, roof * (roof / low) ** 0.9),
-           xlabel="operations for each byte of device memory", ylabel="TFLOP/s at most")
-    ax.set_yticks([*(y for y in (1, 3, 10, 30, 100, 300) if y > low), roof])
-    ax.yaxis.set_major_formatter("{x:.0f}")
-    ax.minorticks_off()
-    _draw_labels(ax, labels)
+    points = [(work.operations / work.memory, branch, what, work)
+              for branch, kernels in by_branch.items() for what, work in kernels.items()
+              if work.operations]
+    left = device["arithmetic"] / device["memory"] / 4  # the slope's last bit
+    near = [point for point in points if point[0] >= left]
+    for x, branch, what, work in near:
+        seconds = (measured or {}).get(branch, {}).get(what)
+        _draw_marks(ax, x, work, device, seconds, COLOURS[branch], MARKERS[what])
+    _draw_roof(ax, device, left, right=2 * max(x for x, *_ in near))
+    _draw_labels(ax, sorted((x, work.operations / floor_of_any(work, device) / 1e12,
+                             f"{branch} {what}") for x, branch, what, work in near))
+    far = [f"{branch} {what}: {x:.1f} a byte, {work.operations / floor(work, device) / 1e12:.1f} "
+           "TFLOP/s" for x, branch, what, work in points if x < left]
     if far:
         ax.text(0.02, 0.03, "\n".join(["on the slope, left of here:", *far]),
                 transform=ax.transAxes, fontsize=9)
-    kinds = {"o": "these tiles", "*": "measured"} if measured else {"o": "these tiles"}
-    ax.plot([], [], "o", color="#444444", markerfacecolor="white", label="any kernel")
-    for marker, label in kinds.items():
-        ax.plot([], [], marker, color="#444444", label=label)
-    ax.legend(loc="lower right")
+    _draw_legend(ax, measured)
     return figure
 
 
 def _draw_marks(
-    ax: Axes, branch: str, what: str, work: Work, device: dict, seconds: float | None
-) -> float:
-    """One kernel's marks, joined by a line; how high its hollow mark is."""
-    colour, marker, x = COLOURS[branch], MARKERS[what], work.operations / work.memory
+    ax: Axes, x: float, work: Work, device: dict, seconds: float | None, colour: str, marker: str
+) -> None:
+    """One kernel's floors, joined by a line, and its measured rate."""
     top, reached = (work.operations / f(work, device) / 1e12 for f in (floor_of_any, floor))
     ax.plot([x, x], [reached, top], color=colour, linewidth=0.8)
     ax.plot(x, top, marker, color=colour, markerfacecolor="white", markersize=5)
     ax.plot(x, reached, marker, color=colour, markersize=5)
     if seconds is not None:
         ax.plot(x, work.operations / seconds / 1e12, "*", color=colour, markersize=9)
-    return top
+
+
+def _draw_roof(ax: Axes, device: dict, left: float, right: float) -> None:
+    """The slope, which memory sets, and the roof, which arithmetic sets; room for names above."""
+    roof = device["arithmetic"] / 1e12
+    low = ax.dataLim.ymin / 1.6
+    ax.loglog([left, 4 * left, right], [roof / 4, roof, roof], color="#999999", zorder=0)
+    ax.set(xlim=(left, right), ylim=(low, roof * (roof / low) ** 0.9),
+           xlabel="operations for each byte of device memory", ylabel="TFLOP/s")
+    ax.set_yticks([*(y for y in (1, 3, 10, 30, 100, 300) if low < y < roof), roof])
+    ax.yaxis.set_major_formatter("{x:.0f}")
+    ax.minorticks_off()
 
 
 def _draw_labels(ax: Axes, labels: list[tuple[float, float, str]]) -> None:
@@ -403,11 +408,20 @@ def _draw_labels(ax: Axes, labels: list[tuple[float, float, str]]) -> None:
     left, right = ax.get_xlim()
     gap = (right / left) ** (1 / 22)  # of 22 places, in the log
     at = left
-    for x, y, name in sorted(labels):
+    for x, y, name in labels:
         at = max(at * gap, x / gap**2)
         ax.annotate(name, (x, y * 1.03), (at, 0.68), textcoords=ax.get_xaxis_transform(),
                     rotation=60, rotation_mode="anchor", fontsize=9, va="center",
                     arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6})
+
+
+def _draw_legend(ax: Axes, measured: object) -> None:
+    """What a mark means, whatever its shape and colour."""
+    ax.plot([], [], "o", color="#444444", markerfacecolor="white", label="any kernel, computed")
+    ax.plot([], [], "o", color="#444444", label="these tiles, computed")
+    if measured:
+        ax.plot([], [], "*", color="#444444", label="measured")
+    ax.legend(loc="lower right")
 
 
 def main() -> None:

@@ -99,6 +99,10 @@ def test_flash_by_hand():
     rows, keys = 128 * (32 * 4 + 4), 64 * 32 * 4
     assert work.memory == rows + keys
     assert work.cache == rows + 3 * 32 * 32 * 4
+    # dq: 4 tiles of 32 rows (16 tokens each) walk 1, 1, 2 and 2 tiles of keys.
+    work = roofline.flash(SMALL, Keys(64), pairs=64 * 65 // 2)["dq"]
+    assert work.executed == 6 * 32 * 32 * 2 * 48
+    assert work.memory == 128 * (64 * 4 + 12) + keys
     # dk, dv: 2 key tiles; the first is read by 128 rows, the second by 64, in tiles of 32.
     work = roofline.flash(SMALL, Keys(64), pairs=64 * 65 // 2)["dk dv"]
     assert work.executed == 6 * 32 * 32 * 2 * 64
@@ -112,6 +116,9 @@ def test_selected_by_hand():
     rows, keys = 128 * (32 * 4 + 4), 64 * 32 * 4
     assert works["forward"].executed == 16 * 3 * 16 * 16 * 2 * 32
     assert works["forward"].cache == rows + 16 * 3 * (16 * 32 * 4 + 4)
+    # dq reads q, out, dout and lse, and writes dq and delta.
+    assert works["dq"].executed == 16 * 3 * 16 * 16 * 2 * 48
+    assert works["dq"].memory == 128 * (64 * 4 + 8) + keys + 16 * 3 * 4
     # 16 tokens read 1 block and 48 read 2: 112 readers of 4 blocks, 4 chunks of a list at most.
     work = works["dk dv"]
     assert work.executed == 112 / 32 * 64 * 16 * 2 * 64
@@ -147,6 +154,8 @@ def test_union_of_random_sets():
     read = sum(min(legal, 6) for legal in range(1, 33)) / 32
     assert roofline.expected_union(config, 128, U=1) == pytest.approx(read)
     assert roofline.expected_union(config, 128, U=4, keep=1.0) == pytest.approx(read)
+    with pytest.raises(ValueError, match=r"keep = 1\.5: must be a probability"):
+        roofline.expected_union(config, 128, U=4, keep=1.5)
 
 
 # --- the tiles that the kernels walk, counted as the interpreter runs them ---

@@ -1,8 +1,9 @@
 """The selection from both sides: what a few neighbouring tokens read, and who reads a block.
 
     union       tokens 4i .. 4i+3 chose  {0 3 7} {0 3 8} {0 4 8} {0 4 8}
-                their union              0:1111  3:0011  4:1100  7:0001  8:1110
-                one entry a block, with a bit for each token that chose it
+                their union              0:1111  3:0011  7:0001  8:1110  4:1100
+                one entry a block, in the order of first appearance, with a bit for each
+                token that chose it: the lowest bit is the first token's
 
     readers     the same table by block: the tokens that chose block j, the last token first,
                 cut into chunks of equal length

@@ -7,9 +7,15 @@ selected_backward.
 
 import os
 import sys
+from importlib.util import find_spec
 
 import torch
 
+if find_spec("triton") is None:
+    raise ImportError(
+        "kernels: Part II needs triton, which exists for Linux only (on Windows use WSL, elsewhere "
+        "a container or Binder); Part I and notebook 07 run without it."
+    )
 if not torch.cuda.is_available():
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
         raise ImportError(

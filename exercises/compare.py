@@ -97,8 +97,12 @@ def matches(got: object, value: object) -> bool:
 
 
 def recognise(got: object, mistakes: dict[str, object]) -> str | None:
-    """The sentence whose value is `got`; mistakes maps a sentence to what that mistake gives."""
-    return next((sentence for sentence, value in mistakes.items() if matches(got, value)), None)
+    """The sentence whose value is `got`; mistakes maps a sentence to what that mistake gives.
+
+    None if there is no such value, or more than one: another case may tell the two apart.
+    """
+    found = [sentence for sentence, value in mistakes.items() if matches(got, value)]
+    return found[0] if len(found) == 1 else None
 
 
 def place(index: tuple[int, ...], axes: tuple[str, ...]) -> str:

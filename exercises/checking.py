@@ -86,7 +86,8 @@ def hint(number: str, which: int = 1) -> None:
 
 def judge(exercise: Exercise, answer: object, seed: int = 0) -> Verdict:
     """Run every case; the message is the first one that can name the mistake."""
-    cases = exercise.cases(torch.Generator().manual_seed(seed))
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the notebook has set
+        cases = exercise.cases(torch.Generator().manual_seed(seed))
     if answer is None or answer is ...:
         return Verdict(exercise.number, 0, len(cases), attempted=False)
     if not callable(answer):

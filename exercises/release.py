@@ -1,4 +1,7 @@
-"""Make the student's notebook from the solutions, run both, as `python -m exercises.release 03`.
+"""Make the student's notebook of a set from its solutions, and pack a set for a class.
+
+    python -m exercises.release 03         exercises_03.ipynb, and both notebooks run anew
+    python -m exercises.release 03 --zip   build/exercises_03.zip, which works alone
 
 The format is nbgrader's, and so is the result: its generate_assignment makes the same cells.
 """
@@ -7,6 +10,7 @@ import argparse
 import copy
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -86,9 +90,56 @@ def make(number: str) -> None:
     nbformat.write(run(student_version(nb), strict=False), exercises(number))
 
 
-if __name__ == "__main__":
+PACK_README = """# Exercises {number}
+
+You need Python 3.11 or newer. In this folder:
+
+    python3 -m venv .venv
+    .venv/bin/python -m pip install -c constraints.txt -e ".[lab]"
+    .venv/bin/python -m jupyterlab {notebook}
+
+On Windows use WSL. The links in the notebook lead to other parts of the course, which are not in
+this folder.
+"""
+
+
+def packed(number: str) -> dict[str, str]:
+    """What a student gets: path -> text. No solutions, and no planted answers."""
+    notebook = exercises(number).relative_to(ROOT)
+    paths = [notebook, notebook.parent / "checks.py"]
+    paths += [Path(name) for name in ("pyproject.toml", "constraints.txt", "LICENSE")]
+    for package in ("exercises", "nsa_lite", "kernels"):
+        paths += sorted(path.relative_to(ROOT) for path in ROOT.glob(f"{package}/*.py"))
+    paths.remove(Path(__file__).relative_to(ROOT))
+    texts = {path.as_posix(): (ROOT / path).read_text("utf-8") for path in paths}
+    return {"README.md": PACK_README.format(number=number, notebook=notebook.as_posix()), **texts}
+
+
+def pack(number: str, target: Path = ROOT / "build") -> Path:
+    """Write exercises_NN.zip into `target`: the same bytes for the same files."""
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"exercises_{number}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in packed(number).items():
+            archive.writestr(zipfile.ZipInfo(f"exercises_{number}/{name}"), text,
+                             zipfile.ZIP_DEFLATED)
+    return path
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("set", nargs="*", help="the numbers of sets, 03 say; none is all")
-    for number in parser.parse_args().set or sets():
-        make(number)
-        print(exercises(number).relative_to(ROOT))
+    parser.add_argument("sets", nargs="*", help="numbers of sets, 03 say; none is all")
+    parser.add_argument("--zip", action="store_true", help="only pack the student's files")
+    arguments = parser.parse_args()
+    if unknown := [number for number in arguments.sets if number not in sets()]:
+        parser.error(f"there is no exercise set {unknown[0]!r}; there are {', '.join(sets())}")
+    for number in arguments.sets or sets():
+        if arguments.zip:
+            print(os.path.relpath(pack(number)))
+        else:
+            make(number)
+            print(os.path.relpath(exercises(number)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Every planted wrong answer is named, every right one accepted, and no message gives it away."""
 
+import functools
 import re
 
 import nbformat
@@ -16,6 +17,13 @@ SEEDS = (0, 1)  # the lesson's numbers, and the hidden tests'
 @pytest.fixture(params=EXERCISES, ids=[exercise.number for exercise in EXERCISES])
 def exercise(request):
     return request.param
+
+
+@functools.cache
+def verdict_on(exercise, mistake: str, seed: int):
+    """What the check says about one planted wrong answer."""
+    wrong = next(w for w in wrong_answers(exercise) if w.mistake == mistake)
+    return judge(exercise, wrong.answer, seed)
 
 
 def wrong_answers(exercise):
@@ -45,7 +53,7 @@ def test_every_wrong_answer_is_rejected_with_its_mistake_named(exercise, caught)
     missed = []
     for wrong in wrong_answers(exercise):
         for seed in SEEDS:
-            verdict = judge(exercise, wrong.answer, seed)
+            verdict = verdict_on(exercise, wrong.mistake, seed)
             if verdict.right or not verdict.attempted or wrong.says not in verdict.message:
                 missed.append(f"{wrong.mistake} (seed {seed}): {verdict.line()}")
                 break
@@ -56,7 +64,7 @@ def test_every_wrong_answer_is_rejected_with_its_mistake_named(exercise, caught)
 def test_no_message_holds_a_line_of_the_solution(exercise):
     lines = solution_lines(exercise)
     for wrong in wrong_answers(exercise):
-        message = judge(exercise, wrong.answer).message
+        message = verdict_on(exercise, wrong.mistake, SEEDS[0]).message
         shown = [line for line in lines if line in message]
         assert not shown, f"{wrong.mistake}: {message!r} shows {shown}"
 

@@ -10,12 +10,13 @@ export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help lab test notebooks train force
+.PHONY: help lab test notebooks assignment train force
 
 help:
 	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
 	@echo "make test       install into .venv, check the style, run the tests and the notebooks"
 	@echo "make notebooks  run every notebook anew and store its outputs and counts"
+	@echo "make assignment SET=03  pack an exercise set for a class: build/exercises_03.zip"
 	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
@@ -28,13 +29,19 @@ lab: $(READY)
 test: $(READY)
 	$(VENV_PYTHON) -m ruff check .
 	$(ONE_THREAD) $(VENV_PYTHON) -m pytest
-	$(ONE_THREAD) $(VENV_PYTHON) -m pytest --nbval --nbval-current-env notebooks
+	$(ONE_THREAD) $(VENV_PYTHON) -m pytest --nbval --nbval-current-env notebooks exercises
 
 notebooks: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
 		notebooks/*.ipynb
 	@$(VENV_PYTHON) notebooks/finish.py
+	@$(ONE_THREAD) $(VENV_PYTHON) -m exercises.release
+
+# SET=03, say: the student's files of one exercise set, without its solutions, in build/.
+assignment: $(READY)
+	@test "$(SET)" || { echo "name a set: make assignment SET=03" >&2; exit 1; }
+	@$(VENV_PYTHON) -m exercises.release $(SET) --zip
 
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \

@@ -114,7 +114,7 @@ def test_outputs_are_stored_and_say_what_they_should(number):
         assert pictures, "a set has at least one picture"
         for cell in pictures:
             said = printed(cell)
-            assert re.search(r"[A-Za-z]{2,} [a-z]{2,}", said), f"no sentence under a picture: {said!r}"
+            assert re.search(r"[A-Za-z]{2,} [a-z]{2,}", said), f"no sentence, but {said!r}"
 
 
 def test_links_lead_somewhere(number):

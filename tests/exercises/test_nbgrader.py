@@ -1,6 +1,9 @@
 """The exercises in real nbgrader: the same student notebooks, and marks that follow the checks."""
 
+import json
 import re
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -93,6 +96,18 @@ def test_nbgrader_makes_the_students_notebook_that_we_commit(released):
         ours = nbformat.read(release.exercises(number), as_version=4)
         assert [(c.cell_type, c.source) for c in nb.cells] == [
             (c.cell_type, c.source) for c in ours.cells], number
+
+
+def test_make_lab_shows_none_of_nbgraders_menus():
+    installed = Path(sys.prefix) / "etc/jupyter/jupyter_server_config.d/nbgrader.json"
+    servers = json.loads(installed.read_text("utf-8"))["ServerApp"]["jpserver_extensions"]
+    ours = release.ROOT / ".jupyter"
+    hidden = json.loads((ours / "jupyter_server_config.json").read_text("utf-8"))
+    hidden = hidden["ServerApp"]["jpserver_extensions"]
+    assert all(hidden[name] is False for name in servers)
+    page = json.loads((ours / "labconfig/page_config.json").read_text("utf-8"))
+    assert page["disabledExtensions"]["@jupyter/nbgrader"]
+    assert "$(CURDIR)/.jupyter" in (release.ROOT / "Makefile").read_text("utf-8")
 
 
 def test_solutions_get_full_marks_stubs_none_and_one_mistake_a_part(marks):

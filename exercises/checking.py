@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from exercises import compare, guard
-from exercises.records import Case, Exercise, find
+from exercises.records import FOLDER, Case, Exercise, find
 
 LONGEST = 200  # letters of a message: it stays one line
-
-
-class _NotAttempted(Exception):
-    """The answer is still the stub."""
+OURS = tuple(str(FOLDER.parent / name) for name in ("exercises", "nsa_lite", "kernels"))
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Verdict:
 
 
 def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | None = None) -> None:
-    """Print one line: not attempted, what the first wrong case shows, or all cases right.
+    """Print one line: not attempted, how many cases are right and what is wrong, or all right.
 
     The answer gets copies of its inputs, and what it prints is dropped: call it yourself to see.
     seed changes the numbers in the inputs. strict=None takes NSA_LITE_STRICT.
@@ -62,8 +59,8 @@ def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | N
     """
     try:
         verdict = judge(find(number), answer, seed)
-    except LookupError as error:
-        verdict = Verdict(number, 0, 0, str(error.args[0]))
+    except (LookupError, ImportError) as error:  # no such exercise; no triton, say
+        verdict = Verdict(number, 0, 0, _one_line(str(error)))
     if strict is None:
         strict = os.environ.get("NSA_LITE_STRICT", "") not in ("", "0")
     if strict and not verdict.right:
@@ -75,8 +72,8 @@ def hint(number: str, which: int = 1) -> None:
     """Print hint 1 (a question), 2 (a formula) or 3 (a sketch of the code)."""
     try:
         hints = find(number).hints
-    except LookupError as error:
-        print(error.args[0])
+    except (LookupError, ImportError) as error:
+        print(error)
         return
     if which not in (1, 2, 3):
         print(f"{number} has hints 1, 2 and 3, not {which!r}")
@@ -96,8 +93,8 @@ def judge(exercise: Exercise, answer: object, seed: int = 0) -> Verdict:
     end, passed, faults = time.monotonic() + exercise.seconds, 0, []
     for case in cases:
         try:
-            fault = _fault(answer, case, end, exercise.seconds)
-        except _NotAttempted:
+            fault = _fault(answer, case, end - time.monotonic(), exercise.seconds)
+        except NotImplementedError:
             return Verdict(exercise.number, 0, len(cases), attempted=False)
         passed += fault is None
         faults += [fault] if fault else []
@@ -107,39 +104,40 @@ def judge(exercise: Exercise, answer: object, seed: int = 0) -> Verdict:
     return Verdict(exercise.number, passed, len(cases), _one_line(shown.text) if shown else "")
 
 
-def _fault(answer, case: Case, end: float, seconds: float) -> _Fault | None:
-    """What is wrong with an answer in one case, or None."""
+def _fault(answer, case: Case, seconds: float, limit: float) -> _Fault | None:
+    """What is wrong with an answer in one case, or None. Errors: the stub's NotImplementedError."""
     given = copy.deepcopy(case.arguments)
     call = case.call or (lambda answer, *arguments: answer(*arguments))
-
-    def fault(text: str, named: bool = True) -> _Fault:
-        return _Fault(f"{case.name}: {text}", named)
-
     try:
-        got = guard.run(lambda: call(answer, *given.values()), end - time.monotonic())
-    except TimeoutError:
-        return fault(f"stopped after {seconds:g} seconds: does a loop never end, or do too much?")
-    except NotImplementedError as error:
-        if not error.args:  # the stub; torch raises this error with a text
-            raise _NotAttempted from None
-        return fault(_raised(error))
-    except KeyboardInterrupt:
-        raise
+        got = guard.run(lambda: call(answer, *given.values()), seconds)
+    except guard.Late:
+        text = f"stopped after {limit:g} seconds: does a loop never end, or do too much?"
+        named = True
     except BaseException as error:
-        return fault(_raised(error))
+        if isinstance(error, KeyboardInterrupt) or _is_the_stubs(error):
+            raise
+        text, named = _raised(error), True
+    else:
+        text, named = _wrong(case, got, given)
+    return _Fault(f"{case.name}: {text}", named) if text else None
+
+
+def _wrong(case: Case, got: object, given: dict[str, object]) -> tuple[str | None, bool]:
+    """What is wrong with a result, if anything, and whether that names the mistake.
+
+    given are the inputs that the answer got, as they are after the call.
+    """
     for name, value in case.arguments.items():
         if not compare.same(given[name], value):
-            return fault(f"the function changed its input {name} in place; work on a copy")
+            return f"the function changed its input {name} in place; work on a copy", True
     try:
         if said := compare.form(got, case.expected):
-            return fault(said)
+            return said, True
         said = compare.wrong_value(got, case.expected, case.axes)
     except Exception as error:  # a sparse tensor, an object that refuses to be compared
-        return fault(f"the result cannot be compared ({type(error).__name__})")
-    if not said:
-        return None
-    explained = _explained(case, got)
-    return fault(explained or _with_numbers(case, said), named=bool(explained))
+        return f"the result cannot be compared ({type(error).__name__})", True
+    explained = _explained(case, got) if said else None
+    return explained or (said and _with_numbers(case, said)), bool(explained)
 
 
 def _explained(case: Case, got: object) -> str | None:
@@ -157,19 +155,23 @@ def _with_numbers(case: Case, said: str) -> str:
     return f"{', '.join(f'{name} = {x}' for name, x in case.arguments.items())}: {said}"
 
 
+def _is_the_stubs(error: BaseException) -> bool:
+    """Whether the stub raised it; PyTorch raises the same kind of error, with a text."""
+    return isinstance(error, NotImplementedError) and not error.args
+
+
 def _raised(error: BaseException) -> str:
-    """ "ValueError: text (line 3 of your code)"."""
-    ours = {__file__, guard.__file__}
+    """ "ValueError: text (line 3: the learner's line)"."""
     frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if f.filename not in ours and "site-packages" not in f.filename]
+              if f.line and not f.filename.startswith(OURS) and "site-packages" not in f.filename]
     try:
         text = f": {error}" if str(error) else ""
     except Exception:  # an error whose text is an error
         text = ""
-    where = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames and frames[-1].line else ""
+    where = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
     return f"the function raised {type(error).__name__}{text}{where}"
 
 
 def _one_line(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

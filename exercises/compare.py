@@ -29,7 +29,7 @@ def form(got: object, expected: object) -> str | None:
         return _form_of_tensor(got, expected)
     if isinstance(expected, list):
         return None if isinstance(plain(got), list) else _asked(got, "a list")
-    return _form_of_number(plain(got), expected)
+    return _form_of_number(got, expected)
 
 
 def wrong_value(got: object, expected: object, axes: Axes = ()) -> str | None:
@@ -68,8 +68,8 @@ def _form_of_tensor(got: object, expected: Tensor) -> str | None:
 
 
 def _form_of_number(got: object, expected: bool | int | float | str) -> str | None:
-    wanted = (int, float) if isinstance(expected, float) else type(expected)
-    right = isinstance(got, wanted) and isinstance(got, bool) == isinstance(expected, bool)
+    value, wanted = plain(got), (int, float) if isinstance(expected, float) else type(expected)
+    right = isinstance(value, wanted) and isinstance(value, bool) == isinstance(expected, bool)
     return None if right else _asked(got, a(expected))
 
 

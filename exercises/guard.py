@@ -1,4 +1,4 @@
-"""Run an answer so that it cannot hang or end the notebook, flood it, or change its random state.
+"""Run an answer so that it cannot hang, end or flood the notebook, or move PyTorch's random state.
 
 The answer runs in a thread of its own, which is stopped when its time is over. Out of reach are
 a call into C that keeps Python's lock for ever, and one that ends the whole process.
@@ -17,6 +17,10 @@ class Stopped(BaseException):
     """Raised inside an answer whose time is over."""
 
 
+class Late(Exception):
+    """The answer's time was over before it returned."""
+
+
 class Nowhere(io.TextIOBase):
     """A stream that forgets what is written to it."""
 
@@ -27,7 +31,7 @@ class Nowhere(io.TextIOBase):
 def run(work: Callable[[], object], seconds: float) -> object:
     """What work() returns, and nothing of what it prints.
 
-    Errors: whatever work() raises; TimeoutError after `seconds`.
+    Errors: whatever work() raises; Late after `seconds`.
     """
     result = {}
 
@@ -48,7 +52,7 @@ def run(work: Callable[[], object], seconds: float) -> object:
             if late:
                 _stop(thread)
     if late:
-        raise TimeoutError
+        raise Late
     if "error" in result:
         raise result["error"]
     return result["value"]

@@ -236,6 +236,8 @@ ATTENTION = [
     Wrong("softmax over the queries", attention(dim=0, zero=False), "do not sum to 1"),
     Wrong("exp without the largest score", exp_without_the_largest,
           "exp of a large score overflows"),
+    Wrong("keys detached", lambda q, k, *others: attention()(q, k.detach(), *others),
+          "no gradient reaches k"),
     Wrong("output only", lambda *x: attention()(*x)[0], "2 results were asked for"),
 ]
 

@@ -161,7 +161,9 @@ def gradients(answer, q, k, v, block_size, stride):
     """The gradients of the sum of the squared outputs."""
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     out, _ = answer(*leaves, block_size, stride)
-    return torch.autograd.grad(out.square().sum(), leaves)
+    if not out.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    return torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True)
 
 
 def gradients_by_loop(q, k, v, block_size, stride):
@@ -191,6 +193,8 @@ def explain_empty(got, expected, q, k, v, block_size, stride):
 
 def explain_gradient(got, expected, q, k, v, block_size, stride):
     for name, part in zip("qkv", got, strict=True):
+        if not part.any():
+            return f"no gradient reaches {name}: was it detached, or turned into plain numbers?"
         if part.isnan().any():
             return (f"the gradient of {name} is NaN: the rows that see no block were set to 0 "
                     "after the softmax had made them NaN, and 0 times NaN is NaN")

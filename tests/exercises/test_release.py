@@ -87,14 +87,13 @@ def test_nbgraders_marks(number):
     assert len(set(ids)) == len(ids), "grade_ids are unique"
     assert len({cell.id for cell in nb.cells}) == len(nb.cells), "cell ids are unique"
     assert all(mark["schema_version"] == 3 for mark in marked)
-    points = {"warm-up": 1, "core": 2, "stretch": 3}
     for e in load(number).EXERCISES:
         name = e.number.replace(".", "-")
         answer = next(c for c in nb.cells if marks(c).get("grade_id") == f"answer-{name}")
         judged = next(c for c in nb.cells if marks(c).get("grade_id") == f"check-{name}")
         assert marks(answer)["solution"] and not marks(answer)["grade"]
         assert marks(judged)["grade"] and marks(judged)["locked"]
-        assert marks(judged)["points"] == points[e.tier], e.number
+        assert marks(judged)["points"] == release.POINTS[e.tier], e.number
         assert "### BEGIN SOLUTION" in answer.source and "### END SOLUTION" in answer.source
         hidden = r'### BEGIN HIDDEN TESTS\n.*check\("%s", .*seed=1, strict=True\)\n### END HIDDEN'
         assert re.search(hidden % e.number, judged.source, re.S), f"{e.number}: the hidden test"

@@ -31,6 +31,12 @@ def test_a_set_has_its_text_and_folded_questions(number):
     assert questions.count("<details><summary>") == questions.count("</details>") >= 2
 
 
+def test_the_readme_lists_every_set_with_its_minutes():
+    readme = guide.README.read_text("utf-8")
+    assert readme == guide.listed(readme), "run `python -m exercises.guide`"
+    assert all(f"| [{number} " in readme for number in sets())
+
+
 def rows_of(plan: str) -> list[list[str]]:
     section = TEXT.split(f"## {plan}\n")[1].split("\n## ")[0]
     return [[cell.strip() for cell in row.strip("|").split("|")]

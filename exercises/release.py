@@ -95,6 +95,7 @@ def make(number: str) -> None:
     nbformat.write(run(student_version(nb), strict=False), exercises(number))
 
 
+FOR_TEACHERS = ("release.py", "grade.py", "guide.py")
 PACK_README = """# Exercises {number}
 
 You need Python 3.11 or newer. In this folder:
@@ -114,8 +115,8 @@ def packed(number: str) -> dict[str, str]:
     paths = [notebook, notebook.parent / "checks.py"]
     paths += [Path(name) for name in ("pyproject.toml", "constraints.txt", "LICENSE")]
     for package in ("exercises", "nsa_lite", "kernels"):
-        paths += sorted(path.relative_to(ROOT) for path in ROOT.glob(f"{package}/*.py"))
-    paths.remove(Path(__file__).relative_to(ROOT))
+        found = sorted(path.relative_to(ROOT) for path in ROOT.glob(f"{package}/*.py"))
+        paths += [path for path in found if path.name not in FOR_TEACHERS]
     texts = {path.as_posix(): (ROOT / path).read_text("utf-8") for path in paths}
     return {"README.md": PACK_README.format(number=number, notebook=notebook.as_posix()), **texts}
 

@@ -26,4 +26,4 @@ def pytest_terminal_summary(terminalreporter, config):
     for exercise, (found, planted) in counts.items():
         terminalreporter.line(f"{exercise.number}  {exercise.title:<40} {found:3} of {planted}")
     found, planted = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-    terminalreporter.line(f"{'all':<45} {found:3} of {planted}, {found / planted:.0%}")
+    terminalreporter.line(f"{'all':<45} {found:3} of {planted}, {100 * found // planted}%")

@@ -203,7 +203,7 @@ def test_an_answer_that_does_not_end_is_stopped(answer):
 def test_a_stopped_loop_leaves_no_thread_behind():
     before = threading.active_count()
     judge(exercise(Case("quick", {"n": 1}, 1)), busy)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_the_learner_can_interrupt():

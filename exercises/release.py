@@ -95,7 +95,7 @@ def make(number: str) -> None:
     nbformat.write(run(student_version(nb), strict=False), exercises(number))
 
 
-FOR_TEACHERS = ("release.py", "grade.py", "guide.py")
+FOR_TEACHERS = ("answers.py", "release.py", "grade.py", "guide.py")
 PACK_README = """# Exercises {number}
 
 You need Python 3.11 or newer. In this folder:
@@ -109,16 +109,17 @@ this folder.
 """
 
 
-def packed(number: str) -> dict[str, str]:
-    """What a student gets: path -> text. No solutions, and no planted answers."""
-    notebook = exercises(number).relative_to(ROOT)
-    paths = [notebook, notebook.parent / "checks.py"]
-    paths += [Path(name) for name in ("pyproject.toml", "constraints.txt", "LICENSE")]
-    for package in ("exercises", "nsa_lite", "kernels"):
-        found = sorted(path.relative_to(ROOT) for path in ROOT.glob(f"{package}/*.py"))
-        paths += [path for path in found if path.name not in FOR_TEACHERS]
-    texts = {path.as_posix(): (ROOT / path).read_text("utf-8") for path in paths}
-    return {"README.md": PACK_README.format(number=number, notebook=notebook.as_posix()), **texts}
+def packed(number: str) -> dict[str, bytes]:
+    """What a student gets: path -> content. No solutions, and no planted answers."""
+    paths = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "LICENSE")]
+    for pattern in ("exercises/*.py", "nsa_lite/*.py", "kernels/*.py", f"exercises/{number}_*/*.*"):
+        paths += sorted(ROOT.glob(pattern))
+    hidden = {*FOR_TEACHERS, solutions(number).name}
+    files = {path.relative_to(ROOT).as_posix(): path.read_bytes()
+             for path in paths if path.name not in hidden}
+    notebook = exercises(number).relative_to(ROOT).as_posix()
+    readme = PACK_README.format(number=number, notebook=notebook)
+    return {"README.md": readme.encode(), **files}
 
 
 def pack(number: str, target: Path = ROOT / "build") -> Path:
@@ -126,8 +127,8 @@ def pack(number: str, target: Path = ROOT / "build") -> Path:
     target.mkdir(parents=True, exist_ok=True)
     path = target / f"exercises_{number}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in packed(number).items():
-            archive.writestr(zipfile.ZipInfo(f"exercises_{number}/{name}"), text,
+        for name, content in packed(number).items():
+            archive.writestr(zipfile.ZipInfo(f"exercises_{number}/{name}"), content,
                              zipfile.ZIP_DEFLATED)
     return path
 

@@ -11,28 +11,31 @@ export PYTHONPATH = $(CURDIR)
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 
-.PHONY: help lab test notebooks train experiments bench test-gpu force
+.PHONY: help lab test notebooks assignment train experiments bench test-gpu force
 
 help:
-	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
-	@echo "make test       install into .venv, check the style, run the tests and the notebooks"
-	@echo "make notebooks  run every notebook anew and store its outputs and counts"
-	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
-	@echo "make experiments  do the long runs behind the recorded figures, or what is left"
-	@echo "make bench      on a GPU: time the kernels beside public peers, record and draw (ARGS=...)"
-	@echo "make test-gpu   on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
+	@echo "make lab          install into .venv and open the course (LAB_ARGS=--no-browser)"
+	@echo "make test         install into .venv, check the style, run the tests and the notebooks"
+	@echo "make notebooks    run every notebook anew and store its outputs and counts"
+	@echo "make assignment   pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
+	@echo "make train        train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make experiments  do the long runs behind the recorded figures, or what is left of them"
+	@echo "make bench        on a GPU: time the kernels beside public peers, record and draw"
+	@echo "make test-gpu     on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
 # Jupyter's root is this folder, so that the README and the exercises are in its file list too.
+# .jupyter hides nbgrader's menus, which are for teachers: exercises/INSTRUCTOR.md starts it with them.
 lab: $(READY)
-	@$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 		$(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 test: $(READY)
 	$(VENV_PYTHON) -m ruff check .
 	@echo "The notebooks run beside the tests; what they say comes after."
-	@$(ONE_THREAD) $(NBVAL) notebooks >.venv/notebooks.log 2>&1 & notebooks=$$!; \
+	@$(ONE_THREAD) $(NBVAL) notebooks exercises >.venv/notebooks.log 2>&1 & notebooks=$$!; \
 		$(ONE_THREAD) $(VENV_PYTHON) -m pytest; tests=$$?; \
 		wait $$notebooks; notebooks=$$?; cat .venv/notebooks.log; \
 		exit $$((tests > notebooks ? tests : notebooks))
@@ -42,6 +45,12 @@ notebooks: $(READY)
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
 		notebooks/*.ipynb
 	@$(VENV_PYTHON) notebooks/finish.py
+	@$(ONE_THREAD) $(VENV_PYTHON) -m exercises.release
+
+# SET=03, say: the student's files of one exercise set, without its solutions, in build/.
+assignment: $(READY)
+	@test "$(SET)" || { echo "name a set: make assignment SET=03" >&2; exit 1; }
+	@$(VENV_PYTHON) -m exercises.release $(SET) --zip
 
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \

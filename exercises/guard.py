@@ -1,0 +1,68 @@
+"""Run an answer so that it cannot hang, end or flood the notebook, or move PyTorch's random state.
+
+The answer runs in a thread of its own, which is stopped when its time is over. Out of reach are
+a call into C that keeps Python's lock for ever, and one that ends the whole process.
+"""
+
+import contextlib
+import ctypes
+import io
+import threading
+from collections.abc import Callable
+
+import torch
+
+
+class Stopped(BaseException):
+    """Raised inside an answer whose time is over."""
+
+
+class Late(Exception):
+    """The answer's time was over before it returned."""
+
+
+class Nowhere(io.TextIOBase):
+    """A stream that forgets what is written to it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def run(work: Callable[[], object], seconds: float) -> object:
+    """What work() returns, and nothing of what it prints.
+
+    Errors: whatever work() raises; Late after `seconds`.
+    """
+    result = {}
+
+    def target() -> None:
+        try:
+            result["value"] = work()
+        except BaseException as error:  # SystemExit too: it would pass in silence
+            result["error"] = error
+
+    thread = threading.Thread(target=target, daemon=True)
+    silence = contextlib.redirect_stdout(Nowhere()), contextlib.redirect_stderr(Nowhere())
+    with silence[0], silence[1], torch.random.fork_rng(devices=[]):
+        thread.start()
+        try:
+            thread.join(max(seconds, 0.0))
+        finally:  # the learner may interrupt the wait
+            late = thread.is_alive()
+            if late:
+                _stop(thread)
+    if late:
+        raise Late
+    if "error" in result:
+        raise result["error"]
+    return result["value"]
+
+
+def _stop(thread: threading.Thread) -> None:
+    """Raise Stopped in the thread; more than once, since a bare `except:` swallows it."""
+    for _ in range(5):
+        if thread.is_alive():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped)
+            )
+            thread.join(0.2)

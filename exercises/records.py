@@ -1,0 +1,86 @@
+"""What an exercise is: a small record, and the cases that judge an answer.
+
+A set lies in one folder, exercises/NN_name: its checks.py holds the list EXERCISES.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+TIERS = {"warm-up": (1, 5), "core": (10, 20), "stretch": (30, 60)}  # minutes: from, to
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an answer, with inputs that make one named mistake give a wrong value.
+
+    arguments are passed by position; their names are for the messages. expected is a tensor, a
+    number, a bool, a list, or a tuple of those. axes names the axes of a tensor, for the place
+    in a message; for a tuple, axes maps the name of each part to its axes. explain(got, expected,
+    **arguments) words a wrong value, or returns None. call(answer, *arguments) replaces the plain
+    call, for a gradient, say, or for two calls whose results must agree.
+    """
+
+    name: str
+    arguments: dict[str, object]
+    expected: object
+    axes: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
+    explain: Callable[..., str | None] | None = None
+    call: Callable[..., object] | None = None
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise: cases(generator) makes its cases; hints are a question, a formula, a sketch."""
+
+    number: str  # "03.2": the second exercise of set 03
+    title: str
+    tier: str  # one of TIERS
+    minutes: int
+    cases: Callable[[torch.Generator], list[Case]]
+    hints: tuple[str, str, str]
+    seconds: float = 10.0  # all cases together may take this long
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A planted wrong answer: the check must reject it with a message that holds `says`."""
+
+    mistake: str
+    answer: Callable[..., object]
+    says: str
+
+
+def sets() -> dict[str, Path]:
+    """The folder of each set, by its number: "03" is exercises/03_selection."""
+    return {path.name[:2]: path for path in sorted(FOLDER.glob("[0-9][0-9]_*"))}
+
+
+def folder(number: str) -> Path:
+    """The folder of set "03", or of exercise "03.2". Errors: LookupError lists what there is."""
+    wanted, found = str(number).split(".")[0], sets()
+    if wanted not in found:
+        raise LookupError(f"there is no exercise set {wanted!r}; there are {', '.join(found)}")
+    return found[wanted]
+
+
+def load(number: str, part: str = "checks"):
+    """The module checks.py or answers.py of a set."""
+    return importlib.import_module(f"exercises.{folder(number).name}.{part}")
+
+
+def find(number: str) -> Exercise:
+    """The exercise of this number, "03.2". Errors: LookupError that lists what there is."""
+    exercises = {exercise.number: exercise for exercise in load(number).EXERCISES}
+    if number not in exercises:
+        raise LookupError(f"there is no exercise {number!r}; there are {', '.join(exercises)}")
+    return exercises[number]
+
+
+def all_exercises() -> list[Exercise]:
+    """Every exercise of every set, in order."""
+    return [exercise for number in sets() for exercise in load(number).EXERCISES]

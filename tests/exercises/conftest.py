@@ -1,0 +1,29 @@
+"""The table of exercises by wrong answers caught, which the test run prints at its end."""
+
+import pytest
+
+COUNTS = pytest.StashKey[dict]()
+
+
+def pytest_configure(config):
+    config.stash[COUNTS] = {}
+
+
+@pytest.fixture
+def caught(request):
+    """Note how many of an exercise's planted wrong answers its check rejected by name."""
+    def note(exercise, found: int, planted: int) -> None:
+        request.config.stash[COUNTS][exercise] = (found, planted)
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counts = config.stash.get(COUNTS, {})
+    if not counts:
+        return
+    terminalreporter.section("planted wrong answers caught")
+    for exercise, (found, planted) in counts.items():
+        terminalreporter.line(f"{exercise.number}  {exercise.title:<40} {found:3} of {planted}")
+    found, planted = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+    terminalreporter.line(f"{'all':<45} {found:3} of {planted}, {100 * found // planted}%")

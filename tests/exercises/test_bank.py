@@ -1,0 +1,84 @@
+"""Every planted wrong answer is named, every right one accepted, and no message gives it away."""
+
+import functools
+import re
+
+import nbformat
+import pytest
+
+from exercises import release
+from exercises.checking import judge
+from exercises.records import TIERS, all_exercises, load, sets
+
+EXERCISES = all_exercises()
+SEEDS = (0, 1)  # the lesson's numbers, and the hidden tests'
+
+
+@pytest.fixture(params=EXERCISES, ids=[exercise.number for exercise in EXERCISES])
+def exercise(request):
+    return request.param
+
+
+@functools.cache
+def verdict_on(exercise, mistake: str, seed: int):
+    """What the check says about one planted wrong answer."""
+    wrong = next(w for w in wrong_answers(exercise) if w.mistake == mistake)
+    return judge(exercise, wrong.answer, seed)
+
+
+def wrong_answers(exercise):
+    return load(exercise.number, "answers").WRONG[exercise.number]
+
+
+def solution_lines(exercise) -> list[str]:
+    """The lines of the solution, without the short ones."""
+    nb = nbformat.read(release.solutions(exercise.number[:2]), as_version=4)
+    mark = f"answer-{exercise.number.replace('.', '-')}"
+    cells = [c for c in nb.cells if c.metadata.get("nbgrader", {}).get("grade_id", "") == mark]
+    code = re.findall(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", cells[0].source, re.S)[0]
+    return [line.strip() for line in code.splitlines() if len(line.strip()) > 15]
+
+
+def test_the_record_is_whole(exercise):
+    low, high = TIERS[exercise.tier]
+    assert low <= exercise.minutes <= high, f"{exercise.tier} takes {low} to {high} minutes"
+    assert len(exercise.hints) == 3 and all(exercise.hints)
+    assert len(load(exercise.number, "answers").RIGHT[exercise.number]) >= 3
+    assert len(wrong_answers(exercise)) >= 5
+    mistakes = [wrong.mistake for wrong in wrong_answers(exercise)]
+    assert len(set(mistakes)) == len(mistakes)
+
+
+def test_every_wrong_answer_is_rejected_with_its_mistake_named(exercise, caught):
+    missed = []
+    for wrong in wrong_answers(exercise):
+        for seed in SEEDS:
+            verdict = verdict_on(exercise, wrong.mistake, seed)
+            if verdict.right or not verdict.attempted or wrong.says not in verdict.message:
+                missed.append(f"{wrong.mistake} (seed {seed}): {verdict.line()}")
+                break
+    caught(exercise, len(wrong_answers(exercise)) - len(missed), len(wrong_answers(exercise)))
+    assert not missed, "\n".join(missed)
+
+
+def test_no_message_holds_a_line_of_the_solution(exercise):
+    lines = solution_lines(exercise)
+    for wrong in wrong_answers(exercise):
+        message = verdict_on(exercise, wrong.mistake, SEEDS[0]).message
+        shown = [line for line in lines if line in message]
+        assert not shown, f"{wrong.mistake}: {message!r} shows {shown}"
+
+
+def test_three_right_answers_in_other_styles_are_accepted(exercise):
+    for answer in load(exercise.number, "answers").RIGHT[exercise.number]:
+        for seed in SEEDS:
+            verdict = judge(exercise, answer, seed)
+            assert verdict.right, f"{answer.__name__}: {verdict.line()}"
+
+
+def test_each_set_has_three_to_six_exercises_of_all_tiers():
+    for number in sets():
+        exercises = load(number).EXERCISES
+        assert 3 <= len(exercises) <= 6, number
+        assert {e.tier for e in exercises} == set(TIERS), f"set {number} lacks a tier"
+        assert [e.number for e in exercises] == [f"{number}.{k + 1}" for k in range(len(exercises))]

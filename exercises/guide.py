@@ -18,7 +18,7 @@ BLOCK = re.compile(r"<!-- set (\d\d) -->\n.*?<!-- end of set -->", re.S)
 LIST = re.compile(r"<!-- exercises -->\n.*?<!-- end of exercises -->", re.S)
 
 
-def tables(number: str) -> str:
+def tables(number: str, judge=judge) -> str:
     """The exercises of a set, and its planted mistakes with the message of each, folded."""
     exercises = load(number).EXERCISES
     wrong = load(number, "answers").WRONG
@@ -37,13 +37,13 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
-def renewed(text: str) -> str:
+def renewed(text: str, judge=judge) -> str:
     """The guide with the tables of each set between its two marks."""
     def block(found: re.Match) -> str:
         number = found[1]
         if number not in sets():
             return found[0]
-        return f"<!-- set {number} -->\n{tables(number)}\n<!-- end of set -->"
+        return f"<!-- set {number} -->\n{tables(number, judge)}\n<!-- end of set -->"
 
     return BLOCK.sub(block, text)
 

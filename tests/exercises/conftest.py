@@ -1,12 +1,23 @@
-"""The table of exercises by wrong answers caught, which the test run prints at its end."""
+"""Each planted answer judged once, and the table of those caught, printed at the run's end."""
+
+import functools
 
 import pytest
+
+from exercises.checking import judge as judge_anew
 
 COUNTS = pytest.StashKey[dict]()
 
 
 def pytest_configure(config):
     config.stash[COUNTS] = {}
+
+
+@pytest.fixture(scope="session")
+def judge():
+    """The verdict on an answer, remembered: several tests ask for the same one."""
+    remembered = functools.cache(judge_anew)
+    return lambda exercise, answer, seed=0: remembered(exercise, answer, seed)
 
 
 @pytest.fixture

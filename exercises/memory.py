@@ -3,20 +3,22 @@
 from collections.abc import Callable
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 
-class Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that PyTorch makes; views hold nothing of their own."""
+class Largest(TorchFunctionMode):
+    """Notes the size of the largest tensor that a call of PyTorch returns.
+
+    A view counts with what it looks at, so that an expanded row is no larger than the row.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.size = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.size = max(self.size, size_of(out, largest=True))
+        self.size = max([self.size, *map(stored, tensors(out))])
         return out
 
 
@@ -27,13 +29,17 @@ def largest_made(work: Callable[[], object]) -> tuple[object, int]:
     return result, mode.size
 
 
-def size_of(value: object, largest: bool = False) -> int:
-    """The numbers in all tensors (or in the largest) of a tensor, list, tuple or dict of them."""
+def tensors(value: object) -> list[torch.Tensor]:
+    """The tensors in a tensor, list, tuple or dict of them, however deep."""
     if isinstance(value, torch.Tensor):
-        return value.numel()
+        return [value]
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):
-        return 0
-    sizes = [size_of(x, largest) for x in value]
-    return max(sizes, default=0) if largest else sum(sizes)
+        return []
+    return [tensor for part in value for tensor in tensors(part)]
+
+
+def stored(tensor: torch.Tensor) -> int:
+    """The numbers in the memory that a tensor is a view of."""
+    return tensor.untyped_storage().nbytes() // tensor.element_size()

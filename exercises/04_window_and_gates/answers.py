@@ -129,7 +129,7 @@ WINDOWS = [
           "divided by the width, not by its root"),
     Wrong("the short chunk dropped", chunks(count=lambda length, w: length // w),
           "a last chunk that is short: the shape is (8, 3)"),
-    Wrong("all scores, then the band", all_scores, "a tensor of 65536 numbers"),
+    Wrong("all scores, then the band", all_scores, "a tensor of 16384 numbers"),
     Wrong("queries scaled in place", scaled_in_place, "changed its input q"),
 ]
 

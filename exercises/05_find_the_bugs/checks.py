@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nsa_lite
-from exercises.compare import close, recognise
+from exercises.compare import close, matches, recognise
 from exercises.records import Case, Exercise
 from nsa_lite import BRANCHES, loops
 
@@ -256,8 +256,9 @@ def _fault_of_choice(t, ids, right, score, l_sel):
 
 # --- 05.5 ---
 
-SIZES = dict(block_size=4, stride=2, select_block_size=4, num_selected=3, window=3)
-FORCED = dict(num_initial=1, num_local=1)
+BLOCKS = dict(block_size=2, stride=1)
+SELECT = dict(select_block_size=2, num_selected=3)
+SIZES = dict(**BLOCKS, **SELECT, window=3)
 
 
 def layer_cases(generator: torch.Generator) -> list[Case]:
@@ -272,21 +273,21 @@ def layer_cases(generator: torch.Generator) -> list[Case]:
                     explain or explain_layer, call)
 
     return [
-        case("whole blocks", 16),
-        case("a tail", 15),
-        case("no block yet", 3),
-        case("one token", 1),
-        case("which weights each branch trains", 16, trained, explain_trained,
+        case("whole blocks", 10),
+        case("a tail", 9),
+        case("one token, so no block yet", 1),
+        case("which weights each branch trains", 10, trained, explain_trained,
              [b + " " + kind for b in BRANCHES for kind in ("keys", "values")]),
     ]
 
 
-def weights(generator: torch.Generator, dim=8, heads=2, width=4, l=4) -> dict:
+def weights(generator: torch.Generator, dim=8, heads=2, width=4) -> dict:
     """A layer's weights: one query, a key and a value for each branch, two phi, one gate."""
     def matrix(rows, columns):
         return torch.randn(rows, columns, generator=generator) * 1.5 * rows**-0.5
 
     def phi():
+        l = SIZES["block_size"]
         position = torch.randn(l, width, generator=generator)
         return {"position": position, "first": matrix(l * width, 2 * width),
                 "second": matrix(2 * width, width)}
@@ -304,18 +305,15 @@ def forward(ops, x, p, *, keys=BRANCHES, values=BRANCHES, bend=F.gelu, gate_bend
             position=True, phi_of_values="phi_v", gate_from=None, gate=torch.sigmoid,
             head_first=True, ids_of=None):
     """The layer with the operations of `ops`, and some mistakes by keyword; (H, T, D)."""
-    sizes = {name: SIZES[name] for name in ("block_size", "stride")}
     width = p["keys"]["window"].shape[1]
     q = (x @ p["query"]).unflatten(1, (-1, width)).transpose(0, 1)[None]
     k, v = ([(x @ p[kind][b])[None, None] for b in whose]
             for kind, whose in (("keys", keys), ("values", values)))
     short_k = _phi(k[0][0, 0], p["phi_k"], bend, position)[None, None]
     short_v = _phi(v[0][0, 0], p[phi_of_values], bend, position)[None, None]
-    out_c, lse = ops.compressed_attention(q, short_k, short_v, **sizes)
-    with torch.no_grad():
-        ids = ops.select_blocks(q, short_k, lse, **sizes, **FORCED, select_block_size=4,
-                                num_selected=3)
-    out_s = ops.selected_attention(q, k[1], v[1], ids, select_block_size=4)
+    out_c, lse = ops.compressed_attention(q, short_k, short_v, **BLOCKS)
+    ids = ops.select_blocks(q, short_k, lse, **BLOCKS, **SELECT, num_local=1)
+    out_s = ops.selected_attention(q, k[1], v[1], ids, select_block_size=2)
     out_w = ops.window_attention(q, k[2], v[2], window=SIZES["window"])
     hidden = gate_bend((x if gate_from is None else gate_from(q)) @ p["gate"]["first"])
     logits = hidden @ p["gate"]["second"]
@@ -330,15 +328,15 @@ def clear_choice(x, p) -> bool:
     """Whether no two blocks that compete for the free place have nearly the same importance."""
     q = (x @ p["query"]).unflatten(1, (-1, 4)).transpose(0, 1)[None]
     k = _phi(x @ p["keys"]["compressed"], p["phi_k"], F.gelu, True)[None, None]
-    sizes = dict(block_size=4, stride=2)
-    _, lse = nsa_lite.compressed_attention(q, k, k, **sizes)
-    score = nsa_lite.block_importance(q, k, lse, **sizes, select_block_size=4)[0, 0]
-    rows = [score[t, 1 : t // 4].sort().values for t in range(len(x))]  # 0 and the own are forced
+    _, lse = nsa_lite.compressed_attention(q, k, k, **BLOCKS)
+    score = nsa_lite.block_importance(q, k, lse, **BLOCKS, select_block_size=2)[0, 0]
+    rows = [score[t, 1 : t // 2].sort().values for t in range(len(x))]  # 0 and the own are forced
     return all(row.diff().min() > 0.01 for row in rows if len(row) > 1)
 
 
 def _phi(x, p, bend, position):
-    rows = [x[i : i + 4] for i in range(0, len(x) - 3, 2)]
+    l, d = SIZES["block_size"], SIZES["stride"]
+    rows = [x[i : i + l] for i in range(0, len(x) - l + 1, d)]
     if not rows:
         return x.new_empty(0, x.shape[1])
     rows = [row + p["position"] if position else row for row in rows]
@@ -364,38 +362,32 @@ def explain_trained(got, expected, x, p, sizes):
 
 
 def explain_layer(got, expected, x, p, sizes):
-    def other(**changes):
-        return forward(nsa_lite, x, p, **changes)
-
     def linear(z):
         return z
 
-    def from_query(q):
-        return q[0].transpose(0, 1).flatten(1)
-
-    known = {f"all branches read the {b} branch's keys and values": other(keys=[b] * 3,
-                                                                         values=[b] * 3)
-             for b in BRANCHES}
-    known |= {f"all branches read the {b} branch's {kind}": other(**{kind: [b] * 3})
+    known = {f"all branches read the {b} branch's keys and values":
+             dict(keys=[b] * 3, values=[b] * 3) for b in BRANCHES}
+    known |= {f"all branches read the {b} branch's {kind}": {kind: [b] * 3}
               for b in BRANCHES for kind in ("keys", "values")}
-    crossed = dict(keys=("selected", "compressed", "window"),
-                   values=("selected", "compressed", "window"))
-    return recognise(got, known | {
+    crossed = "selected", "compressed", "window"
+    known |= {
         "the compressed and the selected branch read each other's keys and values":
-            other(**crossed),
-        "phi has no position encoding": other(position=False),
-        "phi is linear: nothing bends between its two matrices": other(bend=linear),
-        "phi bends with relu, and the layer uses gelu": other(bend=F.relu),
-        "phi_k makes the compressed values too": other(phi_of_values="phi_k"),
+            dict(keys=crossed, values=crossed),
+        "phi has no position encoding": dict(position=False),
+        "phi is linear: nothing bends between its two matrices": dict(bend=linear),
+        "phi bends with relu, and the layer uses gelu": dict(bend=F.relu),
+        "phi_k makes the compressed values too": dict(phi_of_values="phi_k"),
         "the gates are made from the query, and Eq. 5 makes them from the layer's input":
-            other(gate_from=from_query),
+            dict(gate_from=lambda q: q[0].transpose(0, 1).flatten(1)),
         "the gate's MLP is linear: nothing bends between its two matrices":
-            other(gate_bend=linear),
-        "the gates are a softmax over the branches": other(gate=lambda z: z.softmax(-1)),
-        "the gates are logits: the sigmoid is missing": other(gate=linear),
+            dict(gate_bend=linear),
+        "the gates are a softmax over the branches": dict(gate=lambda z: z.softmax(-1)),
+        "the gates are logits: the sigmoid is missing": dict(gate=linear),
         "the gate's columns were read branch by branch, and they go head by head":
-            other(head_first=False),
-    })
+            dict(head_first=False),
+    }
+    return next((says for says, changes in known.items()
+                 if matches(got, forward(nsa_lite, x, p, **changes))), None)
 
 
 EXERCISES = [

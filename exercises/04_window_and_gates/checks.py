@@ -351,9 +351,9 @@ def decode_and_weigh(answer, *arguments):
 
 
 def numbers_needed(q, k, v, gates, window, block_size, stride):
-    """The keys and values of w tokens, of l tokens not yet compressed for good, and of N blocks."""
+    """Keys and values of w tokens, of l raw tokens and of N blocks, and two rows to spare."""
     blocks = len(ends_of_blocks(len(q), block_size, stride))
-    return (window + block_size + blocks) * (k.shape[-1] + v.shape[-1])
+    return (window + block_size + blocks + 2) * (k.shape[-1] + v.shape[-1])
 
 
 def explain_cache(got, expected, q, k, v, gates, window, block_size, stride):

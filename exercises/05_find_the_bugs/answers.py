@@ -339,7 +339,7 @@ CHOICES = [
           "query 3 chose 3 blocks; 4 have begun and n is 4"),
     Wrong("forced by a score of 1", choice(initial=1.0, local=1.0), "it is forced"),
     Wrong("no initial block", choice(initial=None), "did not choose its initial block, 0"),
-    Wrong("no local blocks", choice(local=None), "did not choose its own block"),
+    Wrong("no local blocks", choice(local=None), "it is forced"),
     Wrong("the own block only", choice(num_local=1), "did not choose its block before its own"),
     Wrong("block 0 twice", block_0_twice, "query 0 chose block 0 3 times"),
     Wrong("ties to the higher id", choice(stable=False), "tie, and the higher one was chosen"),

@@ -61,9 +61,9 @@ KEYS = [
     Wrong("weighed with the old m", add(weight=lambda m, s, new: math.exp(
         s - (m if math.isfinite(m) else s))), "the new key is weighed with the old m"),
     Wrong("m is the newest score", add(new=lambda m, s: s, old=lambda m, new: math.exp(m - new)),
-          "m is the new score"),
+          "the new score, and an earlier score was larger"),
     Wrong("m never changes", add(new=lambda m, s: m if math.isfinite(m) else s),
-          "m is the old m"),
+          "the old m, and the new score is larger"),
     Wrong("divided at every key", divided, "out is divided by total already"),
     Wrong("value without its weight", unweighted, "without its weight"),
     Wrong("plain exp", lambda m, total, out, s, x: (
@@ -228,8 +228,9 @@ FOLDS = [
         m, total, out, s.clamp(min=-1e4), v), "sees nothing in any tile, and its total is not 0"),
     Wrong("only this tile", lambda m, total, out, s, v: fold()(
         torch.full_like(m, -torch.inf), total * 0, out * 0, s, v), "only the last tile counts"),
+    Wrong("m forgotten", lambda *x: fold()(*x)[1:], "2 results, and 3 were asked for"),
     Wrong("total as a column", lambda *x: (lambda m, total, out: (m, total[:, None], out))(
-        *fold()(*x)), "the shape is (4, 1)"),
+        *fold()(*x)), "result 2: the shape is (4, 1), and (4,) was asked for"),
 ]
 
 # --- 06.4 ---

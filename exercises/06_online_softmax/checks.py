@@ -43,8 +43,9 @@ def explain_key(got, expected, m, total, out, score, value):
         return None
     shrink, p = math.exp(m - new), math.exp(score - new)
     if got_m != new:
-        which = "the old m" if got_m == m else "the new score" if got_m == score else "neither"
-        return f"m is {which}, and the larger of m = {m:.4g} and the score {score:.4g} is {new:.4g}"
+        known = {score: "the new score, and an earlier score was larger",
+                 m: "the old m, and the new score is larger"}
+        return f"m is {got_m:.4g}: " + known.get(got_m, "neither the old m nor the new score")
     grown = math.exp(new - m) if math.isfinite(m) else math.nan
     late = math.exp(score - m) if math.isfinite(m) else math.nan
     sums = (got_m, got_total, got_out)
@@ -161,9 +162,9 @@ def tile_cases(generator: torch.Generator) -> list[Case]:
         t, s = torch.arange(4)[:, None], torch.arange(3 * tiles)
         seen = torch.ones_like(scores, dtype=torch.bool) if hidden is None else ~hidden(t, s)
         arguments = dict(scores=scores.masked_fill(~seen, -torch.inf), v=v, width=3)
-        return Case(name, arguments, rows_of(scores, v, seen),
-                    {"out / total": ("row", "channel"), "m + ln(total)": ("row",)},
-                    explain_tiles, walk)
+        mean, lse = rows_of(scores, v, seen)
+        axes = {"m + ln(total)": ("row",), "total > 0": ("row",), "out / total": ("row", "channel")}
+        return Case(name, arguments, (lse, seen.any(1), mean), axes, explain_tiles, walk)
 
     return [
         case("one tile", 1),
@@ -178,7 +179,7 @@ def tile_cases(generator: torch.Generator) -> list[Case]:
 
 
 def walk(answer, scores, v, width):
-    """Fold in tile after tile, then divide; a row whose total is 0 has seen nothing."""
+    """Fold in tile after tile; then what any right state says: lse, rows alive, mean."""
     rows = len(scores)
     state = (torch.full((rows,), -torch.inf), torch.zeros(rows), torch.zeros(rows, v.shape[1]))
     for first in range(0, scores.shape[1], width):
@@ -186,13 +187,11 @@ def walk(answer, scores, v, width):
         state = answer(*state, scores[:, keys].clone(), v[keys].clone())
         if not isinstance(state, tuple | list) or len(state) != 3:
             return state
-        for part, shape in zip(state, ((rows,), (rows,), (rows, v.shape[1])), strict=True):
-            if part.shape != shape:
-                return part, part  # the shape is wrong, and the message will say so
+        if [part.shape for part in state] != [(rows,), (rows,), (rows, v.shape[1])]:
+            return state  # the message will say which shape is wrong
     m, total, out = state
-    dead = total == 0
-    mean = out / torch.where(dead, 1, total)[:, None]
-    return mean, m + total.log()
+    mean = out / torch.where(total == 0, 1, total)[:, None]
+    return m + total.log(), total != 0, mean
 
 
 def by_folding(scores, v, width, shrink_total=True, shrink_out=True, upside=False, old=False,
@@ -210,21 +209,21 @@ def by_folding(scores, v, width, shrink_total=True, shrink_out=True, upside=Fals
         total = total * (shrink if shrink_total else 1) + p.sum(1)
         out = out * (shrink[:, None] if shrink_out else 1) + p @ v[first : first + width]
         m = new
-    return out / torch.where(total == 0, 1, total)[:, None], m + total.log()
+    return m + total.log(), out / torch.where(total == 0, 1, total)[:, None]
 
 
 def explain_tiles(got, expected, scores, v, width):
-    mean, lse = got
+    lse, alive, mean = got
     hidden = (scores.unflatten(1, (-1, width)) == -torch.inf).all(-1)  # (rows, tiles)
     for t in range(len(scores)):
         if (mean[t].isnan().any() or lse[t].isnan()) and hidden[t].any():
             tile = int(hidden[t].nonzero()[0])
             return f"row {t} is NaN: it sees nothing of tile {tile}"
-        if hidden[t].all() and (mean[t].any() or lse[t] != -torch.inf):
+        if hidden[t].all() and alive[t]:
             return f"row {t} sees nothing in any tile, and its total is not 0"
-        if lse[t] == -torch.inf and not hidden[t].all():
-            if mean[t].any():
-                return f"row {t}: m is -inf at the end, although it has scores"
+        if lse[t] == -torch.inf and alive[t]:
+            return f"row {t}: m is -inf at the end, although it has scores"
+        if not hidden[t].all() and not alive[t]:
             after = " after a tile of which it saw nothing" if hidden[t, 0] else ""
             return (f"row {t}: total is 0, although it has scores{after}: does what you subtract "
                     "before exp lie far above them?")
@@ -240,10 +239,10 @@ def explain_tiles(got, expected, scores, v, width):
         "the factor of the old sums is upside down": by_folding(scores, v, width, upside=True),
         "a tile's weights are taken with the m before it": by_folding(scores, v, width, old=True),
     }
-    last = scores.shape[1] - width
-    known["only the last tile counts"] = rows_of(scores[:, last:], v[last:],
-                                                 scores[:, last:] > -torch.inf)
-    return recognise(got, known)
+    last = slice(scores.shape[1] - width, None)
+    mean_of_last, lse_of_last = rows_of(scores[:, last], v[last], scores[:, last] > -torch.inf)
+    known["only the last tile counts"] = lse_of_last, mean_of_last
+    return recognise((lse, mean), known)
 
 
 # --- 06.4 ---

@@ -271,7 +271,6 @@ def draw_seeds(
             ax.plot(step, values.mean(0), color=colour, linestyle=dashes, linewidth=1.6)
         ax.set(ylim=(-0.03, 1.03))
         ax.set_title(name, fontsize=9)
-        ax.locator_params(axis="x", nbins=3)
     figure.supxlabel("step", fontsize=10)
     figure.supylabel(key.replace("test_", "held-out ").replace("_", " "), fontsize=10)
     return figure

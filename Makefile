@@ -56,7 +56,7 @@ train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
 
-# Hours on a CPU; Ctrl-C stops, the same command goes on. ARGS="selectors --only '*-seed0'", say.
+# Long on a CPU; Ctrl-C stops, the same command goes on. ARGS="selectors --only '*-seed0'", say.
 experiments: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.experiments $(ARGS)
 

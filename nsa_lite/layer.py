@@ -84,7 +84,8 @@ class NSAttention(nn.Module):
         if cache is not None:
             raw = extend_cache(cache, raw)
         short = self._compress(raw["compressed"], {} if cache is None else cache)
-        seen = x if self.selector is None or cache is None else append(cache, "x", x, dim=1)
+        keep_x = self.selector is not None and cache is not None  # it may read every input so far
+        seen = append(cache, "x", x, dim=1) if keep_x else x
         x, start = newest(x, start, last)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
@@ -100,7 +101,8 @@ class NSAttention(nn.Module):
         out_w = ops.window_attention(q, *raw["window"], window=c.window, start=start)
 
         gates = split_heads(self.gate(x).sigmoid(), c.heads)  # (B, H, T, 3)
-        gates = gates * gates.new_tensor([branch not in self.closed for branch in BRANCHES])
+        if self.closed:
+            gates = gates * gates.new_tensor([branch not in self.closed for branch in BRANCHES])
         outputs = (out_c, out_s, out_w)
         mixed = ops.gated_sum(gates, outputs)
         y = self.output(mixed.transpose(1, 2).flatten(2))

@@ -269,7 +269,8 @@ def draw_seeds(
             colour, dashes, _ = CURVES[each]
             ax.fill_between(step, values.min(0), values.max(0), color=colour, alpha=0.25, lw=0)
             ax.plot(step, values.mean(0), color=colour, linestyle=dashes, linewidth=1.6)
-        ax.set(title=name, ylim=(-0.03, 1.03))
+        ax.set(ylim=(-0.03, 1.03))
+        ax.set_title(name, fontsize=9)
     figure.supxlabel("step", fontsize=10)
     figure.supylabel(key.replace("test_", "held-out ").replace("_", " "), fontsize=10)
     return figure

@@ -45,3 +45,20 @@ def step_flops(attention: str) -> int:
         loss, _ = loss_and_accuracy(model(batch.tokens, last=last), batch.targets[:, -last:])
         (loss + model.auxiliary_loss()).backward()
     return counter.get_total_flops()
+
+
+def table(results: dict[str, list[list[dict]]]) -> str:
+    """One line an attention: accuracy and hit rate at the end, steps to 90% of each seed, cost.
+
+    The cost is step_flops as a share of NSA's.
+    """
+    nsa = step_flops("nsa")
+    lines = [f"{'rule':20} {'accuracy':20}  {'hit rate':8}  {'steps to .90':13} {'cost':>5}"]
+    for name, seeds in results.items():
+        accuracy = [records[-1]["test_accuracy"] for records in seeds]
+        hits = [records[-1]["hit_rate"] for records in seeds if "hit_rate" in records[-1]]
+        hit = f"{sum(hits) / len(hits):8.2f}" if hits else f"{'-':>8}"
+        to = "/".join(str(steps_to(records, 0.9) or "-") for records in seeds)
+        lines.append(f"{name:20} {sum(accuracy) / len(accuracy):.2f} ({min(accuracy):.2f} to "
+                     f"{max(accuracy):.2f})  {hit}  {to:13} {step_flops(name) / nsa:5.2f}")
+    return "\n".join(lines)

@@ -4,8 +4,6 @@ Each one scores blocks as the compressed branch does (Eq. 8-10), but with a quer
 phi that serve the choice alone. They differ in the teacher: where the gradient comes from.
 """
 
-from abc import abstractmethod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,10 +33,6 @@ class Indexer(nn.Module):
         self.key = nn.Linear(c.dim, c.kv_heads * c.head_dim, bias=False)
         self.phi = Phi(c.head_dim, c.block_size, c.stride, c.phi)
 
-    @abstractmethod
-    def forward(self, known: Known) -> Choice:
-        """Choose, and say what the training needs."""
-
     def importance(self, known: Known) -> Tensor:
         """Eq. 8-10 with the indexer's own query, key and phi."""
         c, x = self.config, known.x.detach()
@@ -52,6 +46,10 @@ class Indexer(nn.Module):
         sizes = (c.block_size, c.stride, c.select_block_size)
         return p @ overlap_in_strides(len(i), known.blocks, *sizes).to(p)
 
+    def logits(self, known: Known) -> Tensor:
+        """z, of which a softmax over the candidates gives each its share of the importance."""
+        return self.importance(known).clamp_min(SMALLEST).log()
+
 
 class BCEOverSoftmax(Indexer):
     """Teacher: the set that the true mass would choose, by binary cross-entropy on a softmax.
@@ -61,46 +59,40 @@ class BCEOverSoftmax(Indexer):
     """
 
     def forward(self, known: Known) -> Choice:
-        score = self.importance(known)
-        size = known.config.select_block_size
+        z, size = self.logits(known), self.config.select_block_size
         target = known.chosen(known.best(block_mass(known.q, known.k_raw, size, known.start)))
-        loss = bce_over_softmax(score.clamp_min(SMALLEST).log(), target, known.candidates())
-        return Choice(known.best(score), loss=mean_where_it_matters(known, loss))
+        loss = bce_over_softmax(z, target, known.candidates())
+        return Choice(known.best(z), loss=mean_where_it_matters(known, loss))
 
 
 class KLToTrueMass(Indexer):
     """Teacher: dense attention pooled over blocks, by KL divergence (section 6.1; DSA)."""
 
     def forward(self, known: Known) -> Choice:
-        score = self.importance(known)
-        mass = block_mass(known.q, known.k_raw, known.config.select_block_size, known.start)
-        loss = kl_to_mass(score.clamp_min(SMALLEST).log(), mass, known.candidates())
-        return Choice(known.best(score), loss=mean_where_it_matters(known, loss))
+        z, size = self.logits(known), self.config.select_block_size
+        mass = block_mass(known.q, known.k_raw, size, known.start)
+        loss = kl_to_mass(z, mass, known.candidates())
+        return Choice(known.best(z), loss=mean_where_it_matters(known, loss))
 
 
 class StraightThrough(Indexer):
     """Teacher: the task, through keys scaled by 1 + s - sg(s) (Bengio et al., 1308.3432)."""
 
     def forward(self, known: Known) -> Choice:
-        z = self.importance(known).clamp_min(SMALLEST).log()
-        share, _ = masked_softmax(z, known.candidates())
+        share, _ = masked_softmax(self.logits(known), known.candidates())
         ids = known.best(share)
         return Choice(ids, weight=straight_through(ids, share))
 
 
-class GumbelTopK(Indexer):
+class GumbelTopK(StraightThrough):
     """Teacher: the task, as in StraightThrough; in training the choice is a draw, not the best.
 
-    Gumbel noise on log s makes the best n a sample without replacement (Kool et al., 1903.06059).
+    Gumbel noise on z makes the best n a sample without replacement (Kool et al., 1903.06059).
     """
 
-    def forward(self, known: Known) -> Choice:
-        z = self.importance(known).clamp_min(SMALLEST).log()
-        if known.training:
-            z = z - torch.empty_like(z).exponential_().log()
-        share, _ = masked_softmax(z, known.candidates())
-        ids = known.best(share)
-        return Choice(ids, weight=straight_through(ids, share))
+    def logits(self, known: Known) -> Tensor:
+        z = super().logits(known)
+        return z - torch.empty_like(z).exponential_().log() if known.training else z
 
 
 def bce_over_softmax(z: Tensor, target: Tensor, candidates: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from nsa_lite import experiments, train
+from nsa_lite import experiments, selector_runs, train
 from nsa_lite.experiments import EXPERIMENTS, Run, do, main, recorded, runs_of, training_run
 
 QUICK = dict(batch_size=2, threads=1, steps=20)
@@ -95,3 +95,30 @@ def test_an_unknown_experiment_is_named(capsys):
 def test_each_experiment_lists_runs_of_different_names(name):
     names = [run.name for run in runs_of(name)]
     assert names and len(set(names)) == len(names)
+
+
+def evaluations(*accuracies):
+    return [{"step": 50 * (i + 1), "test_accuracy": a, "hit_rate": a / 2}
+            for i, a in enumerate(accuracies)]
+
+
+def test_steps_to_an_accuracy_is_the_first_evaluation_that_has_it():
+    assert selector_runs.steps_to(evaluations(0.2, 0.9, 0.8, 0.95), 0.9) == 100
+    assert selector_runs.steps_to(evaluations(0.2, 0.89), 0.9) is None
+
+
+def test_the_table_by_hand():
+    header, line = selector_runs.table(
+        {"nsa": [evaluations(0.95, 1.0), evaluations(0.1, 0.6)]}).splitlines()
+    assert header.split() == ["rule", "accuracy", "hit", "rate", "steps", "to", ".90", "cost"]
+    assert line.split() == ["nsa", "0.80", "(0.60", "to", "1.00)", "0.40", "50/-", "1.00"]
+
+
+def test_a_steps_operations_are_three_times_its_forwards_and_the_indexer_adds_to_them():
+    """Dense, by hand: 2 operations a multiplication, and twice the forward's in the backward."""
+    batch, tokens, asked, dim, heads, width, value = 32, 104, 16, 64, 4, 32, 14
+    project = tokens * dim * (width + value) + asked * dim * heads * width
+    attend = asked * heads * tokens * (width + value)
+    mix = asked * (heads * value * dim + 2 * dim * 4 * dim + dim * 130)
+    assert selector_runs.step_flops("dense") == 3 * 2 * batch * (project + attend + mix)
+    assert selector_runs.step_flops("nsa-kl") > 1.1 * selector_runs.step_flops("nsa")

@@ -364,7 +364,7 @@ STEPS = [
           "a block is compressed at every token"),
     Wrong("a block is read one token late", step(late=True), "query 3 ends a block"),
     Wrong("one pair of keys for both", step(whose=(1, 1)), "reads the window's keys and values"),
-    Wrong("keys crossed", step(whose=(1, 0)), "reads the compressed branch's keys and values"),
+    Wrong("keys crossed", step(whose=(1, 0)), "keys and values"),
     Wrong("no gates", step(gate=no_gates), "added without their gates"),
     Wrong("gates crossed", step(gate=lambda gates: gates.flip(0)), "the other one's gate"),
     Wrong("keeps every raw token", step(tail=lambda l: None), "the cache holds"),

@@ -424,7 +424,7 @@ def layer_in_double(x, p, sizes):
 
 
 def wire(keys=lambda b: b, values=lambda b: b, bend=F.gelu, gate_bend=F.gelu, gate=torch.sigmoid,
-         phi_v="phi_v", position=1.0, gate_of_query=False, columns=None):
+         phi_v="phi_v", position=1.0, gate_of_query=False, columns=None, num_local=1):
     """The right answer with one step changed: it rewires the weights before the layer runs."""
     def answer(x, p, sizes):
         heads = p["query"].shape[1] // p["keys"]["window"].shape[1]
@@ -439,8 +439,8 @@ def wire(keys=lambda b: b, values=lambda b: b, bend=F.gelu, gate_bend=F.gelu, ga
         s = dict(block_size=sizes["block_size"], stride=sizes["stride"])
         out_c, lse = nsa_lite.compressed_attention(q, *short, **s)
         l_sel = sizes["select_block_size"]
-        ids = nsa_lite.select_blocks(q, short[0], lse, **s, select_block_size=l_sel, num_local=1,
-                                     num_selected=sizes["num_selected"])
+        ids = nsa_lite.select_blocks(q, short[0], lse, **s, select_block_size=l_sel,
+                                     num_selected=sizes["num_selected"], num_local=num_local)
         raw = {b: ((x @ k[b])[None, None], (x @ v[b])[None, None]) for b in BRANCHES}
         out_s = nsa_lite.selected_attention(q, *raw["selected"], ids, select_block_size=l_sel)
         out_w = nsa_lite.window_attention(q, *raw["window"], window=sizes["window"])
@@ -466,6 +466,7 @@ LAYERS = [
     Wrong("own keys, shared values", wire(values=lambda b: "selected"),
           "all branches read the selected branch's values"),
     Wrong("two branches crossed", wire(keys=swap, values=swap), "read each other's"),
+    Wrong("two local blocks", wire(num_local=2), "two local blocks are forced"),
     Wrong("no position encoding", wire(position=0.0), "phi has no position encoding"),
     Wrong("a linear phi", wire(bend=lambda z: z), "phi is linear"),
     Wrong("relu", wire(bend=F.relu), "phi bends with relu"),

@@ -303,7 +303,7 @@ def weights(generator: torch.Generator, dim=8, heads=2, width=4) -> dict:
 
 def forward(ops, x, p, *, keys=BRANCHES, values=BRANCHES, bend=F.gelu, gate_bend=F.gelu,
             position=True, phi_of_values="phi_v", gate_from=None, gate=torch.sigmoid,
-            head_first=True, ids_of=None):
+            head_first=True, num_local=1):
     """The layer with the operations of `ops`, and some mistakes by keyword; (H, T, D)."""
     width = p["keys"]["window"].shape[1]
     q = (x @ p["query"]).unflatten(1, (-1, width)).transpose(0, 1)[None]
@@ -312,7 +312,7 @@ def forward(ops, x, p, *, keys=BRANCHES, values=BRANCHES, bend=F.gelu, gate_bend
     short_k = _phi(k[0][0, 0], p["phi_k"], bend, position)[None, None]
     short_v = _phi(v[0][0, 0], p[phi_of_values], bend, position)[None, None]
     out_c, lse = ops.compressed_attention(q, short_k, short_v, **BLOCKS)
-    ids = ops.select_blocks(q, short_k, lse, **BLOCKS, **SELECT, num_local=1)
+    ids = ops.select_blocks(q, short_k, lse, **BLOCKS, **SELECT, num_local=num_local)
     out_s = ops.selected_attention(q, k[1], v[1], ids, select_block_size=2)
     out_w = ops.window_attention(q, k[2], v[2], window=SIZES["window"])
     hidden = gate_bend((x if gate_from is None else gate_from(q)) @ p["gate"]["first"])
@@ -373,6 +373,7 @@ def explain_layer(got, expected, x, p, sizes):
     known |= {
         "the compressed and the selected branch read each other's keys and values":
             dict(keys=crossed, values=crossed),
+        "two local blocks are forced, and one was asked for": dict(num_local=2),
         "phi has no position encoding": dict(position=False),
         "phi is linear: nothing bends between its two matrices": dict(bend=linear),
         "phi bends with relu, and the layer uses gelu": dict(bend=F.relu),

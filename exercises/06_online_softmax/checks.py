@@ -120,6 +120,8 @@ def explain_merge(got, expected, out_a, lse_a, out_b, lse_b):
             return f"query {t} sees nothing in either part, and its output is not 0"
         if both[t] and lse[t] != -torch.inf:
             return f"query {t} sees nothing in either part, and its lse is {float(lse[t]):.4g}"
+        if lse[t] == -torch.inf and not both[t] and lse_a[t] == -torch.inf:
+            return f"query {t}: lse is -inf, although part b saw keys"
         if not out[t].isfinite().all() or (not lse[t].isfinite() and not both[t]):
             return (f"query {t} is not finite: exp of a large lse overflows, and of a very "
                     "negative one it is 0")
@@ -225,8 +227,9 @@ def explain_tiles(got, expected, scores, v, width):
             return f"row {t}: m is -inf at the end, although it has scores"
         if not hidden[t].all() and not alive[t]:
             after = " after a tile of which it saw nothing" if hidden[t, 0] else ""
-            return (f"row {t}: total is 0, although it has scores{after}: does what you subtract "
-                    "before exp lie far above them?")
+            far = scores[scores.isfinite()].abs().max() > 80  # exp(-80) is nearly nothing
+            why = ": does what you subtract before exp lie far above them?" if far else ""
+            return f"row {t}: total is 0, although it has scores{after}{why}"
         if not mean[t].isfinite().all() or lse[t] == torch.inf:
             return f"row {t} is not finite: exp of a large number overflows"
     known = {

@@ -94,7 +94,7 @@ def test_the_bigram_baseline_lies_between_nothing_and_a_good_model():
     [
         (lambda: Recall(stages=(2, 9)), "no block holds more facts than block = 8"),
         (lambda: Recall(keys=10), "keys = 10: must be at least 64: no key repeats"),
-        (lambda: Recall(questions=17), "questions = 17: must not exceed the facts"),
+        (lambda: Recall(questions=17), "questions = 17: must not exceed 16, the facts"),
         (lambda: Needle(length=1), "length = 1: must be at least 2"),
         (lambda: library_bytes("test"), "split = 'test': train or validation"),
     ],

@@ -1,6 +1,7 @@
 """The exercises in real nbgrader: the same student notebooks, and marks that follow the checks."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -38,7 +39,16 @@ def solution_cells(number: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def course(tmp_path_factory):
+def found():
+    """What nbgrader starts by name is found: alembic, and in the notebooks our own modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(release.ROOT))
+        yield
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory, found):
     """A copy of the course in nbgrader's folders, and nbgrader's own interface to it."""
     from nbgrader.apps import NbGraderAPI
     from traitlets.config import Config

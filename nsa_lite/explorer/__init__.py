@@ -1,4 +1,4 @@
-"""Look at what a trace selected: in a notebook, in a page of its own, as a picture, as a sentence."""
+"""Look at what a trace selected: in a notebook, in one HTML page, as a picture or a sentence."""
 
 try:
     import anywidget  # noqa: F401

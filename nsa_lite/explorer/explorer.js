@@ -36,8 +36,12 @@ class Trace {
     this.length = facts.start + facts.queries; // tokens
     this.layers = facts.by_score[0].length;
     this.group_size = this.heads / this.kv_heads; // R
+    this.tokens = facts.tokens.map(visible);
+    this.longest = Math.max(1, ...this.tokens.map((token) => token.length));
     this.chosenBytes = facts.arrays.chosen.shape.at(-1);
     [this.parts, , this.compressed] = facts.arrays.p?.shape.slice(-3) ?? [0, 0, 0]; // R or 1, T, N
+    this.asked = [...arrays.answer_at.keys()].filter((q) => arrays.answer_at[q] >= 0)
+      .map((q) => q + this.first); // the queries that look for an answer
   }
 
   layer(view) {
@@ -139,14 +143,8 @@ class Trace {
     return Math.floor(this.arrays.answer_at[t - this.first] / this.select_block_size);
   }
 
-  answersFound(view) { // [selected ones, all]
-    let found = 0, asked = 0;
-    for (let t = this.first; t < this.length; t++) {
-      if (this.answerBlock(t) < 0) continue;
-      asked++;
-      found += this.selected(view, t).includes(this.answerBlock(t));
-    }
-    return [found, asked];
+  answersFound(view) {
+    return this.asked.filter((t) => this.selected(view, t).includes(this.answerBlock(t))).length;
   }
 }
 
@@ -161,7 +159,7 @@ function remarks(trace, view, t) {
   const score = (j) => trace.score(view, t, j).toPrecision(3);
   if (trace.byScore(view) && last !== undefined && next !== undefined) {
     const margin = (trace.score(view, t, last) - trace.score(view, t, next)).toPrecision(2);
-    lines.push(`last score in: ${score(last)} (block ${last}); first out: ${score(next)} (block ${next}); margin ${margin}`);
+    lines.push(`lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} (block ${next}); margin ${margin}`);
   } else if (trace.byScore(view)) {
     lines.push(next === undefined ? "no block is left out" : "only forced blocks are selected");
   } else {
@@ -272,9 +270,7 @@ function drawMap(canvas, trace, view, t, cache) {
   const y = (q) => top + ((q - trace.first + 0.5) * place.height) / queries;
   text(ctx, "queries down, blocks across", left, 10);
   for (const q of [trace.first, trace.length - 1]) text(ctx, q, left - 4, clamp(y(q), top + 6, top + place.height - 6), "right");
-  for (let q = trace.first; q < trace.length; q++) {
-    if (trace.answerBlock(q) >= 0) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
-  }
+  for (const q of trace.asked) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
   for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
     ctx.strokeStyle = colour;
     ctx.lineWidth = thick;
@@ -300,12 +296,11 @@ function ring(ctx, x, y, radius) {
 
 // The tokens that the strip shows: all of them, or fewer around the block in focus.
 function stretch(trace, view, width) {
-  const longest = Math.max(1, ...trace.facts.tokens.map((token) => visible(token).length));
-  const fewest = Math.min(trace.length, Math.max(4, width / (8 * longest + 6)));
+  const fewest = Math.min(trace.length, Math.max(4, width / (8 * trace.longest + 6)));
   const count = trace.length * (fewest / trace.length) ** (view.zoom / 100);
   const middle = (view.focus + 0.5) * trace.select_block_size;
   const first = clamp(middle - count / 2, 0, trace.length - count);
-  return { first, count, readable: width / count >= 7.5 * longest };
+  return { first, count, readable: width / count >= 7.5 * trace.longest };
 }
 
 // Where the rows of the strip begin, and their heights, in pixels.
@@ -338,12 +333,12 @@ function drawStrip(canvas, trace, view, t) {
   ctx.lineTo(x(t + 0.5), ROWS.tokens[0] + 2);
   ctx.stroke();
   if (trace.answerBlock(t) >= 0) ring(ctx, x((trace.answerBlock(t) + 0.5) * size), ROWS.blocks[0] + 12, 5);
-  if (!readable) return;
+  if (!readable) return text(ctx, "zoom in to read the tokens", 2, ROWS.tokens[0] + 11);
   for (let s = Math.floor(first); s < Math.min(trace.length, first + count); s++) {
     ctx.strokeStyle = "#DDDDDD";
     ctx.lineWidth = 1;
     ctx.strokeRect(x(s), ...[ROWS.tokens[0], wide(1), ROWS.tokens[1]]);
-    text(ctx, visible(trace.facts.tokens[s]), x(s + 0.5), ROWS.tokens[0] + 11, "center");
+    text(ctx, trace.tokens[s], x(s + 0.5), ROWS.tokens[0] + 11, "center");
   }
 }
 
@@ -522,7 +517,9 @@ class Explorer {
     this.resized = new ResizeObserver(() => this.redraw());
     this.resized.observe(this.root);
     this.follow = () => {
+      const follows = this.view.focus === this.trace.begun(this.view.query) - 1; // on the own block
       for (const name of CHOICES) this.view[name] = this.model.get(name);
+      if (follows) this.view.focus = this.trace.begun(this.view.query) - 1;
       this.changed();
     };
     for (const name of CHOICES) this.model.on(`change:${name}`, this.follow);
@@ -607,9 +604,9 @@ class Explorer {
     parts.sentence.textContent = trace.describe(view, t);
     parts.remarks.replaceChildren(...remarks(trace, view, t).map((line) => element("li", line)));
     const size = trace.select_block_size, from = view.focus * size, to = Math.min(trace.length, from + size);
-    const tokens = trace.facts.tokens.slice(from, to).map(visible);
+    const tokens = trace.tokens.slice(from, to);
     parts.reader.textContent = `block ${view.focus}, tokens ${range(from, to - 1)}: ` +
-      tokens.join(tokens.some((token) => token.length > 1) ? " " : "");
+      tokens.join(trace.longest > 1 ? " " : "");
     for (const name in controls) controls[name].show(view[name]);
     if (controls.checkpoint) controls.checkpoint.show(view.checkpoint, this.checkpointWords());
     controls.n.input.disabled = !trace.byScore(view);
@@ -620,9 +617,9 @@ class Explorer {
   }
 
   checkpointWords() {
-    const [found, asked] = this.trace.answersFound(this.view);
-    const words = this.trace.facts.checkpoints[this.view.checkpoint];
-    return asked ? `${words}: ${found} of ${asked} answers' blocks selected` : words;
+    const { trace, view } = this, words = trace.facts.checkpoints[view.checkpoint];
+    if (!trace.asked.length) return words;
+    return `${words}: ${trace.answersFound(view)} of ${trace.asked.length} answers' blocks selected`;
   }
 
   close() {
@@ -659,7 +656,6 @@ function pageModel(values) {
   };
 }
 
-// eslint-disable-next-line no-unused-vars
 function openPage() {
   const read = (id) => document.getElementById(id).textContent;
   const data = Uint8Array.from(atob(read("data")), (letter) => letter.charCodeAt(0));

@@ -57,6 +57,9 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
         ax.plot(answer + 0.5, 1.12 * top, marker="v", color="black", clip_on=False)
     ax.set(xlim=(0, sequence.blocks), ylim=(-0.55 * top, 1.2 * top))
     ax.spines["bottom"].set_visible(False)
+    step = -(-sequence.blocks // 8)
+    ids = range(0, sequence.blocks, step)
+    ax.set_xticks([j + 0.5 for j in ids], ids)
     ax.set_yticks([0, top], ["0", f"{top:.2g}"])
     ax.set_title(_title(sequence, chosen, t), fontsize=10)
 

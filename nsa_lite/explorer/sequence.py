@@ -197,9 +197,9 @@ def _answers(answer_at: Tensor | None, queries: int, start: int) -> Tensor:
     answer_at = torch.as_tensor(answer_at).cpu()
     require(answer_at.shape == (queries,), "answer_at.shape", tuple(answer_at.shape),
             f"must be (T,) = ({queries},)")
-    now = torch.arange(start, start + queries)
-    require(bool(((answer_at >= -1) & (answer_at <= now)).all()), "answer_at",
-            answer_at.tolist(), "each must be -1 or a position up to its query")
+    for query, position in enumerate(answer_at.tolist(), start):
+        require(-1 <= position <= query, f"answer_at of query {query}", position,
+                "must be -1 or a position up to the query's own")
     return answer_at.long()
 
 

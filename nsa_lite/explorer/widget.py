@@ -60,7 +60,8 @@ class SelectionExplorer(anywidget.AnyWidget):
             require(len(labels) > 0, "text", repr(text), "must hold at least one byte")
             tokens = torch.tensor(list(labels))
         else:
-            tokens, labels = text, [" ".join(map(str, x)) for x in text.view(len(text), -1).tolist()]
+            tokens, symbols = text, text.view(len(text), -1).tolist()
+            labels = [" ".join(map(str, at)) for at in symbols]
         with torch.no_grad():
             traces = model(tokens[None].to(model.embedding.weight.device), return_traces=True)[1]
         return cls(traces, labels)

@@ -20,6 +20,7 @@ from nsa_lite.explorer import save_traces
 from nsa_lite.explorer.sequence import TracedSequence
 from nsa_lite.model import DecoderLM
 from nsa_lite.tasks import Recall
+from nsa_lite.text import Text
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/selection")
@@ -29,7 +30,7 @@ KEPT = {  # steps at which we look; 0 is the untrained model
 }
 CHANGES = {"recall": {}, "text": {"batch_size": 2}}  # to the trainer's own settings
 # The text is our own source, which no model has trained on: a part of nsa_lite/checks.py.
-TEXT = (HERE.parents[1] / "nsa_lite/checks.py", "def require_alike", 640)
+TEXT = (HERE.parents[1] / "nsa_lite/checks.py", "def require_float_tensor", 640)
 
 
 def train_and_keep(config: train.TrainConfig) -> dict[int, dict]:
@@ -75,6 +76,41 @@ def sequence_of(task: str) -> tuple[Tensor, list[str], Tensor | None]:
     return batch.tokens[:1], labels, batch.answer_at[0]
 
 
+def brackets(text: str) -> list[tuple[int, int]]:
+    """(opening, closing) position of each pair of brackets."""
+    open_ones, pairs = [], []
+    for t, letter in enumerate(text):
+        if letter in "([{":
+            open_ones.append(t)
+        elif letter in ")]}" and open_ones:
+            pairs.append((open_ones.pop(), t))
+    return pairs
+
+
+@torch.no_grad()
+def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, list]:
+    """How often a closing bracket selects its opening one's block, in held-out library source.
+
+    Counted for pairs whose opening bracket lies in no forced block and outside the window; by
+    layer, beside the share that random free blocks would hit.
+    """
+    c, hits, chance = model.config.nsa, [], []
+    for seed in range(passages):
+        tokens = Text().batch(1, seed, split="validation").tokens
+        traces = model(tokens, return_traces=True)[1]
+        for s, t in brackets("".join(map(chr, tokens[0].tolist()))):
+            block, own = s // c.select_block_size, t // c.select_block_size
+            free = c.num_selected - c.num_initial - c.num_local
+            legal = own + 1 - c.num_initial - c.num_local
+            if t - s < c.window or not c.num_initial <= block <= own - c.num_local or legal <= free:
+                continue
+            hits.append([bool((trace.ids[0, :, t] == block).any()) for trace in traces])
+            chance.append(free / legal)
+    count = len(hits)
+    return {"pairs": count, "hit_rate": [round(sum(x) / count, 4) for x in zip(*hits, strict=True)],
+            "chance": round(sum(chance) / count, 4)}
+
+
 def main(task: str) -> None:
     steps = KEPT[task]
     config = train.TrainConfig.preset(task, "nsa", threads=1, steps=steps[-1], **CHANGES[task])
@@ -88,6 +124,9 @@ def main(task: str) -> None:
         "torch": torch.__version__, "layers": config.layers, "batch_size": config.batch_size,
         "held_out": {f"step {step}": result for step, result in results.items()},
     }
+    if task == "text":
+        about["brackets"] = {name: bracket_hits(model_at(config, step)) for name, step in
+                             {"untrained": 0, "trained": steps[-1]}.items()}
     save_traces(HERE / f"selection_{task}.npz", TracedSequence(traces, labels, answer_at), about)
 
 

@@ -21,12 +21,20 @@ const LOOKS = {
 async function openTrace(facts, bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
-  const types = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
+  const types = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array };
   const arrays = {};
   for (const [name, { type, shape, begins }] of Object.entries(facts.arrays)) {
-    arrays[name] = new types[type](buffer, begins, shape.reduce((a, b) => a * b, 1));
+    const count = shape.reduce((a, b) => a * b, 1);
+    arrays[name] = type === "uint16" ? joinBytes(new Uint8Array(buffer, begins, 2 * count))
+      : new types[type](buffer, begins, count);
   }
   return new Trace(facts, arrays);
+}
+
+function joinBytes(bytes) { // all low bytes, then all high ones
+  const count = bytes.length / 2, joined = new Uint16Array(count);
+  for (let k = 0; k < count; k++) joined[k] = bytes[k] | (bytes[count + k] << 8);
+  return joined;
 }
 
 class Trace {

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from nsa_lite import plots
 from nsa_lite.blocks import num_select_blocks
@@ -69,3 +70,41 @@ def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:
     answer = sequence.answer_block(t)
     asks = "" if answer is None else f"; answer in {answer}"
     return f"query {t}: {shown or 'nothing selected'}{asks}"
+
+
+def draw_tokens(sequence: TracedSequence, place: Place, t: int, columns: int = 84) -> Figure:
+    """The tokens of a text in lines, each underlined by how query t reads its block.
+
+    A box marks the query. Tokens must be single characters; a longer line goes on in the next.
+    """
+    chosen, forced, c = sequence.selected(place, t), sequence.forced(t), sequence.config
+    with plt.rc_context():
+        plots.use_style()
+        where = _positions(sequence.tokens, columns)
+        rows = where[-1][1] + 1
+        figure, ax = plt.subplots(figsize=(plots.WIDTH, 0.5 + 0.24 * rows))
+        for s, (x, y) in enumerate(where):
+            j = s // c.select_block_size
+            kind = ("masked" if s > t else "forced" if j in forced else "selected" if j in chosen
+                    else "window" if s > t - c.window else "unused")
+            ax.add_patch(Rectangle((x, y + 0.7), 1, 0.3, facecolor=plots.COLOURS[kind], linewidth=0,
+                                   edgecolor="white", hatch=plots.HATCHES.get(kind)))
+            ax.text(x + 0.5, y + 0.4, sequence.tokens[s].strip(), ha="center", va="center",
+                    family="monospace", fontsize=9)
+        ax.add_patch(Rectangle(where[t], 1, 0.7, facecolor="none", edgecolor="black", linewidth=2))
+        ax.set(xlim=(0, columns), ylim=(rows, 0))
+        ax.axis("off")
+        plots.legend(figure, ["forced", "selected", "window", "unused", "masked"])
+        figure.canvas.draw()
+    return figure
+
+
+def _positions(tokens: list[str], columns: int) -> list[tuple[int, int]]:
+    """Column and row of each character; a line end stands at the end of its own line."""
+    places, x, y = [], 0, 0
+    for token in tokens:
+        if x == columns:
+            x, y = 0, y + 1
+        places.append((x, y))
+        x, y = (0, y + 1) if token == "\n" else (x + 1, y)
+    return places

@@ -8,6 +8,7 @@ import anywidget
 import matplotlib.pyplot as plt
 import torch
 import traitlets
+from PIL import Image
 from torch import Tensor
 
 from nsa_lite.checks import require
@@ -87,13 +88,14 @@ class SelectionExplorer(anywidget.AnyWidget):
         return self.sequence.selected(self.place, self.query if t is None else t)
 
     def picture(self) -> bytes:
-        """The query that is shown and three more, as a PNG."""
-        buffer = io.BytesIO()
+        """The query that is shown and three more, as a PNG of few colours: notebooks keep it."""
+        drawn, small = io.BytesIO(), io.BytesIO()
         queries = four_queries(self.sequence, self.query)
         figure = draw_queries(self.sequence, self.place, queries)
-        figure.savefig(buffer, format="png", dpi=96)
+        figure.savefig(drawn, format="png", dpi=96)
         plt.close(figure)
-        return buffer.getvalue()
+        Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+        return small.getvalue()
 
     def save_html(self, path: str | Path, title: str = "What a query selects") -> Path:
         """Write one page that shows the same offline, without Jupyter, in less than 2 MB.

@@ -448,13 +448,20 @@ function element(tag, inside = "", attributes = {}) {
 
 // A labelled range; its number stands beside it.
 function slider(parent, name, [low, high], changed) {
-  const label = element("label", `${name} `), input = element("input", "", { type: "range", min: low, max: high });
+  const label = element("label", `${name} `), input = element("input", "", { type: "range", min: low, max: high, "aria-label": name });
   const output = element("output");
   input.disabled = low === high;
   input.addEventListener("input", () => changed(Number(input.value)));
   label.append(input, output);
   parent.append(label);
-  return { input, show(value, words = value) { input.value = value; output.textContent = words; } };
+  return {
+    input,
+    show(value, words = value) {
+      input.value = value;
+      input.setAttribute("aria-valuetext", words);
+      output.textContent = words;
+    },
+  };
 }
 
 function legend(parent) {
@@ -618,7 +625,7 @@ class Explorer {
     for (const name in controls) controls[name].show(view[name]);
     if (controls.checkpoint) controls.checkpoint.show(view.checkpoint, this.checkpointWords());
     controls.n.input.disabled = !trace.byScore(view);
-    this.zoom.show(view.zoom, "");
+    this.zoom.show(view.zoom, `${view.zoom} %`);
     const [low, high] = trace.facts.ranges.query;
     aria(this.map, low, high, view.query, trace.describe(view, view.query));
     aria(this.strip, 0, trace.facts.blocks - 1, view.focus, parts.reader.textContent);

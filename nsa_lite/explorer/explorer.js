@@ -483,13 +483,15 @@ class Explorer {
     Object.assign(this, { root, trace, model, cache: {}, hovered: null, timer: null });
     this.view = { zoom: 0, focus: 0 };
     root.className = "nsa-explorer";
-    root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves our keys to us
     root.innerHTML = LAYOUT;
     const find = (name) => root.querySelector(`.nsa-${name}`);
     Object.assign(this, { map: find("map"), strip: find("strip"), gates: find("gates") });
     this.parts = { sentence: find("sentence"), spoken: find("spoken"), remarks: find("remarks"), reader: find("reader") };
     legend(find("legend"));
     this.makeControls(find("controls"));
+    for (const part of root.querySelectorAll("canvas, input, button")) {
+      part.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves its keys to it
+    }
     this.listen();
     for (const name of CHOICES) this.view[name] = model.get(name);
     this.view.focus = trace.begun(this.view.query) - 1;

@@ -91,10 +91,11 @@ def brackets(text: str) -> list[tuple[int, int]]:
 def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, list]:
     """How often a closing bracket selects its opening one's block, in held-out library source.
 
-    Counted for pairs whose opening bracket lies in no forced block and outside the window; by
-    layer, beside the share that random free blocks would hit.
+    Counted for pairs whose opening bracket lies in no forced block and outside the window, by
+    layer. Beside it what random free blocks would hit, and how often the other queries of the
+    stretch select the block that lies as far back: a model may just like that distance.
     """
-    c, hits, chance = model.config.nsa, [], []
+    c, hits, elsewhere, chance = model.config.nsa, [], [], []
     for seed in range(passages):
         tokens = Text().batch(1, seed, split="validation").tokens
         traces = model(tokens, return_traces=True)[1]
@@ -105,10 +106,18 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, list]:
             if t - s < c.window or not c.num_initial <= block <= own - c.num_local or legal <= free:
                 continue
             hits.append([bool((trace.ids[0, :, t] == block).any()) for trace in traces])
+            now = torch.arange((own - block + c.num_initial) * c.select_block_size, Text.length)
+            now = now[now >= (c.num_selected + 1) * c.select_block_size]  # a choice to make
+            back = now // c.select_block_size - (own - block)
+            elsewhere.append([float((trace.ids[0, 0, now] == back[:, None]).any(1).float().mean())
+                              for trace in traces])
             chance.append(free / legal)
-    count = len(hits)
-    return {"pairs": count, "hit_rate": [round(sum(x) / count, 4) for x in zip(*hits, strict=True)],
-            "chance": round(sum(chance) / count, 4)}
+
+    def mean(columns: list[list[float]]) -> list[float]:
+        return [round(sum(x) / len(x), 4) for x in zip(*columns, strict=True)]
+
+    return {"pairs": len(hits), "hit_rate": mean(hits), "same_distance": mean(elsewhere),
+            "chance": round(sum(chance) / len(chance), 4)}
 
 
 def main(task: str) -> None:

@@ -167,7 +167,8 @@ function remarks(trace, view, t) {
   const score = (j) => trace.score(view, t, j).toPrecision(3);
   if (trace.byScore(view) && last !== undefined && next !== undefined) {
     const margin = (trace.score(view, t, last) - trace.score(view, t, next)).toPrecision(2);
-    lines.push(`lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} (block ${next}); margin ${margin}`);
+    lines.push(`lowest score selected: ${score(last)} (block ${last}); ` +
+      `next: ${score(next)} (block ${next}); margin ${margin}`);
   } else if (trace.byScore(view)) {
     lines.push(next === undefined ? "no block is left out" : "only forced blocks are selected");
   } else {
@@ -175,16 +176,19 @@ function remarks(trace, view, t) {
   }
   if (t > trace.first && now.length) {
     const before = trace.selected(view, t - 1), shared = now.filter((j) => before.includes(j));
-    lines.push(`overlap with query ${t - 1}: ${Math.round((100 * shared.length) / now.length)} % of the blocks`);
+    const percent = Math.round((100 * shared.length) / now.length);
+    lines.push(`overlap with query ${t - 1}: ${percent} % of the blocks`);
   }
   if (view.n !== trace.num_selected && trace.byScore(view)) {
     const own = trace.selected(view, t, trace.num_selected);
-    lines.push(`n = ${view.n} for ${trace.num_selected}: blocks ${list(own.filter((j) => !now.includes(j)))} drop out, ` +
-      `${list(now.filter((j) => !own.includes(j)))} come in`);
+    const out = list(own.filter((j) => !now.includes(j))), into = list(now.filter((j) => !own.includes(j)));
+    lines.push(`n = ${view.n} for ${trace.num_selected}: blocks ${out} drop out, ${into} come in`);
   }
   const answer = trace.answerBlock(t);
-  if (answer >= 0) lines.push(`answer in block ${answer}: ${now.includes(answer) ? "selected" : "not selected"}`);
-  const bad = Array.from({ length: trace.begun(t) }, (_, j) => j).filter((j) => Number.isNaN(trace.score(view, t, j)));
+  const found = now.includes(answer) ? "selected" : "not selected";
+  if (answer >= 0) lines.push(`answer in block ${answer}: ${found}`);
+  const begun = [...Array(trace.begun(t)).keys()];
+  const bad = begun.filter((j) => Number.isNaN(trace.score(view, t, j)));
   if (bad.length) lines.push(`scores of blocks ${list(bad)} are NaN; the layer counts them as 0`);
   return lines;
 }
@@ -277,17 +281,15 @@ function drawMap(canvas, trace, view, t, cache) {
   const x = (j) => left + ((j + 0.5) * place.width) / blocks;
   const y = (q) => top + ((q - trace.first + 0.5) * place.height) / queries;
   text(ctx, "queries down, blocks across", left, 10);
-  for (const q of [trace.first, trace.length - 1]) text(ctx, q, left - 4, clamp(y(q), top + 6, top + place.height - 6), "right");
+  for (const q of [trace.first, trace.length - 1]) {
+    text(ctx, q, left - 4, clamp(y(q), top + 6, top + place.height - 6), "right");
+  }
   for (const q of trace.asked) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
   for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
     ctx.strokeStyle = colour;
     ctx.lineWidth = thick;
-    ctx.beginPath();
-    ctx.moveTo(left - 4, y(t));
-    ctx.lineTo(left + place.width, y(t));
-    ctx.moveTo(x(view.focus), top - 4);
-    ctx.lineTo(x(view.focus), top + place.height);
-    ctx.stroke();
+    line(ctx, left - 4, y(t), left + place.width, y(t));
+    line(ctx, x(view.focus), top - 4, x(view.focus), top + place.height);
   }
 }
 
@@ -301,100 +303,114 @@ function ring(ctx, x, y, radius) {
   ctx.stroke();
 }
 
-
 // The tokens that the strip shows: all of them, or fewer around the block in focus.
 function stretch(trace, view, width) {
   const fewest = Math.min(trace.length, Math.max(4, width / (8 * trace.longest + 6)));
   const count = trace.length * (fewest / trace.length) ** (view.zoom / 100);
   const middle = (view.focus + 0.5) * trace.select_block_size;
   const first = clamp(middle - count / 2, 0, trace.length - count);
-  return { first, count, readable: width / count >= 7.5 * trace.longest };
+  return {
+    first, count, width,
+    readable: width / count >= 7.5 * trace.longest,
+    x: (token) => ((token - first) / count) * width,
+    wide: (tokens) => (tokens / count) * width,
+    shows: (token, tokens) => token + tokens > first && token < first + count,
+  };
 }
 
 // Where the rows of the strip begin, and their heights, in pixels.
-const ROWS = { p: [20, 58], importance: [100, 64], blocks: [168, 24], window: [196, 14], tokens: [214, 20] };
+const ROWS = { p: [20, 58], importance: [100, 64], blocks: [168, 24], window: [196, 14],
+  tokens: [214, 20], ids: [238, 12] };
 
 function drawStrip(canvas, trace, view, t) {
   const { ctx, width } = begin(canvas), size = trace.select_block_size;
-  const { first, count, readable } = stretch(trace, view, width);
-  const x = (token) => ((token - first) / count) * width, wide = (tokens) => (tokens / count) * width;
-  const shows = (token, tokens) => token + tokens > first && token < first + count;
-
+  const place = stretch(trace, view, width), { x, wide } = place;
+  const kinds = trace.kinds(view, t), own = trace.begun(t) - 1, answer = trace.answerBlock(t);
   ctx.fillStyle = "#FFF3C4"; // the block in focus, behind everything
   ctx.fillRect(x(view.focus * size), 14, wide(size), 238);
-  drawCompressed(ctx, trace, view, t, x, wide, shows);
-  const kinds = trace.kinds(view, t), own = trace.begun(t) - 1;
-  drawImportance(ctx, trace, view, t, kinds, x, wide, shows, width);
-  for (let j = 0; j < trace.facts.blocks; j++) {
-    const tokens = Math.min(size, trace.length - j * size);
-    if (!shows(j * size, tokens)) continue;
-    box(ctx, KINDS[kinds[j]], x(j * size), ROWS.blocks[0], wide(tokens), ROWS.blocks[1]);
-    if (wide(size) >= 20 || j % Math.ceil(20 / wide(size)) === 0) text(ctx, j, x((j + 0.5) * size), 244, "center");
-  }
+  drawCompressed(ctx, trace, view, t, place);
+  drawImportance(ctx, trace, view, t, kinds, place);
+  drawBlocks(ctx, trace, kinds, place);
   const begins = trace.windowStart(t);
   box(ctx, "window", x(begins), ROWS.window[0], wide(t + 1 - begins), ROWS.window[1]);
   ctx.strokeStyle = "#000000";
   ctx.lineWidth = 2;
   ctx.strokeRect(x(own * size), ROWS.blocks[0], wide(size), ROWS.blocks[1]); // the query's own block
+  line(ctx, x(t + 0.5), ROWS.blocks[0] - 3, x(t + 0.5), ROWS.tokens[0] + 2); // the query
+  if (answer >= 0) ring(ctx, x((answer + 0.5) * size), ROWS.blocks[0] + 12, 5);
+  drawTokens(ctx, trace, place);
+}
+
+function line(ctx, x0, y0, x1, y1) {
   ctx.beginPath();
-  ctx.moveTo(x(t + 0.5), ROWS.blocks[0] - 3);
-  ctx.lineTo(x(t + 0.5), ROWS.tokens[0] + 2);
+  ctx.moveTo(x0, y0);
+  ctx.lineTo(x1, y1);
   ctx.stroke();
-  if (trace.answerBlock(t) >= 0) ring(ctx, x((trace.answerBlock(t) + 0.5) * size), ROWS.blocks[0] + 12, 5);
-  if (!readable) return text(ctx, "zoom in to read the tokens", 2, ROWS.tokens[0] + 11);
+}
+
+function drawBlocks(ctx, trace, kinds, { x, wide, shows }) {
+  const size = trace.select_block_size, every = Math.ceil(20 / wide(size)); // ids need 20 pixels
+  for (let j = 0; j < trace.facts.blocks; j++) {
+    const tokens = Math.min(size, trace.length - j * size); // the last block may be cut short
+    if (!shows(j * size, tokens)) continue;
+    box(ctx, KINDS[kinds[j]], x(j * size), ROWS.blocks[0], wide(tokens), ROWS.blocks[1]);
+    if (j % every === 0) text(ctx, j, x((j + 0.5) * size), ROWS.ids[0] + 6, "center");
+  }
+}
+
+function drawTokens(ctx, trace, { first, count, readable, x, wide }) {
+  const [top, height] = ROWS.tokens;
+  if (!readable) return text(ctx, "zoom in to read the tokens", 2, top + 11);
+  ctx.strokeStyle = "#DDDDDD";
+  ctx.lineWidth = 1;
   for (let s = Math.floor(first); s < Math.min(trace.length, first + count); s++) {
-    ctx.strokeStyle = "#DDDDDD";
-    ctx.lineWidth = 1;
-    ctx.strokeRect(x(s), ...[ROWS.tokens[0], wide(1), ROWS.tokens[1]]);
-    text(ctx, trace.tokens[s], x(s + 0.5), ROWS.tokens[0] + 11, "center");
+    ctx.strokeRect(x(s), top, wide(1), height);
+    text(ctx, trace.tokens[s], x(s + 0.5), top + 11, "center");
   }
 }
 
 // A bar for each compressed block, the heads' shares one above the other.
-function drawCompressed(ctx, trace, view, t, x, wide, shows) {
-  const [top, height] = ROWS.p, { stride, parts } = trace, seen = trace.visible(t);
-  const heads = parts > 1 ? `the ${parts} heads stacked` : trace.group_size > 1 ? "summed over the heads" : "one head";
-  text(ctx, parts ? `score of each compressed block (Eq. 8), ${heads}` : "compressed scores: left out, to keep the file small", 2, 8);
-  const p = (i, r) => trace.probability(view, t, r, i);
-  let most = 1e-9;
-  for (let i = 0; i < (parts && seen); i++) {
-    let sum = 0;
-    for (let r = 0; r < parts; r++) sum += p(i, r);
-    most = Math.max(most, sum);
-  }
-  for (let i = 0; i < (parts && seen); i++) {
+function drawCompressed(ctx, trace, view, t, { x, wide, shows }) {
+  const [top, height] = ROWS.p, { stride, parts } = trace;
+  if (!parts) return text(ctx, "compressed scores (Eq. 8): left out, to keep the file small", 2, 8);
+  const heads = parts > 1 ? `the ${parts} heads stacked` : "summed over the group's heads";
+  text(ctx, `score of each compressed block (Eq. 8), ${heads}`, 2, 8);
+  const bars = Array.from({ length: trace.visible(t) }, (_, i) =>
+    Array.from({ length: parts }, (_, part) => trace.probability(view, t, part, i)));
+  const most = Math.max(1e-9, ...bars.map((bar) => bar.reduce((a, b) => a + b)));
+  bars.forEach((bar, i) => {
     const token = i * stride + (trace.block_size - stride) / 2; // the middle of the block
-    if (!shows(token, stride)) continue;
-    for (let r = 0, bottom = top + height; r < parts; r++) {
-      const tall = (p(i, r) / most) * height;
-      ctx.fillStyle = r % 2 ? "#1F78A8" : "#56B4E9";
-      ctx.fillRect(x(token), bottom - tall, Math.max(1, wide(stride) - 1), tall);
+    if (!shows(token, stride)) return;
+    let bottom = top + height;
+    bar.forEach((p, part) => {
+      const tall = (p / most) * height;
       bottom -= tall;
-    }
-  }
+      ctx.fillStyle = part % 2 ? "#1F78A8" : "#56B4E9";
+      ctx.fillRect(x(token), bottom, Math.max(1, wide(stride) - 1), tall);
+    });
+  });
 }
 
 // A bar for each selection block, and the line that a block must pass to be chosen.
-function drawImportance(ctx, trace, view, t, kinds, x, wide, shows, width) {
+function drawImportance(ctx, trace, view, t, kinds, { x, wide, shows, width }) {
   const [top, height] = ROWS.importance, size = trace.select_block_size;
-  const scores = Array.from({ length: trace.begun(t) }, (_, j) => trace.score(view, t, j) || 0);
-  const most = Math.max(1e-9, ...scores);
-  text(ctx, `importance of each selection block (Eq. 9 and 10), largest ${most < 1e-8 ? 0 : most.toPrecision(3)}`, 2, 88);
+  const scores = Array.from({ length: trace.begun(t) }, (_, j) => trace.score(view, t, j));
+  const most = Math.max(1e-9, ...scores.filter((score) => !Number.isNaN(score)));
+  const largest = most > 1e-9 ? most.toPrecision(3) : 0;
+  text(ctx, `importance of each selection block (Eq. 9 and 10), largest ${largest}`, 2, 88);
   scores.forEach((score, j) => {
+    if (!shows(j * size, size)) return;
+    if (Number.isNaN(score)) return text(ctx, "NaN", x((j + 0.5) * size), top + height - 8, "center");
     const tall = (score / most) * height;
-    if (shows(j * size, size)) box(ctx, KINDS[kinds[j]], x(j * size) + 1, top + height - tall, Math.max(1, wide(size) - 2), tall);
-    if (Number.isNaN(trace.score(view, t, j))) text(ctx, "NaN", x((j + 0.5) * size), top + height - 8, "center");
+    box(ctx, KINDS[kinds[j]], x(j * size) + 1, top + height - tall, Math.max(1, wide(size) - 2), tall);
   });
-  const chosen = scores.filter((_, j) => kinds[j] === 2);
+  const chosen = scores.filter((score, j) => kinds[j] === 2 && !Number.isNaN(score));
   if (!chosen.length || !trace.byScore(view)) return;
   const y = top + height * (1 - Math.min(...chosen) / most);
   ctx.setLineDash([5, 4]);
   ctx.strokeStyle = "#000000";
   ctx.lineWidth = 1;
-  ctx.beginPath();
-  ctx.moveTo(0, y);
-  ctx.lineTo(width, y);
-  ctx.stroke();
+  line(ctx, 0, y, width, y);
   ctx.setLineDash([]);
 }
 
@@ -448,8 +464,8 @@ function element(tag, inside = "", attributes = {}) {
 
 // A labelled range; its number stands beside it.
 function slider(parent, name, [low, high], changed) {
-  const label = element("label", `${name} `), input = element("input", "", { type: "range", min: low, max: high, "aria-label": name });
-  const output = element("output");
+  const label = element("label", `${name} `), output = element("output");
+  const input = element("input", "", { type: "range", min: low, max: high, "aria-label": name });
   input.disabled = low === high;
   input.addEventListener("input", () => changed(Number(input.value)));
   label.append(input, output);
@@ -465,12 +481,12 @@ function slider(parent, name, [low, high], changed) {
 }
 
 function legend(parent) {
-  const names = { forced: "forced", selected: "selected by score", unused: "not selected", unseen: "not begun",
-    window: "window", compressed: "compressed" };
+  const names = { forced: "forced", selected: "selected by score", unused: "not selected",
+    unseen: "not begun", window: "window", compressed: "compressed" };
   for (const [kind, name] of Object.entries(names)) {
-    const item = element("span"), swatch = element("canvas", "", { width: 22, height: 16, "aria-hidden": "true" });
-    const ctx = swatch.getContext("2d");
-    box(ctx, kind, 0.5, 0.5, 21, 15);
+    const item = element("span");
+    const swatch = element("canvas", "", { width: 22, height: 16, "aria-hidden": "true" });
+    box(swatch.getContext("2d"), kind, 0.5, 0.5, 21, 15);
     item.append(swatch, ` ${name}`);
     parent.append(item);
   }
@@ -486,7 +502,8 @@ class Explorer {
     root.innerHTML = LAYOUT;
     const find = (name) => root.querySelector(`.nsa-${name}`);
     Object.assign(this, { map: find("map"), strip: find("strip"), gates: find("gates") });
-    this.parts = { sentence: find("sentence"), spoken: find("spoken"), remarks: find("remarks"), reader: find("reader") };
+    this.parts = { sentence: find("sentence"), spoken: find("spoken"), remarks: find("remarks"),
+      reader: find("reader") };
     legend(find("legend"));
     this.makeControls(find("controls"));
     for (const part of root.querySelectorAll("canvas, input, button")) {
@@ -512,12 +529,14 @@ class Explorer {
   }
 
   listen() {
+    const { queries, blocks, ranges } = this.trace.facts;
     const query = (event) => {
       const y = (event.offsetY - MAP.top) / mapPlace(this.map).height;
-      return clamp(this.trace.first + Math.floor(y * this.trace.facts.queries), ...this.trace.facts.ranges.query);
+      return clamp(this.trace.first + Math.floor(y * queries), ...ranges.query);
     };
-    const block = (x) => clamp(Math.floor(x), 0, this.trace.facts.blocks - 1);
-    const across = (event) => block(((event.offsetX - MAP.left) / mapPlace(this.map).width) * this.trace.facts.blocks);
+    const block = (x) => clamp(Math.floor(x), 0, blocks - 1);
+    const across = (event) =>
+      block(((event.offsetX - MAP.left) / mapPlace(this.map).width) * blocks);
     this.map.addEventListener("mousemove", (event) => this.look({ hovered: query(event) }));
     this.map.addEventListener("mouseleave", () => this.look({ hovered: null }));
     this.map.addEventListener("click", (event) => {
@@ -543,10 +562,14 @@ class Explorer {
   }
 
   mapKeys() { // what each key makes of the query
-    const { query } = this.view, [low, high] = this.trace.facts.ranges.query, page = Math.ceil((high - low) / 10);
-    const go = { ArrowDown: query + 1, ArrowRight: query + 1, ArrowUp: query - 1, ArrowLeft: query - 1,
-      PageDown: query + page, PageUp: query - page, Home: low, End: high };
-    return (key) => key in go && this.choose("query", clamp(go[key], low, high)) !== null;
+    const { query } = this.view, [low, high] = this.trace.facts.ranges.query;
+    const page = Math.ceil((high - low) / 10);
+    const go = { ArrowDown: query + 1, ArrowRight: query + 1, ArrowUp: query - 1,
+      ArrowLeft: query - 1, PageDown: query + page, PageUp: query - page, Home: low, End: high };
+    return (key) => {
+      if (key in go) this.choose("query", clamp(go[key], low, high));
+      return key in go;
+    };
   }
 
   stripKeys() { // what each key does to the focus and the zoom
@@ -582,13 +605,15 @@ class Explorer {
   }
 
   setPlaying(on) {
+    const [low, high] = this.trace.facts.ranges.query;
+    if (on && this.view.query >= high) this.choose("query", low); // once more from the top
     clearInterval(this.timer);
     this.play.textContent = on ? "Pause" : "Play";
     this.timer = on ? setInterval(() => this.step(), 120) : null;
   }
 
   step() {
-    const [low, high] = this.trace.facts.ranges.query, step = Math.ceil(this.trace.facts.queries / 256);
+    const { queries, ranges: { query: [low, high] } } = this.trace.facts, step = Math.ceil(queries / 256);
     if (this.view.query >= high) this.setPlaying(false);
     else this.choose("query", clamp(this.view.query + step, low, high));
   }
@@ -620,7 +645,8 @@ class Explorer {
     const { trace, view, parts, controls } = this;
     parts.sentence.textContent = trace.describe(view, t);
     parts.remarks.replaceChildren(...remarks(trace, view, t).map((line) => element("li", line)));
-    const size = trace.select_block_size, from = view.focus * size, to = Math.min(trace.length, from + size);
+    const size = trace.select_block_size, from = view.focus * size;
+    const to = Math.min(trace.length, from + size);
     const tokens = trace.tokens.slice(from, to);
     parts.reader.textContent = `block ${view.focus}, tokens ${range(from, to - 1)}: ` +
       tokens.join(trace.longest > 1 ? " " : "");

@@ -26,12 +26,16 @@ def save_traces(path: str | Path, sequence: TracedSequence, about: dict | None =
         "checkpoints": list(sequence.checkpoints), "tokens": sequence.tokens, "about": about or {},
     }
     layers = [x for xs in sequence.checkpoints.values() for x in xs]
-    p, scale = _to_bytes(np.stack([x.probabilities[sequence.row].numpy() for x in layers]))
+
+    def stack(each: list[torch.Tensor]) -> np.ndarray:
+        return np.stack([x[sequence.row].float().cpu().numpy() for x in each])
+
+    p, scale = _to_bytes(stack([x.probabilities for x in layers]))
     np.savez_compressed(
         path, header=np.frombuffer(json.dumps(header).encode(), np.uint8), p=p, p_scale=scale,
-        ids=np.stack([x.ids[sequence.row].numpy() for x in layers]).astype(np.int16),
-        importance=np.stack([x.importance[sequence.row].numpy() for x in layers]),
-        gates=np.stack([x.gates[sequence.row].numpy() for x in layers]).astype(np.float16),
+        ids=stack([x.ids for x in layers]).astype(np.int16),
+        importance=stack([x.importance for x in layers]),
+        gates=stack([x.gates for x in layers]).astype(np.float16),
         answer_at=sequence.answer_at.numpy().astype(np.int32),
     )
 

@@ -99,12 +99,11 @@ class In:
     def __init__(self, page, root) -> None:
         self.page, self.locator, self.root = page, root.locator, root
 
-    def sentence(self, expected: str) -> None:
+    def says(self, expected: str, where: str = ".nsa-sentence") -> None:
         """Wait until the sentence is what it should be."""
-        root = self.root.element_handle()
         self.page.wait_for_function(
-            "([root, words]) => root.querySelector('.nsa-sentence').textContent === words",
-            arg=[root, expected], timeout=10_000)
+            "([root, where, words]) => root.querySelector(where).textContent === words",
+            arg=[self.root.element_handle(), where, expected], timeout=10_000)
 
     def slide(self, name: str, key: str) -> None:
         self.root.get_by_label(name, exact=True).press(key)
@@ -148,7 +147,7 @@ def test_three_explorers_draw_what_the_traces_hold(run, page):
             here.slide("layer", "Home")
         last = sequence.length - 1
         explorer.query = last
-        here.sentence(explorer.describe())
+        here.says(explorer.describe())
         ids = list(sequence.checkpoints.values())[-1][0].ids[0, 0, -1]
         assert strip_kinds(here, sequence) == true_kinds(sequence, ids, last)
     run.nth(1).screenshot(path=SCREENSHOTS / "lab.png")
@@ -170,7 +169,7 @@ def test_every_control_reaches_its_ends_and_python_sees_it(run, page, lab):
     here.slide("zoom", "Home")
     value(client, "setattr(recall, 'n', 6)")
     value(client, "setattr(recall, 'query', 17)")
-    here.sentence(value(client, "recall.describe(17)"))  # Python moves it, too
+    here.says(value(client, "recall.describe(17)"))  # Python moves it, too
     client.stop_channels()
 
 
@@ -184,11 +183,9 @@ def test_keys_move_the_query_and_leave_the_notebook_alone(run, page, lab):
     for key, query in (("Home", 0), ("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1),
                        ("End", 103)):
         at_map.press(key)
-        here.sentence(value(client, f"recall.describe({query})"))
+        here.says(value(client, f"recall.describe({query})"))
     for key in ("a", "b", "d", "d"):  # JupyterLab's own: new cells, and away with one
         at_map.press(key)
     assert (page.evaluate(cells), page.evaluate(active)) == (count, cell)
-    page.wait_for_timeout(350)
-    spoken = here.locator("[role=status]").text_content()
-    assert spoken == value(client, "recall.describe(103)")
+    here.says(value(client, "recall.describe(103)"), where="[role=status]")
     client.stop_channels()

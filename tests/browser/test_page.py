@@ -1,6 +1,7 @@
 """The standalone page, opened from disk with the network off: what is drawn is what was traced."""
 
 import dataclasses
+import json
 import re
 import statistics
 import time
@@ -143,7 +144,7 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
         assert f": {found} of 16 answers' blocks selected" in label
         assert strip_kinds(page, s) == true_kinds(s, trace.ids[0, 0, 103], 103)
     assert "answer in block 6: selected" in page.locator(".nsa-remarks").text_content()
-    page.screenshot(path=SCREENSHOTS / "explorer.png", full_page=True)
+    page.locator(".nsa-explorer").screenshot(path=SCREENSHOTS / "explorer.png")
 
 
 def test_remarks_by_hand(opened, two_layers):
@@ -187,8 +188,8 @@ def test_keys_on_the_map(opened, two_layers):
         assert sentence(page) == two_layers.describe(query), key
         assert at_map.get_attribute("aria-valuenow") == str(query)
         assert at_map.get_attribute("aria-valuetext") == two_layers.describe(query)
-    page.wait_for_timeout(350)
-    assert page.locator("[role=status]").text_content() == two_layers.describe(110)
+    said = json.dumps(two_layers.describe(110))  # spoken once the keys rest
+    wait(page, f"document.querySelector('[role=status]').textContent === {said}")
     outline = at_map.evaluate("canvas => getComputedStyle(canvas).outlineStyle")
     assert outline == "solid"  # the focus can be seen
     page.get_by_role("button", name="Play").focus()

@@ -284,13 +284,13 @@ function drawMap(canvas, trace, view, t, cache) {
   for (const q of [trace.first, trace.length - 1]) {
     text(ctx, q, left - 4, clamp(y(q), top + 6, top + place.height - 6), "right");
   }
-  for (const q of trace.asked) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
   for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
     ctx.strokeStyle = colour;
     ctx.lineWidth = thick;
     line(ctx, left - 4, y(t), left + place.width, y(t));
     line(ctx, x(view.focus), top - 4, x(view.focus), top + place.height);
   }
+  for (const q of trace.asked) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
 }
 
 function ring(ctx, x, y, radius) {

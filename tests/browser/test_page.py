@@ -144,6 +144,11 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
         assert f": {found} of 16 answers' blocks selected" in label
         assert strip_kinds(page, s) == true_kinds(s, trace.ids[0, 0, 103], 103)
     assert "answer in block 6: selected" in page.locator(".nsa-remarks").text_content()
+    # The README's picture is a copy of this one: notebooks/explorer.png.
+    page.evaluate("document.querySelector('.nsa-explorer').explorer.look({ focus: 6 });"
+                  "document.activeElement.blur()")
+    settled(page)
+    assert "k9\u00b7v" in page.locator(".nsa-reader").text_content()  # the fact that is asked for
     page.locator(".nsa-explorer").screenshot(path=SCREENSHOTS / "explorer.png")
 
 

@@ -446,7 +446,7 @@ const LAYOUT = `
     <div>
       <canvas class="nsa-strip" tabindex="0" role="slider"
         aria-label="Sequence as a strip: which block is in focus"></canvas>
-      <canvas class="nsa-gates" role="img" aria-label="Gates of each head, given in the sentence"></canvas>
+      <canvas class="nsa-gates" role="img" aria-label="Gates of each head; the sentence gives their means"></canvas>
       <ul class="nsa-remarks"></ul>
     </div>
   </div>
@@ -481,7 +481,7 @@ function slider(parent, name, [low, high], changed) {
 }
 
 function legend(parent) {
-  const names = { forced: "forced", selected: "selected by score", unused: "not selected",
+  const names = { forced: "forced", selected: "selected", unused: "not selected",
     unseen: "not begun", window: "window", compressed: "compressed" };
   for (const [kind, name] of Object.entries(names)) {
     const item = element("span");

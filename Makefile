@@ -5,17 +5,20 @@ ARGS =
 
 VENV_PYTHON = .venv/bin/python
 READY = .venv/ready
+BROWSER = .venv/browser
+AXE = axe-core@4.14.1
 # Our modules are found from here, and tools run as `python -m`: a moved folder still works.
 export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 
-.PHONY: help lab test notebooks assignment train experiments bench test-gpu force
+.PHONY: help lab test test-browser notebooks assignment train experiments bench test-gpu force
 
 help:
 	@echo "make lab          install into .venv and open the course (LAB_ARGS=--no-browser)"
 	@echo "make test         install into .venv, check the style, run the tests and the notebooks"
+	@echo "make test-browser try the explorer of notebook 13 in a real browser (Chromium)"
 	@echo "make notebooks    run every notebook anew and store its outputs and counts"
 	@echo "make assignment   pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
 	@echo "make train        train NSA, dense and window attention on recall (ARGS=...)"
@@ -40,9 +43,13 @@ test: $(READY)
 		wait $$notebooks; notebooks=$$?; cat .venv/notebooks.log; \
 		exit $$((tests > notebooks ? tests : notebooks))
 
+test-browser: $(BROWSER)
+	NSA_LITE_BROWSER=1 $(ONE_THREAD) $(VENV_PYTHON) -m pytest tests/browser
+
 notebooks: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
+		--ExecutePreprocessor.store_widget_state=False \
 		notebooks/*.ipynb
 	@$(VENV_PYTHON) notebooks/finish.py
 	@$(ONE_THREAD) $(VENV_PYTHON) -m exercises.release
@@ -89,3 +96,15 @@ $(READY): pyproject.toml constraints.txt $(shell test -x $(VENV_PYTHON) || echo 
 		echo "pip could not install the packages, for the reason above: check the network" \
 		"connection, then run make again." >&2; exit 1; }
 	@touch $(READY)
+
+# What only the browser tests need: playwright, which drives Chromium, and axe-core, which looks
+# for what a person could not see, reach or hear.
+$(BROWSER): $(READY)
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check \
+		-c constraints.txt -e ".[browser]" || { \
+		echo "pip could not install playwright, for the reason above: check the network" \
+		"connection, then run make test-browser again." >&2; exit 1; }
+	@npm install --prefix .venv/axe --no-save --no-audit --no-fund $(AXE) || { \
+		echo "npm could not install axe-core, for the reason above: install Node.js (on Debian:" \
+		"apt install npm) or check the network, then run make test-browser again." >&2; exit 1; }
+	@touch $(BROWSER)

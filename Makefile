@@ -16,15 +16,15 @@ NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 .PHONY: help lab test test-browser notebooks assignment train experiments bench test-gpu force
 
 help:
-	@echo "make lab          install into .venv and open the course (LAB_ARGS=--no-browser)"
-	@echo "make test         install into .venv, check the style, run the tests and the notebooks"
-	@echo "make test-browser try the explorer of notebook 13 in a real browser (Chromium)"
-	@echo "make notebooks    run every notebook anew and store its outputs and counts"
-	@echo "make assignment   pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
-	@echo "make train        train NSA, dense and window attention on recall (ARGS=...)"
-	@echo "make experiments  do the long runs behind the recorded figures, or what is left of them"
-	@echo "make bench        on a GPU: time the kernels beside public peers, record and draw"
-	@echo "make test-gpu     on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
+	@echo "make lab            install into .venv and open the course (LAB_ARGS=--no-browser)"
+	@echo "make test           install into .venv, check the style, run the tests and the notebooks"
+	@echo "make test-browser   try the explorer of notebook 13 in a real browser (Chromium)"
+	@echo "make notebooks      run every notebook anew and store its outputs and counts"
+	@echo "make assignment     pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
+	@echo "make train          train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make experiments    do the long runs behind the recorded figures, or what is left of them"
+	@echo "make bench          on a GPU: time the kernels beside public peers, record and draw"
+	@echo "make test-gpu       on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
 # Jupyter's root is this folder, so that the README and the exercises are in its file list too.

@@ -9,8 +9,9 @@ READY = .venv/ready
 export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 
-.PHONY: help lab test notebooks assignment train force
+.PHONY: help lab test notebooks assignment train experiments bench test-gpu force
 
 help:
 	@echo "make lab        install into .venv and open the course (LAB_ARGS=--no-browser)"
@@ -18,6 +19,9 @@ help:
 	@echo "make notebooks  run every notebook anew and store its outputs and counts"
 	@echo "make assignment SET=03  pack an exercise set for a class: build/exercises_03.zip"
 	@echo "make train      train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make experiments  do the long runs behind the recorded figures, or what is left"
+	@echo "make bench      on a GPU: time the kernels beside public peers, record and draw (ARGS=...)"
+	@echo "make test-gpu   on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
 # Jupyter's root is this folder, so that the README and the exercises are in its file list too.
@@ -30,8 +34,11 @@ lab: $(READY)
 
 test: $(READY)
 	$(VENV_PYTHON) -m ruff check .
-	$(ONE_THREAD) $(VENV_PYTHON) -m pytest
-	$(ONE_THREAD) $(VENV_PYTHON) -m pytest --nbval --nbval-current-env notebooks exercises
+	@echo "The notebooks run beside the tests; what they say comes after."
+	@$(ONE_THREAD) $(NBVAL) notebooks exercises >.venv/notebooks.log 2>&1 & notebooks=$$!; \
+		$(ONE_THREAD) $(VENV_PYTHON) -m pytest; tests=$$?; \
+		wait $$notebooks; notebooks=$$?; cat .venv/notebooks.log; \
+		exit $$((tests > notebooks ? tests : notebooks))
 
 notebooks: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \
@@ -48,6 +55,21 @@ assignment: $(READY)
 train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
+
+# Hours on a CPU; Ctrl-C stops, the same command goes on. ARGS="selectors --only '*-seed0'", say.
+experiments: $(READY)
+	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.experiments $(ARGS)
+
+# Both need a CUDA device and leave their records in benchmarks/results. GPU_PYTHON may name another
+# Python that has torch with CUDA, triton, pytest, hypothesis and, for the peers, fla-core.
+GPU_PYTHON = $(VENV_PYTHON)
+
+bench: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(READY))
+	$(GPU_PYTHON) -m benchmarks.bench $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.draw
+
+test-gpu: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(READY))
+	$(GPU_PYTHON) -m benchmarks.gpu_tests
 
 # The stamp .venv/ready says that the set-up came to its end: a .venv without it is half made, and
 # is made anew. `force` is for a .venv whose Python has gone, as after an upgrade of the system.

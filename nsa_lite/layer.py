@@ -11,8 +11,9 @@ from nsa_lite.checks import require, require_alike, require_float_tensor, requir
 from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
 from nsa_lite.rope import rotate
-from nsa_lite.routing import ROUTINGS
+from nsa_lite.routing import Choice, Known
 from nsa_lite.selection import block_importance, compressed_probabilities
+from nsa_lite.selectors import ROUTINGS, scaled_selected_attention
 
 BRANCHES = ("compressed", "selected", "window")
 Cache = dict[str, Tensor]
@@ -39,15 +40,19 @@ class NSAttention(nn.Module):
     """Native Sparse Attention (Eq. 5): out = sum over branches of gate * branch.
 
     Shapes: x (B, T, C) -> y (B, T, C), or (y, Trace) with return_trace=True. With a cache (an
-    empty dict at first) x holds the next tokens only, and the cache grows by them.
+    empty dict at first) x holds the next tokens only, and the cache grows by them. With
+    last=m only the m newest tokens are queries: y is (B, m, C), and the rest costs nothing.
+    `routing` names the rule that chooses blocks; `closed` names branches whose gates stay 0.
     Errors: ValueError or TypeError that names the argument.
     """
 
     def __init__(
-        self, config: NSAConfig, backend: str = "auto", routing: str = "importance"
+        self, config: NSAConfig, backend: str = "auto", routing: str = "importance",
+        closed: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         require(routing in ROUTINGS, "routing", repr(routing), f"must be one of {list(ROUTINGS)}")
+        require(set(closed) <= set(BRANCHES), "closed", closed, f"must be among {BRANCHES}")
         operations(backend, torch.device("cpu"))  # an unknown or missing backend fails here
         self.config, self.backend, self.routing = config, backend, routing
         dim, heads, groups = config.dim, config.heads, config.kv_heads
@@ -64,46 +69,68 @@ class NSAttention(nn.Module):
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, 3 * heads)
         )
         self.output = nn.Linear(heads * config.value_dim, dim, bias=False)
+        self.closed = closed
+        rule = ROUTINGS[routing]
+        self.selector = rule(config) if isinstance(rule, type) else None  # a rule with weights
+        self.auxiliary_loss: Tensor | None = None  # of the newest pass, where its rule has one
 
     def forward(
-        self, x: Tensor, cache: Cache | None = None, return_trace: bool = False
+        self, x: Tensor, cache: Cache | None = None, return_trace: bool = False,
+        last: int | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
         require_input(x, self.query.weight)
         c, start = self.config, cache_length(cache)
-        q, raw = self._project(x, start)
+        raw = self._project(x, start)
         if cache is not None:
             raw = extend_cache(cache, raw)
         short = self._compress(raw["compressed"], {} if cache is None else cache)
+        seen = x if self.selector is None or cache is None else append(cache, "x", x, dim=1)
+        x, start = newest(x, start, last)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
 
         ops = operations(self.backend, x.device)
         out_c, lse = ops.compressed_attention(
             q, *short, block_size=c.block_size, stride=c.stride, start=start
         )
-        ids = ROUTINGS[self.routing](ops, c, q, short[0], lse, raw["selected"][0], start)
-        out_s = ops.selected_attention(
-            q, *raw["selected"], ids, select_block_size=c.select_block_size, start=start
-        )
+        choice = self._choose(Known(
+            c, ops, seen, q, short[0], lse, raw["selected"][0], start, self.training
+        ))
+        out_s = self._read(ops, q, raw["selected"], choice, start)
         out_w = ops.window_attention(q, *raw["window"], window=c.window, start=start)
 
         gates = split_heads(self.gate(x).sigmoid(), c.heads)  # (B, H, T, 3)
+        gates = gates * gates.new_tensor([branch not in self.closed for branch in BRANCHES])
         outputs = (out_c, out_s, out_w)
         mixed = ops.gated_sum(gates, outputs)
         y = self.output(mixed.transpose(1, 2).flatten(2))
         if not return_trace:
             return y
-        return y, self._trace(q, short[0], lse, ids, gates, outputs, start)
+        return y, self._trace(q, short[0], lse, choice.ids, gates, outputs, start)
 
-    def _project(self, x: Tensor, start: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """The shared query and each branch's own raw keys and values, rotated but for phi's."""
+    def _choose(self, known: Known) -> Choice:
+        rule = ROUTINGS[self.routing]  # looked up anew: a trained layer may be given another one
+        choice = (self.selector if isinstance(rule, type) else rule)(known)
+        self.auxiliary_loss = choice.loss
+        return choice
+
+    def _read(self, ops, q: Tensor, raw: tuple[Tensor, Tensor], choice: Choice, start: int):
+        """The chosen blocks; a choice with weights is read by the reference, on any backend."""
+        sizes = dict(select_block_size=self.config.select_block_size, start=start)
+        if choice.weight is None:
+            return ops.selected_attention(q, *raw, choice.ids, **sizes)
+        return scaled_selected_attention(q, *raw, choice.ids, choice.weight, **sizes)
+
+    def _project(self, x: Tensor, start: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each branch's own raw keys and values, rotated but for phi's."""
         c = self.config
         positions = torch.arange(start, start + x.shape[1], device=x.device)
-        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
         raw = {}
         for branch in BRANCHES:
             k = split_heads(self.keys[branch](x), c.kv_heads)
             v = split_heads(self.values[branch](x), c.kv_heads)
             raw[branch] = (k if branch == "compressed" else rotate(k, positions, c.rope_theta), v)
-        return q, raw
+        return raw
 
     def _compress(self, raw: tuple[Tensor, Tensor], cache: Cache) -> tuple[Tensor, Tensor]:
         """phi of every whole block, once: a cache keeps the ones of earlier calls."""
@@ -148,9 +175,18 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def append(cache: Cache, name: str, new: Tensor) -> Tensor:
+def newest(x: Tensor, start: int, last: int | None) -> tuple[Tensor, int]:
+    """The m = last newest of the tokens x (B, T, C) that begin at `start`, and their start."""
+    if last is None:
+        return x, start
+    require_int("last", last, at_least=1)
+    require(last <= x.shape[1], "last", last, f"must not exceed the {x.shape[1]} tokens of x")
+    return x[:, -last:], start + x.shape[1] - last
+
+
+def append(cache: Cache, name: str, new: Tensor, dim: int = 2) -> Tensor:
     """Everything stored under `name` with `new` behind it, along the token axis; stores it too."""
-    cache[name] = torch.cat([cache[name], new], dim=2) if name in cache else new
+    cache[name] = torch.cat([cache[name], new], dim=dim) if name in cache else new
     return cache[name]
 
 
@@ -172,7 +208,7 @@ def cache_length(cache: Cache | None) -> int:
 class DenseAttention(nn.Module):
     """What NSA is compared with: one branch of causal attention, dense or windowed, with RoPE.
 
-    Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths and cache as NSAttention.
+    Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths, cache and `last` as NSAttention.
     """
 
     def __init__(self, config: NSAConfig, window: int | None = None) -> None:
@@ -185,14 +221,17 @@ class DenseAttention(nn.Module):
         self.value = nn.Linear(config.dim, config.kv_heads * config.value_dim, bias=False)
         self.output = nn.Linear(config.heads * config.value_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, last: int | None = None
+    ) -> Tensor:
         require_input(x, self.query.weight)
         c, start = self.config, cache_length(cache)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
-        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
         k = rotate(split_heads(self.key(x), c.kv_heads), positions, c.rope_theta)
         v = split_heads(self.value(x), c.kv_heads)
         if cache is not None:
             k, v = extend_cache(cache, {"window": (k, v)})["window"]
+        x, start = newest(x, start, last)
+        q = rotate(split_heads(self.query(x), c.heads), positions[-x.shape[1] :], c.rope_theta)
         out = window_attention(q, k, v, window=self.window, start=start)
         return self.output(out.transpose(1, 2).flatten(2))

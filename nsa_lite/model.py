@@ -17,6 +17,13 @@ ATTENTIONS = {
     "nsa-no-selection": lambda c: NSAttention(c, routing="none"),
     "nsa-random": lambda c: NSAttention(c, routing="random"),
     "nsa-oracle": lambda c: NSAttention(c, routing="oracle"),
+    "nsa-shut": lambda c: NSAttention(c, closed=("compressed",)),  # scores blocks, is not read
+    "nsa-quest": lambda c: NSAttention(c, routing="quest"),
+    "nsa-moba": lambda c: NSAttention(c, routing="moba"),
+    "nsa-bce": lambda c: NSAttention(c, routing="bce"),
+    "nsa-kl": lambda c: NSAttention(c, routing="kl"),
+    "nsa-straight-through": lambda c: NSAttention(c, routing="straight-through"),
+    "nsa-gumbel": lambda c: NSAttention(c, routing="gumbel"),
 }
 
 
@@ -52,14 +59,17 @@ class Block(nn.Module):
         self.attention = ATTENTIONS[config.attention](config.nsa)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor, cache: Cache | None = None, traces: list | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, traces: list | None = None,
+        last: int | None = None,
+    ) -> Tensor:
         h = self.norm_attention(x)
         if traces is not None and isinstance(self.attention, NSAttention):
-            y, trace = self.attention(h, cache, return_trace=True)
+            y, trace = self.attention(h, cache, return_trace=True, last=last)
             traces.append(trace)
         else:
-            y = self.attention(h, cache)
-        x = x + y
+            y = self.attention(h, cache, last=last)
+        x = x[:, -y.shape[1] :] + y
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -68,7 +78,8 @@ class DecoderLM(nn.Module):
 
     Shapes: tokens (B, T) int64 -> logits (B, T, vocab_size); tokens (B, T, S) puts S symbols at
     a position and sums their embeddings. With return_traces=True also one Trace a layer (none
-    for attentions that are not NSA).
+    for attentions that are not NSA). With last=m only the m newest positions get logits
+    (B, m, vocab_size), and the last layer computes no others.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -81,7 +92,8 @@ class DecoderLM(nn.Module):
         self.unembedding = nn.Linear(config.nsa.dim, config.vocab_size, bias=False)
 
     def forward(
-        self, tokens: Tensor, caches: list[Cache] | None = None, return_traces: bool = False
+        self, tokens: Tensor, caches: list[Cache] | None = None, return_traces: bool = False,
+        last: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Trace]]:
         self._check_tokens(tokens)
         if caches is not None:
@@ -91,9 +103,15 @@ class DecoderLM(nn.Module):
         x = self.embedding(tokens)
         x = x.sum(dim=2) if tokens.dim() == 3 else x
         for i, block in enumerate(self.blocks):
-            x = block(x, None if caches is None else caches[i], traces)
+            at_end = i == len(self.blocks) - 1  # the layers below feed every position's keys
+            x = block(x, None if caches is None else caches[i], traces, last if at_end else None)
         logits = self.unembedding(self.norm(x))
         return (logits, traces) if return_traces else logits
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """What the layers' rules for choosing blocks add to the task's loss, newest pass; or 0."""
+        losses = [getattr(block.attention, "auxiliary_loss", None) for block in self.blocks]
+        return sum(loss for loss in losses if loss is not None)
 
     def new_caches(self) -> list[Cache]:
         """One empty cache a layer, for decoding token by token."""

@@ -214,6 +214,13 @@ CURVES = {
     "nsa-no-selection": ("#56B4E9", "-.", "v"),
     "nsa-random": ("#D55E00", (0, (3, 1, 1, 1)), "D"),
     "nsa-oracle": ("#CC79A7", (0, (5, 1)), "P"),
+    "nsa-shut": ("#7F7F7F", (0, (1, 2)), "x"),
+    "nsa-quest": ("#E69F00", (0, (4, 2, 1, 2)), "*"),
+    "nsa-moba": ("#8C564B", (0, (8, 2)), "h"),
+    "nsa-bce": ("#332288", (0, (2, 2)), "<"),
+    "nsa-kl": ("#882255", (0, (6, 1, 1, 1, 1, 1)), ">"),
+    "nsa-straight-through": ("#117733", (0, (1, 1)), "p"),
+    "nsa-gumbel": ("#AA4499", (0, (3, 3)), "X"),
 }
 
 
@@ -240,3 +247,36 @@ def draw_curves(runs: dict[str, list[dict]]) -> Figure:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center",
                   ncols=min(3, len(handles)), frameon=False)
     return figure
+
+
+def draw_seeds(
+    results: dict[str, list[list[dict]]], key: str, *, beside: str = "nsa", columns: int = 4
+) -> Figure:
+    """A small panel each: the mean of `key` over seeds, and a band from lowest to highest.
+
+    results maps an attention to one list of evaluations a seed; `beside` is drawn in every panel.
+    A run that stopped early, because it had solved its task, keeps its last value.
+    """
+    names = [name for name in results if name != beside]
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.4 + 1.6 * rows), sharex=True,
+                                sharey=True, squeeze=False)
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    for ax, name in zip(axes.flat, names, strict=False):
+        for each in (beside, name):
+            step, values = _by_seed(results[each], key)
+            colour, dashes, _ = CURVES[each]
+            ax.fill_between(step, values.min(0), values.max(0), color=colour, alpha=0.25, lw=0)
+            ax.plot(step, values.mean(0), color=colour, linestyle=dashes, linewidth=1.6)
+        ax.set(title=name, ylim=(-0.03, 1.03))
+    figure.supxlabel("step", fontsize=10)
+    figure.supylabel(key.replace("test_", "held-out ").replace("_", " "), fontsize=10)
+    return figure
+
+
+def _by_seed(evaluations: list[list[dict]], key: str) -> tuple[list[int], np.ndarray]:
+    """The steps of the longest run, and each seed's values there (seeds, steps)."""
+    step = max(([r["step"] for r in records] for records in evaluations), key=len)
+    values = [[r[key] for r in records] for records in evaluations]
+    return step, np.array([v + v[-1:] * (len(step) - len(v)) for v in values])

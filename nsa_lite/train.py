@@ -172,11 +172,12 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
     last_stage = len(task.stages) - 1
     batch = task.batch(config.batch_size, _seed(config, progress.step), progress.stage)
     batch = batch.to(config.device)
-    loss, accuracy = loss_and_accuracy(model(batch.tokens), batch.targets)
+    last = asked_span(batch)
+    loss, accuracy = loss_and_accuracy(model(batch.tokens, last=last), batch.targets[:, -last:])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step)
     optimizer.zero_grad()
-    loss.backward()
+    (loss + model.auxiliary_loss()).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
@@ -192,6 +193,12 @@ def _step(config: TrainConfig, task, model, optimizer, progress: Progress) -> di
         solved = config.task != "text" and record["test_accuracy"] >= SOLVED_AT
         record["solved"] = progress.solved = solved and progress.stage == last_stage
     return record
+
+
+def asked_span(batch: Batch) -> int:
+    """How many newest positions hold every target: no other logits are worth computing."""
+    asked = (batch.targets != IGNORE).any(0)
+    return len(asked) - int(asked.int().argmax())
 
 
 def _seed(config: TrainConfig, step: int) -> int:
@@ -212,9 +219,11 @@ def evaluate(model: DecoderLM, task, size: int = 0, seed: int = 0) -> dict:
     size = size or (8 if task.name == "text" else 64)
     split = {"split": "validation"} if task.name == "text" else {}
     batch = task.batch(size, seed, **split).to(model.embedding.weight.device)
+    model.eval()  # a rule that explores while it trains does not do so here
     with torch.random.fork_rng(devices=[]):  # random routing must not disturb the training
         torch.manual_seed(seed)
         logits, traces = model(batch.tokens, return_traces=True)
+    model.train()
     loss, accuracy = loss_and_accuracy(logits, batch.targets)
     result = {"test_loss": round(float(loss), 5), "test_accuracy": round(accuracy, 4)}
     if task.name == "text":
@@ -234,6 +243,12 @@ def hit_rate(traces: list[Trace], batch: Batch) -> float:
 def read_log(directory: Path) -> list[dict]:
     """The records of a run, in order."""
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def evaluations(records: list[dict]) -> list[dict]:
+    """The records that hold a held-out result, without the numbers of their training batch."""
+    return [{k: v for k, v in r.items() if k not in ("loss", "accuracy")}
+            for r in records if "test_loss" in r]
 
 
 def last_evaluation(records: list[dict]) -> dict:
@@ -330,10 +345,7 @@ def _record(runs, seconds, changes: dict, command: str, path: Path) -> None:
         "runs": {
             name: {
                 "seconds": round(seconds[name], 1),
-                "evaluations": [
-                    {k: v for k, v in r.items() if k not in ("loss", "accuracy")}
-                    for r in records if "test_loss" in r
-                ],
+                "evaluations": evaluations(records),
             }
             for name, records in runs.items()
         },

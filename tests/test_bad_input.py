@@ -301,6 +301,8 @@ def test_options_of_the_layers():
         operations(None, torch.device("cpu"))
     with refused(ValueError, "routing = 'best'", "one of", "importance"):
         NSAttention(SMALL, routing="best")
+    with refused(ValueError, "closed = ('local',)", "among", "compressed"):
+        NSAttention(SMALL, closed=("local",))
     for window, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with refused(error, f"window = {window}", "must be"):
             DenseAttention(SMALL, window=window)

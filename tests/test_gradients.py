@@ -15,7 +15,8 @@ from nsa_lite import (
     selected_attention,
     window_attention,
 )
-from nsa_lite.routing import ROUTINGS
+from nsa_lite.routing import Choice
+from nsa_lite.selectors import ROUTINGS
 
 TINY = NSAConfig(dim=4, heads=2, kv_heads=1, head_dim=2, value_dim=3, block_size=2, stride=1,
                  select_block_size=2, num_selected=3, window=3)
@@ -54,7 +55,7 @@ def test_gradcheck_the_layer_in_its_input_and_every_parameter(phi, monkeypatch):
     x = torch.randn(1, 9, 4, dtype=torch.float64, requires_grad=True)
     ids = layer(x, return_trace=True)[1].ids
     assert (ids[0, 0, 8] >= 0).sum() == 3  # of the 5 blocks begun
-    monkeypatch.setitem(ROUTINGS, "importance", lambda *_: ids)
+    monkeypatch.setitem(ROUTINGS, "importance", lambda known: Choice(ids))
     names = [name for name, _ in layer.named_parameters()]
 
     def run(x, *parameters):

@@ -141,9 +141,19 @@ def test_no_gradient_comes_from_a_later_token(kind):
 @pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
 @pytest.mark.parametrize("chunks", [[1] * LENGTH, [1, 2, 5, 19], [3, 4, 4, 9, 7], [26, 1]])
 def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
-    layer, x, cache = attention(kind), stream(), {}
+    layer, x, cache = attention(kind).eval(), stream(), {}  # no exploring when decoding
     y = torch.cat([layer(part, cache) for part in x.split(chunks, dim=1)], dim=1)
     torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+@pytest.mark.parametrize("last", [1, 5, LENGTH])
+def test_the_newest_queries_alone_get_the_same_outputs(kind, last):
+    layer, x = attention(kind).eval(), stream()
+    torch.testing.assert_close(layer(x, last=last), layer(x)[:, -last:], rtol=1e-10, atol=1e-10)
+    cache = {}
+    layer(x[:, :20], cache, last=1)  # the cache is whole whichever outputs are asked for
+    torch.testing.assert_close(layer(x[:, 20:], cache), layer(x)[:, 20:], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 27])
@@ -212,6 +222,30 @@ def test_the_decoder_gives_logits_and_one_trace_for_each_nsa_layer(kind):
     logits, traces = decoder(kind)(torch.randint(11, (2, LENGTH)), return_traces=True)
     assert logits.shape == (2, LENGTH, 11)
     assert len(traces) == (2 if kind.startswith("nsa") else 0)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
+@pytest.mark.parametrize("last", [1, 5, LENGTH])
+def test_the_newest_positions_alone_get_the_same_logits_and_gradients(kind, last):
+    """Two layers, the first of which must still work for every position."""
+    model, tokens = decoder(kind).eval(), torch.randint(11, (2, LENGTH))  # no exploring
+    weight = torch.randn(2, last, 11, dtype=torch.float64)
+    results = []
+    for logits in (model(tokens)[:, -last:], model(tokens, last=last)):
+        model.zero_grad()
+        (logits * weight).sum().backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append([logits, *grads])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("last, message", [
+    (0, "last = 0: must be at least 1"), (28, "last = 28: must not exceed the 27 tokens of x"),
+])
+def test_more_newest_positions_than_there_are_is_an_error(last, message):
+    for kind in ("nsa", "dense"):
+        with pytest.raises(ValueError, match=message):
+            decoder(kind)(torch.randint(11, (1, LENGTH)), last=last)
 
 
 @torch.no_grad()

@@ -328,3 +328,9 @@ def test_the_readme_shows_the_picture_that_notebook_00_drew(monkeypatch):
 
     assert (ROOT / "notebooks/query_reads.png").read_bytes() == finish.readme_picture()
     assert "(notebooks/query_reads.png)" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readmes_table_names_each_notebook_with_its_minutes(notebook):
+    minutes = re.search(r"about (\d+) minutes", notebook.markdown[0])[1]
+    row = f"| [{notebook.path.stem}](notebooks/{notebook.name}) | {minutes} |"
+    notebook.rule(row in (ROOT / "README.md").read_text("utf-8"), f"the README has '{row}'")

@@ -28,6 +28,7 @@ DRAWINGS = {
     "draw_read_map": [(BANDS,)],
     "draw_curves": [({"nsa-seed0": LOG, "dense": LOG[:1], "window-seed3": []},),
                     ({"nsa": TEXT_LOG},)],
+    "draw_seeds": [({"nsa": [LOG, LOG[:2]], "nsa-kl": [LOG[:1], LOG]}, "hit_rate")],
 }
 
 
@@ -57,6 +58,16 @@ def test_scores_draw_with_numbers_borders_and_differences(tmp_path):
 def test_every_picture_of_the_module_is_drawn_here():
     functions = [n for n, _ in inspect.getmembers(plots, inspect.isfunction) if n[:5] == "draw_"]
     assert functions == sorted(DRAWINGS)
+
+
+def test_seeds_are_a_mean_and_a_band_and_a_solved_run_keeps_its_last_value():
+    high = [{**r, "hit_rate": 1.0} for r in LOG[:1]]
+    figure = plots.draw_seeds({"nsa": [LOG], "nsa-kl": [LOG, high]}, "hit_rate")
+    line = figure.axes[0].get_lines()[1]
+    assert line.get_xdata().tolist() == [1, 5, 9]
+    assert line.get_ydata().tolist() == [0.75, 0.75, 0.75]
+    band = figure.axes[0].collections[1].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0.5, 1.0)
 
 
 def test_block_kinds_by_hand():

@@ -17,6 +17,7 @@ from nsa_lite.tasks import Batch, Recall
 from nsa_lite.train import (
     PRESETS,
     TrainConfig,
+    asked_span,
     hit_rate,
     loss_and_accuracy,
     main,
@@ -182,6 +183,13 @@ def test_hit_rate_counts_questions_whose_block_any_group_selects():
     trace = Trace(PRESETS["recall"]["nsa"], 0, ids, None, None, None, {})
     at = torch.tensor([[8 * 3, 8 * 3 + 7, -1]])  # blocks 3 and 3; the third asks nothing
     assert hit_rate([trace], Batch(None, None, at)) == 0.5
+
+
+def test_the_asked_span_reaches_from_the_first_target_to_the_end():
+    targets = torch.tensor([[-100, -100, 3, -100], [-100, -100, -100, 5]])
+    assert asked_span(Batch(None, targets, None)) == 2
+    assert asked_span(Recall().batch(2, 0)) == Recall().questions
+    assert asked_span(Batch(None, torch.full((1, 4), -100), None)) == 4
 
 
 def test_loss_and_accuracy_skip_what_is_not_asked():

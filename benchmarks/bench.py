@@ -1,0 +1,177 @@
+"""Time the kernels beside public peers, in one process on one device; `make bench`.
+
+    python -m benchmarks.bench                       everything: configs A, B and the paper's widths
+    python -m benchmarks.bench --config A --length 65536 --ids random
+
+Writes benchmarks/results/bench.json: device, versions, command, and one row a measurement, with
+milliseconds (median) forward and backward, and the peak memory of both together in GiB.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import kernels
+from benchmarks import peers
+from benchmarks.cases import CONFIGS, Sizes, coherent_ids, inputs, random_ids
+
+RESULTS = Path(__file__).parent / "results"
+LENGTHS = {"A": (8192, 16384, 32768, 65536), "B": (8192, 32768), "paper": (8192, 65536),
+           "tiny": (64,)}
+KEEP = {"coherent .75": 0.75, "coherent .9": 0.9}  # the rest of "ids" is random
+IDS = ("random", *KEEP)
+Forward = Callable[[], Tensor]
+
+
+def ours(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Forward]:
+    """Our operations one by one, and the whole layer between its projections.
+
+    The whole chooses its blocks from its own scores, as in training, but then reads `ids`: the
+    work of the top-n is in, and what the selected branch shares is what we said.
+    """
+    lse = kernels.compressed_attention(
+        x["q"], x["compressed.k"], x["compressed.v"], **sizes.blocks())[1].detach()
+
+    def compressed() -> tuple[Tensor, Tensor]:
+        return kernels.compressed_attention(
+            x["q"], x["compressed.k"], x["compressed.v"], **sizes.blocks())
+
+    def select(row_lse: Tensor = lse) -> Tensor:
+        return kernels.select_blocks(x["q"], x["compressed.k"], row_lse, **sizes.choice())
+
+    def selected() -> Tensor:
+        return kernels.selected_attention(x["q"], x["selected.k"], x["selected.v"], ids,
+                                          select_block_size=sizes.select_block_size)
+
+    def window() -> Tensor:
+        return kernels.window_attention(x["q"], x["window.k"], x["window.v"], window=sizes.window)
+
+    def whole() -> Tensor:
+        out, row_lse = compressed()
+        select(row_lse.detach())
+        return kernels.gated_sum(x["gates"], (out, selected(), window()))
+
+    def dense() -> Tensor:
+        return kernels.window_attention(x["q"], x["window.k"], x["window.v"])
+
+    return {"window": window, "compressed": lambda: compressed()[0], "scores + top-n": select,
+            "selected": selected, "NSA": whole, "dense, these kernels": dense}
+
+
+def milliseconds(run: Callable[[], object], clear: list[Tensor]) -> float:
+    """The median time of run(), by device events with a cold cache; one run by clock on a CPU."""
+    if torch.cuda.is_available():
+        from triton.testing import do_bench
+
+        return do_bench(run, warmup=50, rep=300, grad_to_none=clear, return_mode="median")
+    began = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def measure(forward: Forward, dout: Tensor, leaves: list[Tensor]) -> dict[str, float]:
+    """Times and peak memory of one function; no backward where its output takes none."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    out = forward()
+    row = {}
+    if out.requires_grad:
+        # Some peers keep the heads behind the tokens.
+        dout = dout if out.shape == dout.shape else dout.transpose(1, 2).contiguous()
+        row["backward_ms"] = milliseconds(lambda: out.backward(dout, retain_graph=True), leaves)
+    if cuda:
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return {"forward_ms": milliseconds(forward, leaves)} | row
+
+
+def rows(config: str, length: int, kinds: list[str], device: str) -> Iterator[dict]:
+    """Every measurement of one config and length; a peer that cannot run gives its reason."""
+    sizes = CONFIGS[config]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    x = inputs(sizes, length, device, dtype)
+    leaves = [t for t in x.values() if t.requires_grad]
+    for i, kind in enumerate(kinds):
+        ids = (coherent_ids(sizes, length, device, KEEP[kind]) if kind in KEEP
+               else random_ids(sizes, length, device))
+        for name, forward in ours(x, sizes, ids).items():
+            if i == 0 or name in ("selected", "NSA"):  # the rest does not depend on the ids
+                yield (dict(config=config, length=length, ids=kind, name=name)
+                       | measure(forward, x["dout"], leaves))
+        for name, make in (peers.SPARSE if i else peers.DENSE | peers.SPARSE).items():
+            row = dict(config=config, length=length, ids=kind, name=name)
+            try:
+                yield row | measure(make(x, sizes, ids), x["dout"], leaves)
+            except Exception as error:  # a peer's refusal is a result too
+                yield row | dict(refused=f"{type(error).__name__}: {error}".split("\n")[0][:200])
+
+
+def installed(package: str) -> str:
+    """A package's version, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def about(arguments: list[str], module: str) -> dict:
+    """Where and how a record was made."""
+    cuda = torch.cuda.is_available()
+    return {
+        "command": shlex.join(["python", "-m", module, *arguments]),
+        "device": torch.cuda.get_device_name() if cuda else "cpu, interpreted",
+        "versions": {"python": platform.python_version()}
+        | {p: installed(p) for p in ("torch", "triton", "fla-core", "flash-attn")}
+        | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if cuda else None},
+    }
+
+
+def show(row: dict) -> str:
+    """One line of the table that is printed while the measurements come in."""
+    place = f"{row['config']:>6} {row['length']:>6} {row['ids']:>12} {row['name']:>20}"
+    if "refused" in row:
+        return f"{place}   {row['refused']}"
+    numbers = [row.get(k) for k in ("forward_ms", "backward_ms", "peak_gib")]
+    return place + "".join(f"{'-':>10}" if n is None else f"{n:10.3f}" for n in numbers)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    p = argparse.ArgumentParser(prog="python -m benchmarks.bench",
+                                description=__doc__.split("\n")[0])
+    p.add_argument("--config", choices=CONFIGS, action="append", help="repeat for several")
+    p.add_argument("--length", type=int, action="append", help="repeat for several")
+    p.add_argument("--ids", choices=IDS, action="append", help="repeat for several")
+    p.add_argument("--out", type=Path, default=RESULTS / "bench.json")
+    a = p.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    configs = a.config or ["A", "B", "paper"]
+    if device == "cpu" and configs != ["tiny"]:
+        print("error: no CUDA device: times of interpreted kernels mean nothing. "
+              "`--config tiny` tries the script.", file=sys.stderr)
+        return 2
+    record = about(arguments, "benchmarks.bench") | {"rows": []}
+    a.out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
+          f"{'forward':>10}{'backward':>10}{'peak GiB':>10}")
+    for config in configs:
+        for length in a.length or LENGTHS[config]:
+            for row in rows(config, length, a.ids or list(IDS), device):
+                record["rows"].append(row)
+                print(show(row), flush=True)
+                a.out.write_text(json.dumps(record, indent=1) + "\n")  # kept if a later one fails
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Run the kernels' tests compiled, then small shapes under compute-sanitizer; `make test-gpu`.
+
+Writes benchmarks/results/tests.json: device, versions, command, counts, and each tool's verdict.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.bench import RESULTS, about
+
+TOOLS = ("memcheck", "racecheck")
+
+
+def small_shapes() -> None:
+    """Every kernel once, forward and backward, on ragged sizes: what compute-sanitizer watches."""
+    import kernels
+
+    for dtype in (torch.bfloat16, torch.float32):
+        make = torch.Generator("cuda").manual_seed(0)
+
+        def new(*shape, make=make, dtype=dtype):
+            return torch.randn(shape, generator=make, device="cuda", dtype=dtype).requires_grad_()
+
+        q, k, v = new(2, 6, 203, 40), new(2, 2, 203, 40), new(2, 2, 203, 24)
+        k_short, v_short = new(2, 2, 24, 40), new(2, 2, 24, 24)
+        blocks = dict(block_size=16, stride=8)
+        out, lse = kernels.compressed_attention(q, k_short, v_short, **blocks)
+        ids = kernels.select_blocks(q, k_short, lse.detach(), **blocks, select_block_size=16,
+                                    num_selected=5)
+        selected = kernels.selected_attention(q, k, v, ids, select_block_size=16)
+        window = kernels.window_attention(q, k, v, window=33)
+        kernels.gated_sum(new(2, 6, 203, 3), (out, selected, window)).sum().backward()
+    torch.cuda.synchronize()
+
+
+def sanitize(tool: str) -> str:
+    """The last line of compute-sanitizer's report, or why there is none."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not shutil.which(program):
+        return "compute-sanitizer is not installed"
+    code = "from benchmarks.gpu_tests import small_shapes; small_shapes()"
+    done = subprocess.run([program, "--tool", tool, sys.executable, "-c", code],
+                          capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+    return lines[-1].strip("= ") if lines else f"no summary, exit status {done.returncode}"
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("error: no CUDA device here. On a CPU `make test` runs these kernels interpreted.",
+              file=sys.stderr)
+        return 2
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rf", "tests/kernels"],
+                          stdout=subprocess.PIPE, text=True)
+    print(done.stdout)
+    counts = {word: int(count) for count, word in
+              re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])}
+    record = about([], "benchmarks.gpu_tests") | {
+        "pytest": counts, "failed": re.findall(r"^FAILED (\S+)", done.stdout, re.M),
+        "compute-sanitizer": {tool: sanitize(tool) for tool in TOOLS},
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "tests.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+    clean = all(re.search(r"\b0 (errors|hazards)", line)
+                for line in record["compute-sanitizer"].values())
+    return 0 if done.returncode == 0 and clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

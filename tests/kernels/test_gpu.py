@@ -1,0 +1,190 @@
+"""What only a GPU can show: real lengths in half precision, 64-bit offsets, graphs, no waiting.
+
+`make test-gpu` runs these with all other tests of the kernels and records the result.
+"""
+
+import pytest
+import torch
+
+import kernels
+import nsa_lite
+from benchmarks.cases import CONFIGS, coherent_ids, inputs, random_ids
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+SIZES = CONFIGS["A"]
+OUTPUT, GRADIENT = 4e-3, 5e-3  # relative norms, half precision against float32
+
+
+def relative(x, y):
+    return float((x.float() - y.float()).norm() / y.float().norm())
+
+
+def branches(x, ids):
+    """Each branch as (its inputs, a function of them)."""
+    sizes = SIZES
+    return {
+        "window": ([x["q"], x["window.k"], x["window.v"]],
+                   lambda q, k, v: kernels.window_attention(q, k, v, window=sizes.window)),
+        "dense": ([x["q"], x["window.k"], x["window.v"]], kernels.window_attention),
+        "compressed": ([x["q"], x["compressed.k"], x["compressed.v"]],
+                       lambda q, k, v: kernels.compressed_attention(q, k, v, **sizes.blocks())[0]),
+        "selected": ([x["q"], x["selected.k"], x["selected.v"]],
+                     lambda q, k, v: kernels.selected_attention(
+                         q, k, v, ids, select_block_size=sizes.select_block_size)),
+    }
+
+
+def forward_and_gradients(operation, tensors, dout):
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    out = operation(*tensors)
+    out.backward(dout.to(out.dtype))
+    return [out.detach(), *(t.grad for t in tensors)]
+
+
+@pytest.mark.parametrize("length", [1024, 16384])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("larger", [1, 30])
+def test_half_precision_at_real_lengths(length, dtype, larger):
+    """Against float32 kernels, which the other tests hold to float64; also with sharp softmaxes."""
+    x = inputs(SIZES, length, "cuda", dtype)
+    x["q"] = x["q"].detach() * larger
+    ids = random_ids(SIZES, length, "cuda")
+    for name, (tensors, operation) in branches(x, ids).items():
+        got = forward_and_gradients(operation, tensors, x["dout"])
+        expected = forward_and_gradients(operation, [t.float() for t in tensors], x["dout"])
+        errors = [relative(a, b) for a, b in zip(got, expected, strict=True)]
+        assert errors[0] <= OUTPUT and max(errors[1:]) <= GRADIENT, (name, errors)
+
+
+def test_float32_at_length_1024_is_the_reference():
+    x = {name: t.float() for name, t in inputs(SIZES, 1024, "cuda", torch.float32).items()}
+    ids = random_ids(SIZES, 1024, "cuda")
+    names = {"window": lambda q, k, v: nsa_lite.window_attention(q, k, v, window=SIZES.window),
+             "compressed": lambda q, k, v: nsa_lite.compressed_attention(
+                 q, k, v, **SIZES.blocks())[0],
+             "selected": lambda q, k, v: nsa_lite.selected_attention(
+                 q, k, v, ids, select_block_size=SIZES.select_block_size)}
+    for name, (tensors, operation) in branches(x, ids).items():
+        if name in names:
+            got = forward_and_gradients(operation, tensors, x["dout"])
+            expected = forward_and_gradients(names[name], tensors, x["dout"])
+            for a, b in zip(got, expected, strict=True):
+                assert relative(a, b) <= 1e-4, name
+
+
+def test_selected_sets_differ_from_the_reference_by_near_ties_only():
+    """In bfloat16: what one side chose and the other did not scores nearly the same."""
+    x = inputs(SIZES, 4096, "cuda", torch.bfloat16)
+    q, k = x["q"].detach(), x["compressed.k"].detach()
+    lse = kernels.compressed_attention(q, k, x["compressed.v"].detach(), **SIZES.blocks())[1]
+    got = kernels.select_blocks(q, k, lse, **SIZES.choice())
+    score = nsa_lite.block_importance(q, k, lse, **SIZES.blocks(),
+                                      select_block_size=SIZES.select_block_size)
+    expected = nsa_lite.choose_blocks(score, num_selected=SIZES.num_selected,
+                                      select_block_size=SIZES.select_block_size)
+
+    def chosen_scores(ids):
+        ids = ids.long()
+        return score.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, 0).sort(-1).values
+
+    assert torch.allclose(chosen_scores(got), chosen_scores(expected), rtol=2e-3, atol=1e-5)
+    assert (got == expected).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.75])
+def test_two_runs_at_length_16384_are_the_same_bits(keep):
+    x = inputs(SIZES, 16384, "cuda", torch.bfloat16)
+    ids = coherent_ids(SIZES, 16384, "cuda", keep)
+    for name, (tensors, operation) in branches(x, ids).items():
+        one = forward_and_gradients(operation, tensors, x["dout"])
+        two = forward_and_gradients(operation, tensors, x["dout"])
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)), name
+
+
+def test_offsets_beyond_2_to_the_31():
+    """The last rows of a q with 2^31 elements, against the same rows on their own."""
+    heads, length, width, last = 64, 2**18, 128, 64
+    make = torch.Generator("cuda").manual_seed(0)
+
+    def new(*shape):
+        return torch.randn(shape, generator=make, device="cuda", dtype=torch.bfloat16)
+
+    q, k, v = new(1, heads, length, width), new(1, 1, length, width), new(1, 1, length, width)
+    assert q.numel() >= 2**31
+    token = torch.arange(length, device="cuda")
+    ids = torch.stack([token * 0, token // 64], -1).int().view(1, 1, length, 2)
+    ids[..., 1] = torch.where(ids[..., 1] == 0, -1, ids[..., 1])
+    blocks, short = dict(block_size=32, stride=16), (length - 32) // 16 + 1
+    k_short, v_short = k[:, :, :short], v[:, :, :short]
+    tail, start = q[:, :, -last:].float().requires_grad_(), length - last
+    q.requires_grad_()
+    wide = [t.float() for t in (k, v, k_short, v_short)]
+    pairs = {
+        "window": (kernels.window_attention(q, k, v, window=64),
+                   nsa_lite.window_attention(tail, *wide[:2], window=64, start=start)),
+        "selected": (kernels.selected_attention(q, k, v, ids, select_block_size=64),
+                     nsa_lite.selected_attention(tail, *wide[:2], ids[:, :, -last:],
+                                                 select_block_size=64, start=start)),
+        "compressed": (kernels.compressed_attention(q, k_short, v_short, **blocks)[0],
+                       nsa_lite.compressed_attention(tail, *wide[2:], **blocks, start=start)[0]),
+    }
+    dout = torch.zeros(1, heads, length, width, device="cuda", dtype=torch.bfloat16)
+    dout[:, :, -last:] = new(1, heads, last, width)
+    for name, (out, expected) in pairs.items():
+        assert relative(out[:, :, -last:], expected) <= OUTPUT, name
+        (dq,) = torch.autograd.grad(out, q, dout)
+        (dtail,) = torch.autograd.grad(expected, tail, dout[:, :, -last:].float())
+        assert relative(dq[:, :, -last:], dtail) <= GRADIENT, name
+        assert not dq[:, :, :-last].any(), name
+
+
+def training_step(layer, optimizer, x):
+    optimizer.zero_grad(set_to_none=True)
+    loss = layer(x).float().square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def test_a_training_step_waits_for_nothing_and_fits_in_a_cuda_graph():
+    torch.manual_seed(0)
+    config = nsa_lite.NSAConfig(dim=512, heads=16, kv_heads=1, head_dim=64, value_dim=64)
+    layer = nsa_lite.NSAttention(config, backend="triton").cuda().bfloat16()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, capturable=True)
+    x = torch.randn(1, 4096, 512, device="cuda", dtype=torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            training_step(layer, optimizer, x)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.set_sync_debug_mode("error")  # from here on, waiting for the device is an error
+    try:
+        training_step(layer, optimizer, x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = training_step(layer, optimizer, x)
+    losses = []
+    for _ in range(20):
+        graph.replay()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]  # the replayed steps train
+
+
+def test_memory_of_a_whole_layer_at_length_65536():
+    """Three branches, top-n and gates, forward and backward, at most 12 GiB (config A)."""
+    x = inputs(SIZES, 65536, "cuda", torch.bfloat16)
+    ids = random_ids(SIZES, 65536, "cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    q = x["q"]
+    out, lse = kernels.compressed_attention(
+        q, x["compressed.k"], x["compressed.v"], **SIZES.blocks())
+    kernels.select_blocks(q, x["compressed.k"], lse.detach(), **SIZES.choice())
+    selected = kernels.selected_attention(q, x["selected.k"], x["selected.v"], ids,
+                                          select_block_size=64)
+    window = kernels.window_attention(q, x["window.k"], x["window.v"], window=512)
+    kernels.gated_sum(x["gates"], (out, selected, window)).backward(x["dout"])
+    assert torch.cuda.max_memory_allocated() <= 12 * 2**30

@@ -1,0 +1,103 @@
+"""The benchmark's blocks are legal, its records hold what was run, its pictures show the records.
+
+No test here looks at a time: only `make bench`, on a GPU, does.
+"""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import bench, draw
+from benchmarks.cases import CONFIGS, coherent_ids, random_ids, shared_with_neighbour
+
+TINY = CONFIGS["tiny"]
+SIX = CONFIGS["A"]
+
+
+def assert_legal(ids, sizes):
+    """Distinct, ascending, then -1; forced blocks in; none that starts after the token."""
+    for t, row in enumerate(ids[0, 0].tolist()):
+        own = t // sizes.select_block_size
+        real = [j for j in row if j >= 0]
+        assert row == sorted(set(real)) + [-1] * (len(row) - len(real)), t
+        assert {0, max(own - 1, 0), own} <= set(real) and max(real) == own, t
+
+
+@pytest.mark.parametrize("sizes, length", [(TINY, 200), (SIX, 1500)])
+def test_ids_are_legal(sizes, length):
+    assert_legal(random_ids(sizes, length, "cpu"), sizes)
+    for keep in (0.0, 0.75):
+        ids = coherent_ids(sizes, length, "cpu", keep)
+        assert ids.shape == (1, sizes.groups, length, sizes.num_selected)
+        assert_legal(ids, sizes)
+
+
+def test_free_slots_keep_their_block_as_often_as_asked():
+    """Far from the start 13 of 16 slots are free; a redrawn slot seldom hits its old block."""
+    ids = coherent_ids(SIX, 32768, "cpu", 0.75)[:, :, 16384:]
+    expected = (3 - 1 / 64 + 13 * 0.75) / 16  # one local block in 64 tokens is new
+    assert abs(shared_with_neighbour(ids) - expected) < 0.02
+
+
+def test_random_ids_share_little():
+    ids = random_ids(SIX, 8192, "cpu")[:, :, 6000:]
+    assert shared_with_neighbour(ids) < 0.35  # 3 forced of 16, and 13 of about 100 by chance
+
+
+def test_keep_is_checked():
+    with pytest.raises(ValueError, match="keep = 1.5: must be at least 0"):
+        coherent_ids(TINY, 64, "cpu", 1.5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_times_of_interpreted_kernels_are_refused(tmp_path, capsys):
+    assert bench.main(["--out", str(tmp_path / "b.json")]) == 2
+    assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_record_holds_every_measurement_and_every_refusal(tmp_path):
+    path = tmp_path / "b.json"
+    assert bench.main(["--config", "tiny", "--length", "16", "--ids", "random",
+                       "--out", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert record["command"].startswith("python -m benchmarks.bench --config tiny --length 16")
+    assert {"torch", "triton", "fla-core"} <= set(record["versions"])
+    rows = {r["name"]: r for r in record["rows"]}
+    assert {*draw.PIECES, "NSA", *bench.peers.DENSE, *bench.peers.SPARSE} <= set(rows)
+    for name in (*draw.PIECES, "NSA"):
+        assert rows[name]["forward_ms"] > 0
+        assert ("backward_ms" in rows[name]) == (name != "scores + top-n")
+    assert all("refused" in r or "forward_ms" in r for r in record["rows"])
+
+
+def record_of(times):
+    """A record by hand: (name, ids, length) -> forward and backward ms."""
+    rows = [dict(config="A", name=name, ids=ids, length=length, forward_ms=f, backward_ms=b)
+            for (name, ids, length), (f, b) in times.items()]
+    return {"device": "made by hand", "rows": rows}
+
+
+def test_pictures_show_the_records_numbers():
+    record = record_of({
+        ("FlashAttention-2", "random", 8192): (3.0, 9.0),
+        ("FlashAttention-2", "random", 65536): (200.0, 500.0),
+        ("NSA", "random", 8192): (2.0, 6.0), ("NSA", "random", 65536): (40.0, 80.0),
+        ("NSA", "coherent .75", 65536): (25.0, 62.5),
+        ("window", "random", 65536): (4.0, 9.0), ("compressed", "random", 65536): (8.0, 30.0),
+        ("selected", "random", 65536): (16.0, 31.0),
+    })
+    assert draw.speedup(record, "A", 65536, "forward_ms") == 5.0
+    assert draw.speedup(record, "A", 65536, "backward_ms", "coherent .75") == 8.0
+    forward, backward = draw.draw_scaling(record).axes
+    lines = {line.get_label(): line.get_ydata().tolist() for line in forward.lines}
+    assert lines == {"FlashAttention-2": [3.0, 200.0], "NSA, random blocks": [2.0, 40.0],
+                     "NSA, coherent blocks": [25.0]}
+    (ax,) = draw.draw_pieces(record, "A", 65536).axes
+    assert [bar.get_width() for bar in ax.patches] == [4, 8, 0, 16, 9, 30, 0, 31]
+
+
+def test_without_a_record_one_line_says_what_makes_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(draw, "load", lambda: json.loads((tmp_path / "none.json").read_text()))
+    assert draw.main() == 2
+    assert "`make bench` on a GPU makes one" in capsys.readouterr().err

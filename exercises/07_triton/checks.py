@@ -353,7 +353,9 @@ def explain_selected(got, expected, q, k, v, ids, start, scale):
         return said
     given = dict(q=q, k=k, v=v, ids=ids, start=start, scale=scale)
     own = f"query 0 is token {start}"
+    fewer = {"the walk ends one id too early": read(**{**given, "ids": ids[:, :-1]})}
     return recognise(out, {
+        **(fewer if ids.shape[1] > 1 else {}),  # of one id nothing is left: an output of 0
         f"{own}, and reads to the end of its own block": read(**given, limit=lambda t: len(k)),
         f"{own}, and reads token {start + 1}": read(**given, limit=lambda t: t + 1),
         f"{own}, and does not read itself": read(**given, limit=lambda t: t - 1),
@@ -367,7 +369,6 @@ def explain_selected(got, expected, q, k, v, ids, start, scale):
         "the scores were not multiplied by scale": read(**{**given, "scale": 1.0}),
         "all heads got the output of head 0": read(**given)[:1].expand_as(q),
         "every query read the ids of query 0": read(**{**given, "ids": ids[:1].expand_as(ids)}),
-        "the walk ends one id too early": read(**{**given, "ids": ids[:, :-1]}),
         "every token up to the query was read, chosen or not":
             read(**{**given, "ids": torch.arange(len(k) // BLOCK + 1).expand(len(ids), -1)}),
     })

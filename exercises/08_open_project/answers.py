@@ -1,0 +1,253 @@
+"""Planted wrong answers that the checks of set 08 must name, and right ones they must accept."""
+
+import torch
+
+from exercises.contest import BlockMeans, MinAndMax, MostRecent
+from exercises.records import Wrong
+
+# --- 08.1 ---
+
+
+def covered_by_loop(mass, ids):
+    return torch.stack([
+        sum((mass[t, j] for j in row if j >= 0), torch.zeros(()))
+        for t, row in enumerate(ids.tolist())
+    ])
+
+
+def covered_by_mask(mass, ids):
+    chosen = (ids[:, :, None] == torch.arange(mass.shape[1])).any(1)
+    return torch.einsum("tj,tj->t", mass, chosen.to(mass))
+
+
+def covered_in_a_wider_table(mass, ids):
+    # one column of zeros more: -1 leads to it
+    wider = torch.cat([mass, torch.zeros(len(mass), 1)], 1).double()
+    return wider[torch.arange(len(mass))[:, None], ids.long()].sum(1)
+
+
+COVERED = [
+    Wrong("-1 read from the end", lambda mass, ids: mass[torch.arange(len(mass))[:, None],
+                                                         ids.long()].sum(1),
+          "was read as the last block"),
+    Wrong("-1 clamped, not masked", lambda mass, ids: mass.gather(1, ids.long().clamp(0)).sum(1),
+          "was read as block 0"),
+    Wrong("mean of the chosen",
+          lambda mass, ids: covered_by_loop(mass, ids) / (ids >= 0).sum(1).clamp(min=1),
+          "the mean of the chosen blocks"),
+    Wrong("blocks counted", lambda mass, ids: (ids >= 0).sum(1) * 1.0, "was counted"),
+    Wrong("what is left out", lambda mass, ids: 1 - covered_by_loop(mass, ids), "leaves out"),
+    Wrong("row of query 0", lambda mass, ids: covered_by_loop(mass[:1].expand_as(mass), ids),
+          "the mass of query 0"),
+    Wrong("largest only",
+          lambda mass, ids: (mass.gather(1, ids.long().clamp(0)) * (ids >= 0)).amax(1),
+          "the largest of the chosen"),
+    Wrong("mean of the queries", lambda mass, ids: covered_by_loop(mass, ids).mean(),
+          "the shape is ()"),
+]
+
+# --- 08.2 ---
+
+
+def choose_by_sort(score, own, kept, budget, block_size):
+    forced = [j for j in dict.fromkeys((0, own - 1, own)) if j >= 0]
+    free = sorted(set(range(own)) - set(forced), key=lambda j: (-score[j].item(), j))
+    room = (budget - kept * own) // block_size - len(forced)
+    return sorted(forced + free[: max(room, 0)])
+
+
+def choose_by_infinity(score, own, kept, budget, block_size):
+    number = torch.arange(own + 1)
+    forced = (number == 0) | (number >= own - 1)
+    full = torch.cat([score.double(), torch.zeros(1)]).masked_fill(forced, torch.inf)
+    room = max((budget - kept * own) // block_size, int(forced.sum()))
+    best = torch.sort(full, descending=True, stable=True).indices[:room]
+    return best.sort().values.tolist()
+
+
+def choose_by_paying(score, own, kept, budget, block_size):
+    left, chosen = budget - kept * own, []
+    rest = list(range(own + 1))
+    for j in (own, own - 1, 0):
+        if j in rest:
+            rest.remove(j)
+            chosen.append(j)
+            left -= block_size
+    while rest and left >= block_size:
+        best = rest[0]
+        for j in rest:
+            if score[j] > score[best]:
+                best = j
+        rest.remove(best)
+        chosen.append(best)
+        left -= block_size
+    return tuple(sorted(chosen))
+
+
+def choice(forced=lambda own: {0, max(own - 1, 0), own}, room=None, order=lambda s, j: (-s, j),
+           pool=lambda own: range(own), ids=sorted):
+    """The right answer with one step changed."""
+    def answer(score, own, kept, budget, block_size):
+        chosen = list(dict.fromkeys(forced(own)))
+        free = sorted((j for j in pool(own) if j not in chosen),
+                      key=lambda j: order(score[j].item() if j < own else 9.0, j))
+        paid = (room or (lambda *x: (x[2] - x[1] * x[0]) // x[3]))(own, kept, budget, block_size)
+        return ids(chosen + free[: max(paid - len(chosen), 0)])
+
+    return answer
+
+
+def forced_on_top(score, own, kept, budget, block_size):
+    more = 8 * len({0, max(own - 1, 0), own})
+    return choose_by_sort(score, own, kept, budget + more, block_size)
+
+
+def forced_twice(score, own, kept, budget, block_size):
+    ids = choose_by_sort(score, own, kept, budget, block_size)
+    return ids if own > 1 else sorted([0, *ids])
+
+
+CHOICES = [
+    Wrong("kept vectors are free", choice(room=lambda own, kept, budget, size: budget // size),
+          "vectors, and the budget is 50"),
+    Wrong("one kept vector counted, whatever m",
+          choice(room=lambda own, kept, budget, size: (budget - (kept > 0) * own) // size),
+          "vectors, and the budget is 63"),
+    Wrong("forced blocks on top", forced_on_top, "vectors, and the budget is 40"),
+    Wrong("rounded up", choice(room=lambda own, kept, budget, size:
+                               -((kept * own - budget) // size)), "vectors, and the budget is 50"),
+    Wrong("one block too few", choice(room=lambda own, kept, budget, size:
+                                      (budget - kept * own) // size - 1),
+          "one more block can be paid"),
+    Wrong("no first block", choice(forced=lambda own: {max(own - 1, 0), own}),
+          "block 0 is missing, one of the forced"),
+    Wrong("own block only", choice(forced=lambda own: {0, own}),
+          "block 8 is missing, one of the forced"),
+    Wrong("block 0 twice when it is local too", forced_twice, "block 0 was chosen twice"),
+    Wrong("a block after the query", choice(pool=lambda own: range(own + 2)),
+          "block 10 was chosen, and the query is in block 9"),
+    Wrong("lowest scores", choice(order=lambda s, j: (s, j)), "has a higher score"),
+    Wrong("ties to the higher id", choice(order=lambda s, j: (-s, -j)),
+          "equal scores: the lower id comes first"),
+    Wrong("best first, not ascending", choice(ids=list), "do not ascend"),
+    Wrong("a tensor of scores", lambda score, *others: score[:3].sum(), "a list was asked for"),
+]
+
+# --- 08.3 ---
+
+
+class TwoFarKeys:
+    """The mean and the two keys farthest from it; 30 keys near the mean count 30 times."""
+
+    def keep(self, block):
+        far = (block - block.mean(0)).norm(dim=1).topk(2).indices
+        return torch.cat([block.mean(0, keepdim=True), block[far]])
+
+    def score(self, q, kept):
+        s = torch.einsum("hd,jmd->hjm", q, kept) / q.shape[1] ** 0.5
+        s = s + torch.tensor([30.0, 1.0, 1.0]).log()
+        return s.logsumexp(-1).softmax(-1).sum(0)
+
+
+class LongestKey:
+    """The mean and the longest key, head by head and block by block."""
+
+    def keep(self, block):
+        longest = max(range(len(block)), key=lambda i: float(block[i] @ block[i]))
+        return torch.stack((block.mean(0), block[longest]))
+
+    def score(self, q, kept):
+        total = torch.zeros(len(kept))
+        for head in q.double():
+            s = kept.double() @ head / 4  # (own, 2)
+            weight = 31 * s[:, 0].exp() + s[:, 1].exp()
+            total += weight / weight.sum()
+        return total
+
+
+def bound():
+    """Quest's bound, made by a function in place of a class."""
+    return MinAndMax()
+
+
+class KeepsAll(MinAndMax):
+    def keep(self, block):
+        return block.clone()
+
+
+class KeepsWhatIsLong(LongestKey):
+    def keep(self, block):
+        return block[block.norm(dim=1) > 5.5]
+
+
+class KeepsAFlatMean(BlockMeans):
+    def keep(self, block):
+        return block.mean(0)
+
+
+class KeepsAMeanOfEachChannel(BlockMeans):
+    def keep(self, block):
+        return block.mean(1, keepdim=True)
+
+
+class ScoresEachHead(BlockMeans):
+    def score(self, q, kept):
+        return q @ kept[:, 0].T
+
+
+class ScoresInPlace(BlockMeans):
+    def score(self, q, kept):
+        return super().score(q.mul_(0.25), kept)
+
+
+class DrawsLots(MostRecent):
+    def score(self, q, kept):
+        return torch.rand(len(kept))
+
+
+class Remembers(BlockMeans):
+    """Keeps a mean for show and every key in secret."""
+
+    secret: list = []
+
+    def keep(self, block):
+        self.secret.append(block)
+        return super().keep(block)
+
+    def score(self, q, kept):
+        keys = torch.stack(self.secret[-32:][: len(kept)])
+        return (q @ keys.flatten(0, 1).T / 4).softmax(-1).sum(0).unflatten(0, (-1, 32)).sum(-1)
+
+
+class Divides(BlockMeans):
+    def score(self, q, kept):
+        s = (q @ kept[:, 0].T).sum(0)
+        return (s - s.mean()) / s.std(correction=0)  # one block: 0 / 0
+
+
+class SmallestFirst(MinAndMax):
+    def score(self, q, kept):
+        return -super().score(q, kept)
+
+
+OPEN = [
+    Wrong("keeps every key", KeepsAll, "32 vectors of 31 blocks and 3 forced blocks are 1088"),
+    Wrong("keeps what is long", KeepsWhatIsLong, "must be kept of each block: of block 0"),
+    Wrong("one vector, not a row", KeepsAFlatMean, "and (m, 16) was asked for"),
+    Wrong("mean of the channels", KeepsAMeanOfEachChannel, "keep returned the shape (32, 1)"),
+    Wrong("a score for each head", ScoresEachHead, "score returned the shape (4, 1) for 1"),
+    Wrong("q changed in place", ScoresInPlace, "score changed its inputs in place"),
+    Wrong("draws lots", DrawsLots, "gave different scores"),
+    Wrong("keys hidden in the class", Remembers, "once other blocks were kept"),
+    Wrong("NaN for one block", Divides, "the score of block 0 is NaN"),
+    Wrong("smallest first", SmallestFirst, "block means cover"),
+    Wrong("only the newest", MostRecent, "block means cover"),
+    Wrong("block means again", BlockMeans, "block means cover"),
+]
+
+RIGHT = {
+    "08.1": [covered_by_loop, covered_by_mask, covered_in_a_wider_table],
+    "08.2": [choose_by_sort, choose_by_infinity, choose_by_paying],
+    "08.3": [TwoFarKeys, LongestKey, bound],
+}
+WRONG = {"08.1": COVERED, "08.2": CHOICES, "08.3": OPEN}

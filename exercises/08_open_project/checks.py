@@ -1,0 +1,226 @@
+"""Set 08, the open project: what a choice covers, what a budget buys, and a rule of your own."""
+
+import torch
+from torch import Tensor
+
+from exercises import contest
+from exercises.compare import recognise
+from exercises.records import Case, Exercise
+
+# --- 08.1 ---
+
+
+def covered_cases(generator: torch.Generator) -> list[Case]:
+    def case(name, ids, blocks):
+        mass = torch.rand(len(ids), blocks, generator=generator) + 0.1
+        mass = mass / mass.sum(1, keepdim=True)
+        shares = [sum(row[j] for j in chosen if j >= 0)
+                  for row, chosen in zip(mass.tolist(), ids, strict=True)]
+        arguments = dict(mass=mass, ids=torch.tensor(ids, dtype=torch.int32))
+        return Case(name, arguments, torch.tensor(shares), ("query",), explain_covered)
+
+    return [
+        case("one block", [[2], [0]], 4),
+        case("several blocks", [[0, 2, 3], [1, 2, 4], [0, 1, 3]], 5),
+        case("padding", [[0, -1, -1], [1, 2, -1], [0, 1, 3]], 4),
+        case("nothing chosen", [[-1, -1], [0, 2]], 3),
+    ]
+
+
+def explain_covered(got, expected, mass, ids):
+    at = ids.long()
+    picked = mass.gather(1, at.clamp(min=0))
+    real = ids >= 0
+    return recognise(got, {
+        "-1 is padding, and was read as the last block": mass.gather(1, at % mass.shape[1]).sum(1),
+        "-1 is padding, and was read as block 0": picked.sum(1),
+        "the mean of the chosen blocks was taken, not their sum":
+            (picked * real).sum(1) / real.sum(1).clamp(min=1),
+        "the sum was divided by the number of ids": (picked * real).sum(1) / ids.shape[1],
+        "every query got the mass of query 0":
+            (mass[:1].expand_as(mass).gather(1, at.clamp(min=0)) * real).sum(1),
+        "this is what the choice leaves out": 1 - expected,
+        "the number of blocks was counted, not their mass": real.sum(1).to(mass),
+        "the largest of the chosen blocks was taken, not their sum": (picked * real).amax(1),
+    })
+
+
+# --- 08.2 ---
+
+
+def choose_cases(generator: torch.Generator) -> list[Case]:
+    def case(name, own, kept, budget, score=None, size=8):
+        if score is None:
+            score = torch.rand(own, generator=generator)
+            score[[0, own - 1]] = -1.0  # forced, although nobody would choose them
+        score = torch.as_tensor(score, dtype=torch.float32)
+        arguments = dict(score=score, own=own, kept=kept, budget=budget, block_size=size)
+        return Case(name, arguments, best_by_hand(**arguments), explain=explain_choice)
+
+    return [
+        case("nothing kept", 9, 0, 40),
+        case("one vector a block", 9, 1, 50),
+        case("a budget that leaves a rest", 9, 2, 63),
+        case("equal scores", 7, 0, 40, [0.0, 1, 1, 1, 1, 1, 0]),
+        case("a forced block with the best score", 6, 0, 32, [0.9, 0.1, 0.7, 0.8, 0.2, 0.95]),
+        case("the first block is also the local one", 1, 1, 100, [0.5]),
+        case("no block is finished", 0, 2, 40, []),
+        case("room for more than there is", 5, 1, 500),
+    ]
+
+
+def best_by_hand(score: Tensor, own: int, kept: int, budget: int, block_size: int) -> list[int]:
+    """One block at a time: the best that is left, while one more can be paid."""
+    ids = {0, max(own - 1, 0), own}
+    left = budget - kept * own - block_size * len(ids)
+    while left >= block_size and len(ids) <= own:
+        rest = [j for j in range(own) if j not in ids]
+        ids.add(max(rest, key=lambda j: (float(score[j]), -j)))
+        left -= block_size
+    return sorted(ids)
+
+
+def explain_choice(got, expected, score, own, kept, budget, block_size):
+    got, forced = list(got), sorted({0, max(own - 1, 0), own})
+    if wrong := [j for j in got if not 0 <= j <= own]:
+        return f"block {wrong[0]} was chosen, and the query is in block {own}"
+    if twice := [j for j in got if got.count(j) > 1]:
+        return f"block {twice[0]} was chosen twice"
+    if lacking := [j for j in forced if j not in got]:
+        return f"block {lacking[0]} is missing, one of the forced blocks {forced}"
+    return explain_cost(got, expected, score, own, kept, budget, block_size)
+
+
+def explain_cost(got, expected, score, own, kept, budget, block_size):
+    cost = kept * own + block_size * len(got)
+    paid = f"{kept} x {own} vectors kept and {len(got)} blocks of {block_size}"
+    if len(got) > len(expected):
+        return f"{paid} are {cost} vectors, and the budget is {budget}"
+    if len(got) < len(expected):
+        return f"{paid} are {cost} of {budget} vectors: one more block can be paid"
+    if got != sorted(got):
+        return f"the ids {got} do not ascend"
+    taken = next(j for j in got if j not in expected)
+    missed = next(j for j in expected if j not in got)
+    if score[taken] == score[missed]:
+        return f"blocks {missed} and {taken} have equal scores: the lower id comes first"
+    return f"block {taken} was chosen, and block {missed} has a higher score"
+
+
+# --- 08.3 ---
+
+
+def rule_cases(generator: torch.Generator) -> list[Case]:
+    w, other = contest.world(generator), contest.world(generator)
+
+    def case(name, call, **arguments):
+        return Case(name, arguments, "valid", explain=lambda got, *_, **__: got, call=call)
+
+    return [
+        case("what is kept", look_at_kept, blocks=w.blocks),
+        case("one score for each finished block", look_at_score, q=w.q[0], blocks=w.blocks),
+        case("from q and kept alone", look_at_memory, q=w.q[0], blocks=w.blocks,
+             others=other.blocks),
+        case("better than block means", look_at_share, worlds=[w, other]),
+    ]
+
+
+def look_at_kept(rule, blocks):
+    before = blocks.clone()
+    kept = [rule().keep(block) for block in blocks]
+    if not torch.equal(blocks, before):
+        return "keep changed its block in place; work on a copy"
+    for j, vectors in enumerate(kept):
+        if not isinstance(vectors, Tensor):
+            return f"keep returned a {type(vectors).__name__}, and a tensor was asked for"
+        if vectors.dim() != 2 or vectors.shape[1] != blocks.shape[2]:
+            return f"keep returned the shape {tuple(vectors.shape)}, and (m, 16) was asked for"
+        if len(vectors) != len(kept[0]):
+            return ("the same number of vectors must be kept of each block: of block 0 "
+                    f"{len(kept[0])}, of block {j} {len(vectors)}")
+        if not vectors.isfinite().all():
+            return f"what is kept of block {j} is not finite"
+    return too_much(len(kept[0]), len(blocks) - 1)
+
+
+def too_much(m: int, finished: int) -> str:
+    """Whether what is kept and the forced blocks fit into the smallest budget."""
+    cost, budget = m * finished + contest.FORCED * contest.BLOCK, min(contest.BUDGETS)
+    if cost <= budget:
+        return "valid"
+    return (f"{m} vectors of {finished} blocks and {contest.FORCED} forced blocks are {cost} "
+            f"vectors, and the smallest budget is {budget}")
+
+
+def look_at_score(rule, q, blocks):
+    kept = torch.stack([rule().keep(block) for block in blocks])
+    for own in (1, 2, 17, 31):
+        given, query = kept[:own].clone(), q.clone()
+        score = rule().score(query, given)
+        if not torch.equal(given, kept[:own]) or not torch.equal(query, q):
+            return "score changed its inputs in place; work on a copy"
+        if not isinstance(score, Tensor):
+            return f"score returned a {type(score).__name__}, and a tensor was asked for"
+        if score.shape != (own,):
+            return (f"score returned the shape {tuple(score.shape)} for {own} finished blocks, "
+                    f"and ({own},) was asked for")
+        if score.isnan().any():
+            return f"the score of block {int(score.isnan().nonzero()[0])} is NaN"
+    return "valid"
+
+
+def look_at_memory(rule, q, blocks, others):
+    kept = torch.stack([rule().keep(block) for block in blocks])
+    first, again = (rule().score(q, kept[:20]) for _ in range(2))
+    if not torch.equal(first, again):
+        return "two calls of score with the same q and kept gave different scores"
+    for block in others:
+        rule().keep(block)
+    if not torch.equal(rule().score(q, kept[:20]), first):
+        return "the scores changed once other blocks were kept: use q and kept, nothing stored"
+    return "valid"
+
+
+def look_at_share(rule, worlds):
+    mine, given = (contest.mean_share(contest.play(r, worlds)) for r in (rule, contest.BlockMeans))
+    if mine > given:
+        return "valid"
+    return (f"your rule covers {mine:.3f} of the attention, mean of the budgets "
+            f"{', '.join(map(str, contest.BUDGETS))}; block means cover {given:.3f}")
+
+
+EXERCISES = [
+    Exercise(
+        "08.1", "What a choice covers", "warm-up", 5, covered_cases,
+        hints=(
+            "What does mass[t, -1] give in Python, and what should an id of -1 give?",
+            "covered_t = sum of mass[t, j] over the ids j >= 0 of query t.",
+            "look up the mass at the ids, with -1 moved to any legal id; set these places to 0; "
+            "sum over the ids",
+        ),
+    ),
+    Exercise(
+        "08.2", "Fill the budget", "core", 20, choose_cases,
+        hints=(
+            "What has been spent before the first block is chosen? How many blocks does the rest "
+            "pay for, the forced ones included?",
+            "number of blocks = floor((budget - kept own) / l'), at least the forced ones, at most "
+            "own + 1.",
+            "a set of the forced ids; sort the finished blocks by score, equal ones by id; add one "
+            "after the other while there is room; return the set sorted",
+        ),
+    ),
+    Exercise(
+        "08.3", "A rule of your own", "stretch", 60, rule_cases,
+        hints=(
+            "The mean hides one large key among 32. The largest key hides the other 31. What would "
+            "tell you about both?",
+            "The true mass of a block is proportional to sum_i exp(q.k_i / sqrt(D)). With n keys "
+            "near one vector c, n exp(q.c / sqrt(D)) is a good guess for their part of it.",
+            "keep: the key that is farthest from the mean, and the mean of the others. score: for "
+            "each head, log of (31 exp of one scaled product + exp of the other); softmax over the "
+            "blocks; sum over the heads",
+        ),
+        seconds=20,
+    ),
+]

@@ -1,3 +1,4 @@
+import linecache
 """The student's notebooks agree with the solutions, the solutions are right, and a set packs."""
 
 import os
@@ -130,6 +131,8 @@ def run_cells(nb) -> dict:
     names = {}
     matplotlib.use("Agg")
     for cell in code(nb):
+        # As IPython does: triton.jit reads its kernel's source when it compiles.
+        linecache.cache[cell.id] = len(cell.source), None, cell.source.splitlines(True), cell.id
         exec(compile(cell.source, cell.id, "exec"), names)  # noqa: S102
     matplotlib.pyplot.close("all")
     return names

@@ -1,6 +1,6 @@
-import linecache
 """The student's notebooks agree with the solutions, the solutions are right, and a set packs."""
 
+import linecache
 import os
 import re
 import subprocess

@@ -174,10 +174,10 @@ class DenseAttention(nn.Module):
     """What NSA is compared with: one branch of causal attention, dense or windowed, with RoPE.
 
     Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths and cache as NSAttention.
-    Set `instead` to read a trained layer by another method: a function of q (B, H, T, D),
-    k (B, G, T, D), v (B, G, T, Dv), none of them rotated, and theta, that gives (B, H, T, Dv).
     """
 
+    # Another way to read a trained layer: q (B, H, T, D), k (B, G, T, D), v (B, G, T, Dv), none of
+    # them rotated, and theta -> out (B, H, T, Dv). Set it to compare methods on the same weights.
     instead: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
 
     def __init__(self, config: NSAConfig, window: int | None = None) -> None:
@@ -192,16 +192,21 @@ class DenseAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         require_input(x, self.query.weight)
+        if self.instead is not None:
+            return self._read_by(self.instead, x, cache)
         c, start = self.config, cache_length(cache)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
+        k = rotate(split_heads(self.key(x), c.kv_heads), positions, c.rope_theta)
+        v = split_heads(self.value(x), c.kv_heads)
+        if cache is not None:
+            k, v = extend_cache(cache, {"window": (k, v)})["window"]
+        out = window_attention(q, k, v, window=self.window, start=start)
+        return self.output(out.transpose(1, 2).flatten(2))
+
+    def _read_by(self, instead: Callable, x: Tensor, cache: Cache | None) -> Tensor:
+        require(cache is None, "cache", "a dict", "must be None while `instead` is set")
+        c = self.config
         q = split_heads(self.query(x), c.heads)
         k, v = split_heads(self.key(x), c.kv_heads), split_heads(self.value(x), c.kv_heads)
-        if self.instead is not None:
-            require(cache is None, "cache", "a dict", "must be None while `instead` is set")
-            out = self.instead(q, k, v, c.rope_theta)
-        else:
-            positions = torch.arange(start, start + x.shape[1], device=x.device)
-            q, k = (rotate(y, positions, c.rope_theta) for y in (q, k))
-            if cache is not None:
-                k, v = extend_cache(cache, {"window": (k, v)})["window"]
-            out = window_attention(q, k, v, window=self.window, start=start)
-        return self.output(out.transpose(1, 2).flatten(2))
+        return self.output(instead(q, k, v, c.rope_theta).transpose(1, 2).flatten(2))

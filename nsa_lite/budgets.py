@@ -34,6 +34,7 @@ METHODS = {
     "dense": dense, "StreamingLLM": neighbours.streaming_llm, "H2O": neighbours.h2o,
     "Quest": neighbours.quest, "SampleAttention": neighbours.sample_attention,
 }
+COSTS = ("read_by_head", "read_by_group", "kept")  # in tokens of one group
 
 
 def trained(config: train.TrainConfig, folder: Path) -> DecoderLM:
@@ -193,3 +194,29 @@ def answers(logits: Tensor, batch: Batch, at: Tensor, read: list[Tensor]) -> dic
         seen = read[0].any(dim=1)[:, at].gather(-1, answer_at[..., None])[..., 0]
         result |= {"answer_read": int(seen.sum()), "right_of_read": int(right[seen].sum())}
     return result
+
+
+def sweep_table(recorded: dict, task: str) -> dict[str, list[dict]]:
+    """A recorded sweep by method: one point a setting, costs and score as means over the seeds.
+
+    A point holds settings, read_by_head, read_by_group, kept, and the score (accuracy, or bits
+    per byte) with its lowest and highest seed as low and high.
+    """
+    rows: dict[tuple[str, str], list[dict]] = {}
+    for name, run in recorded["runs"].items():
+        for r in run["results"] if name.startswith(f"{task}-sweep") else []:
+            rows.setdefault((r["method"], str(r["settings"])), []).append(r)
+    table: dict[str, list[dict]] = {}
+    for (method, _), seeds in rows.items():
+        scores = [r["right"] / r["asked"] if "right" in r else r["bits_per_byte"] for r in seeds]
+        costs = {key: sum(r[key] for r in seeds) / len(seeds) for key in COSTS}
+        table.setdefault(method, []).append(
+            {"settings": seeds[0]["settings"], **costs, "score": sum(scores) / len(scores),
+             "low": min(scores), "high": max(scores)})
+    return table
+
+
+def nearest(table: dict[str, list[dict]], cost: str, tokens: float) -> dict[str, tuple]:
+    """For each method the point whose cost is nearest to `tokens`: (its cost, its score)."""
+    best = {m: min(points, key=lambda p: abs(p[cost] - tokens)) for m, points in table.items()}
+    return {m: (round(p[cost]), round(p["score"], 2)) for m, p in best.items()}

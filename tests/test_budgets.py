@@ -124,3 +124,28 @@ def test_a_trained_nsa_model_can_select_another_number_of_blocks():
     compressed = sum((t + 1 - 4) // 2 + 1 for t in range(88, 104)) / 16
     own = sum(t % 8 + 1 for t in range(88, 104)) / 16
     assert tokens == [pytest.approx(compressed + 8 * (n - 1) + own + 16) for n in (3, 6, 10)]
+
+
+RECORDED = {"runs": {
+    "recall-sweep-seed0": {"results": [
+        {"method": "Quest", "settings": {"pages": 2}, "read_by_head": 8, "read_by_group": 20,
+         "kept": 30, "asked": 4, "right": 1},
+        {"method": "dense", "settings": {}, "read_by_head": 60, "read_by_group": 60, "kept": 60,
+         "asked": 4, "right": 4}]},
+    "recall-sweep-seed1": {"results": [
+        {"method": "Quest", "settings": {"pages": 2}, "read_by_head": 8, "read_by_group": 30,
+         "kept": 30, "asked": 4, "right": 3}]},
+    "recall-dense-seed0": {"evaluations": []},
+    "text-sweep-seed0": {"results": [
+        {"method": "Quest", "settings": {"pages": 9}, "read_by_head": 1, "read_by_group": 1,
+         "kept": 1, "bits_per_byte": 2.5}]},
+}}  # fmt: skip
+
+
+def test_a_sweep_is_averaged_over_its_seeds_and_no_other_run():
+    table = budgets.sweep_table(RECORDED, "recall")
+    assert table["Quest"] == [{"settings": {"pages": 2}, "read_by_head": 8, "read_by_group": 25,
+                               "kept": 30, "score": 0.5, "low": 0.25, "high": 0.75}]
+    assert table["dense"][0]["score"] == 1 and len(table) == 2
+    assert budgets.sweep_table(RECORDED, "text")["Quest"][0]["score"] == 2.5
+    assert budgets.nearest(table, "read_by_group", 9) == {"Quest": (25, 0.5), "dense": (60, 1)}

@@ -101,3 +101,15 @@ def test_no_curve_is_told_by_colour_alone():
 def test_block_kinds_are_only_kinds_that_have_a_colour():
     kinds = plots.block_kinds(CONFIG, IDS)
     assert set(np.unique(kinds)) == {"forced", "selected", "unused", "masked"} <= set(plots.COLOURS)
+
+
+def test_a_sweep_is_drawn_against_three_costs_with_a_ring_at_the_trained_n():
+    points = [{"settings": {"num_selected": n}, "read_by_head": 10 * n, "read_by_group": 11 * n,
+               "kept": 70, "score": n / 10, "low": n / 10, "high": n / 10} for n in (4, 6)]
+    figure = plots.draw_sweep({"nsa": points}, "accuracy", {"nsa": 6})
+    assert [ax.get_xlabel() for ax in figure.axes] == [
+        "tokens read by a head", "tokens loaded for a group", "tokens kept"]
+    line, ring = figure.axes[1].get_lines()
+    assert list(line.get_xdata()) == [44, 66] and list(line.get_ydata()) == [0.4, 0.6]
+    assert list(ring.get_xdata()) == [66]
+    plt.close(figure)

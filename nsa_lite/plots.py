@@ -227,7 +227,7 @@ def draw_sweep(
     """
     costs = {"read_by_head": "read by a head", "read_by_group": "loaded for a group",
              "kept": "kept"}
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), sharey=True)
     for (cost, words), ax in zip(costs.items(), axes, strict=True):
         for system, points in table.items():
             colour, dashes, marker = SYSTEMS[system]

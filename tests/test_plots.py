@@ -20,6 +20,8 @@ BANDS = {"window": torch.ones(9, 9, dtype=torch.bool).tril().triu(-2),
          "selected": torch.eye(9, dtype=torch.bool)}
 LOG = [{"step": s, "test_loss": 2 / s, "test_accuracy": s / 9, "hit_rate": 0.5} for s in (1, 5, 9)]
 TEXT_LOG = [{"step": s, "test_loss": 2 / s, "bits_per_byte": 3 / s} for s in (1, 5, 9)]
+POINT = {"settings": {"num_selected": 6}, "read_by_head": 9, "read_by_group": 12, "kept": 40,
+         "score": 0.5, "low": 0.4, "high": 0.7}
 DRAWINGS = {
     "draw_course_map": [(), ("selected",)],
     "draw_query_reads": [(CONFIG, IDS[0, 0, 25], 25), (CONFIG, IDS[0, 0, 0], 0)],
@@ -28,6 +30,8 @@ DRAWINGS = {
     "draw_read_map": [(BANDS,)],
     "draw_curves": [({"nsa-seed0": LOG, "dense": LOG[:1], "window-seed3": []},),
                     ({"nsa": TEXT_LOG},)],
+    "draw_sweep": [({"dense": [POINT], "nsa": [POINT, POINT]}, "accuracy", {"nsa": 6}),
+                   ({"H2O": [POINT]}, "bits per byte")],
 }
 
 

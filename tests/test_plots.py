@@ -24,14 +24,14 @@ POINT = {"settings": {"num_selected": 6}, "read_by_head": 9, "read_by_group": 12
          "score": 0.5, "low": 0.4, "high": 0.7}
 DRAWINGS = {
     "draw_course_map": [(), ("selected",)],
+    "draw_sweep": [({"dense": [POINT], "nsa": [POINT, POINT]}, "accuracy", {"nsa": 6}),
+                   ({"H2O": [POINT]}, "bits per byte")],
     "draw_query_reads": [(CONFIG, IDS[0, 0, 25], 25), (CONFIG, IDS[0, 0, 0], 0)],
     "draw_block_map": [(CONFIG, IDS[0, 0]), (CONFIG, IDS[0, 0].repeat(20, 1), "a title")],
     "draw_scores": [(torch.randn(5, 7),), (torch.full((3, 3), torch.nan).fill_diagonal_(1.0),)],
     "draw_read_map": [(BANDS,)],
     "draw_curves": [({"nsa-seed0": LOG, "dense": LOG[:1], "window-seed3": []},),
                     ({"nsa": TEXT_LOG},)],
-    "draw_sweep": [({"dense": [POINT], "nsa": [POINT, POINT]}, "accuracy", {"nsa": 6}),
-                   ({"H2O": [POINT]}, "bits per byte")],
 }
 
 

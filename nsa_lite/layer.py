@@ -1,5 +1,6 @@
 """The whole NSA layer: one query, three branches with their own keys and values, gates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -213,6 +214,10 @@ class DenseAttention(nn.Module):
     Shapes: x (B, T, C) -> y (B, T, C). Same heads, widths, cache and `last` as NSAttention.
     """
 
+    # Another way to read a trained layer: q (B, H, T, D), k (B, G, T, D), v (B, G, T, Dv), none of
+    # them rotated, and theta -> out (B, H, T, Dv). Set it to compare methods on the same weights.
+    instead: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
+
     def __init__(self, config: NSAConfig, window: int | None = None) -> None:
         super().__init__()
         if window is not None:
@@ -227,6 +232,8 @@ class DenseAttention(nn.Module):
         self, x: Tensor, cache: Cache | None = None, last: int | None = None
     ) -> Tensor:
         require_input(x, self.query.weight)
+        if self.instead is not None:
+            return self._read_by(self.instead, x, cache)
         c, start = self.config, cache_length(cache)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         k = rotate(split_heads(self.key(x), c.kv_heads), positions, c.rope_theta)
@@ -237,3 +244,10 @@ class DenseAttention(nn.Module):
         q = rotate(split_heads(self.query(x), c.heads), positions[-x.shape[1] :], c.rope_theta)
         out = window_attention(q, k, v, window=self.window, start=start)
         return self.output(out.transpose(1, 2).flatten(2))
+
+    def _read_by(self, instead: Callable, x: Tensor, cache: Cache | None) -> Tensor:
+        require(cache is None, "cache", "a dict", "must be None while `instead` is set")
+        c = self.config
+        q = split_heads(self.query(x), c.heads)
+        k, v = split_heads(self.key(x), c.kv_heads), split_heads(self.value(x), c.kv_heads)
+        return self.output(instead(q, k, v, c.rope_theta).transpose(1, 2).flatten(2))

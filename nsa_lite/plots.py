@@ -206,6 +206,46 @@ def draw_read_map(masks: dict[str, Tensor], ax: Axes | None = None, title: str =
     return figure
 
 
+# A line's colour, dashes and marker by the system, where several are compared.
+SYSTEMS = {
+    "dense": ("#000000", "--", "s"),
+    "StreamingLLM": ("#009E73", ":", "^"),
+    "H2O": ("#D55E00", "-.", "v"),
+    "Quest": ("#E69F00", "-", "D"),
+    "SampleAttention": ("#CC79A7", (0, (3, 1, 1, 1)), "P"),
+    "nsa": ("#0072B2", "-", "o"),
+    "nsa-thin": ("#56B4E9", "-", "o"),
+}
+
+
+def draw_sweep(
+    table: dict[str, list[dict]], ylabel: str, trained: dict[str, int] | None = None, **axis
+) -> Figure:
+    """Score against three costs, one line a system; bars reach from the lowest to the highest seed.
+
+    table is budgets.sweep_table's; a large ring marks the n that `trained` names for a system.
+    """
+    costs = {"read_by_head": "read by a head", "read_by_group": "loaded for a group",
+             "kept": "kept"}
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.9), sharey=True)
+    for (cost, words), ax in zip(costs.items(), axes, strict=True):
+        for system, points in table.items():
+            colour, dashes, marker = SYSTEMS[system]
+            x, y = [p[cost] for p in points], [p["score"] for p in points]
+            ax.plot(x, y, color=colour, linestyle=dashes, marker=marker, ms=4, label=system)
+            ax.vlines(x, [p["low"] for p in points], [p["high"] for p in points], color=colour)
+            for p in points:
+                if p["settings"].get("num_selected", 0) == (trained or {}).get(system):
+                    ax.plot(p[cost], p["score"], "o", ms=11, mfc="none", mec=colour)
+            if system == "dense":  # the baseline of every other
+                ax.axhline(y[0], color=colour, linestyle=dashes, linewidth=0.8)
+        ax.set(xlabel=f"tokens {words}", **axis)
+    axes[0].set_ylabel(ylabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  frameon=False)
+    return figure
+
+
 # A line's colour, dashes and marker by the attention it belongs to.
 CURVES = {
     "nsa": ("#0072B2", "-", "o"),

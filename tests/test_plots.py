@@ -20,8 +20,12 @@ BANDS = {"window": torch.ones(9, 9, dtype=torch.bool).tril().triu(-2),
          "selected": torch.eye(9, dtype=torch.bool)}
 LOG = [{"step": s, "test_loss": 2 / s, "test_accuracy": s / 9, "hit_rate": 0.5} for s in (1, 5, 9)]
 TEXT_LOG = [{"step": s, "test_loss": 2 / s, "bits_per_byte": 3 / s} for s in (1, 5, 9)]
+POINT = {"settings": {"num_selected": 6}, "read_by_head": 9, "read_by_group": 12, "kept": 40,
+         "score": 0.5, "low": 0.4, "high": 0.7}
 DRAWINGS = {
     "draw_course_map": [(), ("selected",)],
+    "draw_sweep": [({"dense": [POINT], "nsa": [POINT, POINT]}, "accuracy", {"nsa": 6}),
+                   ({"H2O": [POINT]}, "bits per byte")],
     "draw_query_reads": [(CONFIG, IDS[0, 0, 25], 25), (CONFIG, IDS[0, 0, 0], 0)],
     "draw_block_map": [(CONFIG, IDS[0, 0]), (CONFIG, IDS[0, 0].repeat(20, 1), "a title")],
     "draw_scores": [(torch.randn(5, 7),), (torch.full((3, 3), torch.nan).fill_diagonal_(1.0),)],
@@ -112,3 +116,15 @@ def test_no_curve_is_told_by_colour_alone():
 def test_block_kinds_are_only_kinds_that_have_a_colour():
     kinds = plots.block_kinds(CONFIG, IDS)
     assert set(np.unique(kinds)) == {"forced", "selected", "unused", "masked"} <= set(plots.COLOURS)
+
+
+def test_a_sweep_is_drawn_against_three_costs_with_a_ring_at_the_trained_n():
+    points = [{"settings": {"num_selected": n}, "read_by_head": 10 * n, "read_by_group": 11 * n,
+               "kept": 70, "score": n / 10, "low": n / 10, "high": n / 10} for n in (4, 6)]
+    figure = plots.draw_sweep({"nsa": points}, "accuracy", {"nsa": 6})
+    assert [ax.get_xlabel() for ax in figure.axes] == [
+        "tokens read by a head", "tokens loaded for a group", "tokens kept"]
+    line, ring = figure.axes[1].get_lines()
+    assert list(line.get_xdata()) == [44, 66] and list(line.get_ydata()) == [0.4, 0.6]
+    assert list(ring.get_xdata()) == [66]
+    plt.close(figure)

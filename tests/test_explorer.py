@@ -249,7 +249,8 @@ def test_a_recording_keeps_every_choice(tmp_path, explorer):
             assert new.config == old.config
             assert new.ids.equal(old.ids) and new.importance.equal(old.importance)
             torch.testing.assert_close(new.gates, old.gates, atol=1e-3, rtol=0)
-            torch.testing.assert_close(new.probabilities, old.probabilities, atol=2e-3, rtol=0)
+            step = old.probabilities.amax(-1, keepdim=True) / 63
+            assert ((new.probabilities - old.probabilities).abs() <= 0.51 * step).all()
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="other.npz: holds no 'nsa_lite traces 1'"):
         load_traces(tmp_path / "other.npz")
@@ -263,7 +264,7 @@ def test_the_recorded_runs_say_how_they_were_made_and_are_small():
         assert about["command"] == f"python notebooks/recorded/record_selection.py {task}"
         assert len(sequence.checkpoints) == checkpoints
         total += path.stat().st_size
-    assert total < 500_000
+    assert total < 320_000
 
 
 # --- odd sequences and bad input ---

@@ -1,7 +1,7 @@
 """Traces in a small file, so that a training run can be looked at without running it again.
 
 A compressed .npz of plain arrays, read without pickle. Importances and ids are kept exactly, so
-that every choice stays what it was; probabilities to 1/255 of their row's largest, gates as
+that every choice stays what it was; probabilities in 63 steps of their row's largest, gates as
 float16; the branches' outputs are left out.
 """
 
@@ -17,6 +17,7 @@ from nsa_lite.explorer.sequence import TracedSequence
 from nsa_lite.layer import Trace
 
 FORMAT = "nsa_lite traces 1"
+STEPS = 63  # as fine as a bar of 60 pixels
 
 
 def save_traces(path: str | Path, sequence: TracedSequence, about: dict | None = None) -> None:
@@ -49,7 +50,7 @@ def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
         header = json.loads(file["header"].tobytes()) if "header" in file else {}
         require(header.get("format") == FORMAT, "path", str(path), f"holds no {FORMAT!r}")
         arrays = {name: torch.from_numpy(file[name]) for name in file if name != "header"}
-    p = arrays["p"].float() / 255 * arrays["p_scale"][..., None]
+    p = arrays["p"].float() / STEPS * arrays["p_scale"][..., None]
     config, start, names = NSAConfig(**header["config"]), header["start"], header["checkpoints"]
     traces = [
         Trace(config, start, ids=arrays["ids"][i].int()[None], probabilities=p[i][None],
@@ -63,6 +64,6 @@ def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
 
 
 def _to_bytes(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row in 255 steps of its largest entry, and that entry."""
+    """Each row in STEPS of its largest entry, and that entry."""
     scale = p.max(-1, initial=0.0)
-    return np.rint(255 * p / np.where(scale > 0, scale, 1)[..., None]).astype(np.uint8), scale
+    return np.rint(STEPS * p / np.where(scale > 0, scale, 1)[..., None]).astype(np.uint8), scale

@@ -26,6 +26,7 @@ from nsa_lite.checks import require
 # Name -> the module whose runs() lists the runs, in the order in which they are done.
 EXPERIMENTS = {
     "selectors": "nsa_lite.selector_runs",
+    "neighbours": "nsa_lite.neighbour_runs",
 }
 RECORDED = Path(__file__).parents[1] / "notebooks" / "recorded"
 

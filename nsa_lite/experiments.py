@@ -90,6 +90,7 @@ def record(experiment: str, runs: list[Run], out: Path, path: Path) -> int:
     results = {run.name: out / experiment / run.name / "result.json" for run in runs}
     missing = sum(not result.exists() for result in results.values())
     if not missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json({
             "command": f"python -m nsa_lite.experiments {experiment}",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -233,7 +233,7 @@ class DenseAttention(nn.Module):
     ) -> Tensor:
         require_input(x, self.query.weight)
         if self.instead is not None:
-            return self._read_by(self.instead, x, cache)
+            return newest(self._read_by(self.instead, x, cache), 0, last)[0]
         c, start = self.config, cache_length(cache)
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         k = rotate(split_heads(self.key(x), c.kv_heads), positions, c.rope_theta)

@@ -16,6 +16,7 @@ from nsa_lite.attention import accurate, attend, attention_probabilities, masked
 from nsa_lite.blocks import num_select_blocks, query_positions
 from nsa_lite.checks import require, require_attention_inputs, require_int
 from nsa_lite.rope import rotate
+from nsa_lite.routing import page_bound
 from nsa_lite.selection import choose_blocks
 
 
@@ -90,13 +91,11 @@ def page_bounds(k: Tensor, page: int) -> tuple[Tensor, Tensor]:
 
 
 def page_scores(q: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Quest's bound u = sum_c max(q_c low_c, q_c high_c), never below q . k of a key in the page.
+    """Quest's bound u of each head and page (see routing.page_bound), never below a key's q . k.
 
-    Shapes: q (B, H, T, D), low and high (B, G, pages, D) -> (B, H, T, pages). Each channel of a
-    key lies between low_c and high_c, so q_c k_c is at most the larger of the two products.
+    Shapes: q (B, H, T, D), low and high (B, G, pages, D) -> (B, H, T, pages).
     """
-    up, down = q.clamp(min=0), q.clamp(max=0)  # q_c > 0 is largest at high_c, q_c < 0 at low_c
-    return (_scores(up, high, 1.0) + _scores(down, low, 1.0)).flatten(1, 2)
+    return page_bound(q, low, high).flatten(1, 2)
 
 
 def quest(
@@ -113,7 +112,7 @@ def quest(
     _require_sequence(q, k, v)
     require_int("page", page, at_least=1)
     require_int("pages", pages, at_least=1)
-    u = page_scores(accurate(q), *page_bounds(accurate(k), page))
+    u = page_scores(q, *page_bounds(accurate(k), page))
     ids = choose_blocks(u, select_block_size=page, num_selected=pages, num_initial=0, num_local=1)
     count = num_select_blocks(q.shape[2], page)
     chosen = torch.zeros(*ids.shape[:3], count + 1, dtype=torch.bool, device=q.device)

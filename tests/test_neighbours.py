@@ -309,6 +309,7 @@ def test_a_dense_layer_can_be_read_by_another_method():
     layer.instead = lambda q, k, v, theta: streaming_llm(
         q, k, v, sinks=0, window=21, theta=theta)[0]
     torch.testing.assert_close(layer(x), own, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer(x, last=3), own[:, -3:], rtol=0, atol=1e-12)
     layer.instead = lambda q, k, v, theta: streaming_llm(
         q, k, v, sinks=1, window=4, theta=theta)[0]
     assert not torch.allclose(layer(x), own, atol=1e-3)

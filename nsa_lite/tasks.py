@@ -33,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recall:
-    """Look up values by key, far away, among so many facts that no summary can hold them.
+    """Look up values by key, outside the window, among more facts than a summary holds easily.
 
     Each position carries two symbols, whose embeddings are summed: a fact is (key, value), a
     question (key, ?), filler (., .). Blocks of facts follow a first block of filler; a gap as

@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
             "kernels: triton was imported before the kernels, so it cannot interpret them on this "
             "CPU: restart Python (or the notebook's kernel) and import kernels first."
         )
-    os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is first imported
+    os.environ["TRITON_INTERPRET"] = "1"  # for triton's own functions: read at its import
 
 from kernels.attention import compressed_attention, selected_attention, window_attention
 from kernels.gates import gated_sum

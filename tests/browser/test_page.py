@@ -212,6 +212,7 @@ def test_keys_on_the_strip(opened, two_layers):
         settled(page)
         assert strip.get_attribute("aria-valuenow") == str(block), key
     strip.press("+")
+    settled(page)
     assert page.get_by_label("zoom").input_value() == "10"
     strip.press("-")
     settled(page)

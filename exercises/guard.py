@@ -33,24 +33,27 @@ def run(work: Callable[[], object], seconds: float) -> object:
 
     Errors: whatever work() raises; Late after `seconds`.
     """
-    result = {}
+    result, done = {}, threading.Event()
 
     def target() -> None:
         try:
             result["value"] = work()
         except BaseException as error:  # SystemExit too: it would pass in silence
             result["error"] = error
+        finally:
+            done.set()
 
     thread = threading.Thread(target=target, daemon=True)
     silence = contextlib.redirect_stdout(Nowhere()), contextlib.redirect_stderr(Nowhere())
     with silence[0], silence[1], torch.random.fork_rng(devices=[]):
         thread.start()
         try:
-            thread.join(max(seconds, 0.0))
-        finally:  # the learner may interrupt the wait
-            late = thread.is_alive()
+            # Not thread.join: Python 3.11 takes a thread for ended when its join is interrupted.
+            done.wait(max(seconds, 0.0))
+        finally:
+            late = not done.is_set()
             if late:
-                _stop(thread)
+                _stop(thread, done)
     if late:
         raise Late
     if "error" in result:
@@ -58,11 +61,13 @@ def run(work: Callable[[], object], seconds: float) -> object:
     return result["value"]
 
 
-def _stop(thread: threading.Thread) -> None:
+def _stop(thread: threading.Thread, done: threading.Event) -> None:
     """Raise Stopped in the thread; more than once, since a bare `except:` swallows it."""
     for _ in range(5):
-        if thread.is_alive():
+        if not done.is_set():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped)
             )
-            thread.join(0.2)
+            done.wait(0.2)
+    if done.is_set():
+        thread.join()

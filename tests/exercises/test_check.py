@@ -208,10 +208,12 @@ def test_a_stopped_loop_leaves_no_thread_behind():
 
 def test_the_learner_can_interrupt():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    threads = threading.active_count()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         judge(exercise(Case("slow", {"n": 1}, 1), seconds=30), busy)
     signal.signal(signal.SIGINT, before)
+    assert threading.active_count() <= threads
 
 
 # --- the notebook around it stays as it was ---

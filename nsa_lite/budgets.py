@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nsa_lite import cost, neighbours, train
 from nsa_lite.attention import dense_attention
-from nsa_lite.checkpoint import load
+from nsa_lite.checkpoint import load, weights
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
 from nsa_lite.model import DecoderLM
@@ -40,9 +40,7 @@ COSTS = ("read_by_head", "read_by_group", "kept")  # in tokens of one group
 def trained(config: train.TrainConfig, folder: Path) -> DecoderLM:
     """The model of a run that nsa_lite.train left in `folder`."""
     model = train.build(config)
-    tensors, _ = load(folder / "checkpoint.safetensors")
-    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()
-                           if name.startswith("model.")})
+    model.load_state_dict(weights(load(folder / "checkpoint.safetensors")[0]))
     return model.eval()
 
 

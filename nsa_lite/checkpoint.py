@@ -55,6 +55,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
+def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's state dict among the tensors that `load` returns."""
+    return {name.removeprefix("model."): t
+            for name, t in tensors.items() if name.startswith("model.")}
+
+
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:
     """Load `path` into a model and an optimizer made from the same config; return its state.
 
@@ -67,9 +73,7 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) ->
             raise CheckpointError(
                 f"{path}: made with {name} = {saved}, asked for {asked}; left untouched"
             )
-    model.load_state_dict(
-        {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    )
+    model.load_state_dict(weights(tensors))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

@@ -132,6 +132,17 @@ def selected_attention(
     require_int("select_block_size", select_block_size, at_least=1)
     _require_ids(ids, q, k, select_block_size, start)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
+
+
+def attend_to_blocks(
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, scale: float | Tensor, select_block_size: int,
+    start: int,
+) -> Tensor:
+    """selected_attention without its checks; the scale may differ from key to key.
+
+    Shapes: scale a number or (B, G, T, 1, n l').
+    """
     keys, values = (gather_blocks(x, ids, select_block_size) for x in (k, v))
     mask = selected_mask(ids, query_positions(q, start), select_block_size)
     q = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)

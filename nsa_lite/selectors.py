@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsa_lite.attention import accurate, attention_probabilities, masked_softmax
+from nsa_lite.attention import attention_probabilities, masked_softmax
 from nsa_lite.blocks import overlap_in_strides, query_positions, visible_compressed
 from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
 from nsa_lite.rope import rotate
 from nsa_lite.routing import PLAIN, Choice, Known, block_mass
-from nsa_lite.selection import gather_blocks, selected_mask
+from nsa_lite.selection import attend_to_blocks
 
 SMALLEST = 1e-9  # a score's logarithm stays finite
 
@@ -146,13 +146,8 @@ def scaled_selected_attention(
     Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv), ids and weight (B, G, T, n)
     -> out (B, H, T, Dv).
     """
-    keys, values = (gather_blocks(x, ids, select_block_size) for x in (k, v))
     scale = weight.repeat_interleave(select_block_size, -1)[..., None, :] * q.shape[-1] ** -0.5
-    grouped = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
-    scores = (keys @ grouped.transpose(-1, -2)).transpose(-1, -2) * scale
-    mask = selected_mask(ids, query_positions(q, start), select_block_size)
-    p, _ = masked_softmax(scores, mask[..., None, :])
-    return (p @ values).transpose(2, 3).flatten(1, 2).to(v.dtype)
+    return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 
 
 # Every rule by name: a function of Known, or a module that is built with the layer's config.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nsa_lite import train
-from nsa_lite.checkpoint import load
+from nsa_lite.checkpoint import load, weights
 from nsa_lite.explorer import save_traces
 from nsa_lite.explorer.sequence import TracedSequence
 from nsa_lite.model import DecoderLM
@@ -56,9 +56,7 @@ def model_at(config: train.TrainConfig, step: int) -> DecoderLM:
     """The model as it was after `step` steps."""
     model = train.build(config)
     if step:
-        tensors = load(weights_file(config, step))[0]
-        model.load_state_dict({name.removeprefix("model."): x for name, x in tensors.items()
-                               if name.startswith("model.")})
+        model.load_state_dict(weights(load(weights_file(config, step))[0]))
     return model
 
 

@@ -66,19 +66,19 @@ class Flash(torch.autograd.Function):
     def backward(ctx, dout, dlse):
         q, k, v, out, lse = ctx.saved_tensors
         dout, dlse = rows_contiguous(dout), dlse.contiguous()
-        dq, delta = torch.empty_like(q), torch.empty_like(lse)
-        dk, dv = key_gradients(ctx, q, k, v, out, dout, lse, dlse, delta, dq)
+        dq, row_lse, row_delta = torch.empty_like(q), torch.empty_like(lse), torch.empty_like(lse)
+        dk, dv = key_gradients(ctx, q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq)
         return dq, dk, dv, None, None, None, None, None
 
 
-def key_gradients(ctx, q, k, v, out, dout, lse, dlse, delta, dq) -> tuple[Tensor, Tensor]:
-    """Launch dq, which also leaves delta, then dk and dv; returns the latter two."""
+def key_gradients(ctx, q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq):
+    """Launch dq, which leaves lse and delta row by row, then dk and dv; returns the latter two."""
     (batch, groups, keys, _), length, sizes = k.shape, q.shape[2], ctx.sizes
     width, rows = max(sizes["DP"], sizes["DVP"]), length * sizes["R"]
     tile = tiles("dq", width, q.dtype)
     flash_dq[(triton.cdiv(rows, tile["M"]), batch * groups)](
-        q, k, v, out, dout, lse, dlse, delta, dq, q.stride(), k.stride(), v.stride(), out.stride(),
-        dout.stride(), dq.stride(), *ctx.numbers, **sizes, **tile,
+        q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq, q.stride(), k.stride(), v.stride(),
+        out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **sizes, **tile,
     )
     tile = tiles("dkdv", width, q.dtype)
     reach = rows if sizes["WINDOW"] is None else (sizes["WINDOW"] + tile["N"]) * sizes["R"]
@@ -87,7 +87,7 @@ def key_gradients(ctx, q, k, v, out, dout, lse, dlse, delta, dq) -> tuple[Tensor
     dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
               for x in (k, v))
     flash_dkdv[(triton.cdiv(keys, tile["N"]), batch * groups, chunks)](
-        q, k, v, dout, lse, delta, dk, dv, q.stride(), k.stride(), v.stride(), dout.stride(),
+        q, k, v, dout, row_lse, row_delta, dk, dv, q.stride(), k.stride(), v.stride(), dout.stride(),
         dk.stride(), dv.stride(), batch, *ctx.numbers, **sizes, **tile, CHUNK=ROWS_A_PROGRAM,
     )
     if chunks == 1:
@@ -123,17 +123,17 @@ class Selected(torch.autograd.Function):
     def backward(ctx, dout):
         q, k, v, ids, entries, counts, out, lse = ctx.saved_tensors
         dout, width = rows_contiguous(dout), max(ctx.sizes["DP"], ctx.sizes["DVP"])
-        dq, delta = torch.empty_like(q), torch.empty_like(lse)
+        dq, row_lse, row_delta = torch.empty_like(q), torch.empty_like(lse), torch.empty_like(lse)
         selected_dq[(counts.shape[2], k.shape[0] * k.shape[1])](
-            q, k, v, entries, counts, out, dout, lse, delta, dq, q.stride(), k.stride(), v.stride(),
-            out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **ctx.sizes, **ctx.walk,
+            q, k, v, entries, counts, out, dout, lse, row_lse, row_delta, dq, q.stride(), k.stride(),
+            v.stride(), out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **ctx.sizes, **ctx.walk,
             **tiles("selected_dq", width, q.dtype),
         )
         who, lists = readers(ids, ctx.blocks), k.shape[0] * k.shape[1] * ctx.blocks
         parts = [torch.empty(len(who.owner), ctx.sizes["SELECT"], x.shape[3], device=x.device)
                  for x in (k, v)]
         selected_dkdv[(len(who.owner),)](
-            q, k, v, dout, lse, delta, who.tokens, who.bounds, who.owner, who.chunk_bounds, *parts,
+            q, k, v, dout, row_lse, row_delta, who.tokens, who.bounds, who.owner, who.chunk_bounds, *parts,
             q.stride(), k.stride(), v.stride(), dout.stride(), *ctx.numbers, lists, ctx.blocks,
             **ctx.sizes, **tiles("selected_dkdv", width, q.dtype), CHUNK=CHUNK,
         )

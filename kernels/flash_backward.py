@@ -8,7 +8,8 @@
 
 With ds = p (dout v - delta), delta = sum(out dout) - dlse:  dq = ds k,  dk = ds' q,  dv = p' dout.
 The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
-added up afterwards in a fixed order. No atomics, so two runs agree bit by bit.
+added up afterwards in a fixed order. No atomics, so two runs agree bit by bit. dq also leaves each
+row's log-sum-exp and delta, in the order of the rows, where dk and dv load them side by side.
 """
 
 import triton
@@ -29,7 +30,7 @@ from kernels.tile import (
 
 @triton.jit
 def flash_dq(
-    q, k, v, out, dout, lse, dlse, delta, dq,
+    q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq,
     q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
@@ -47,10 +48,12 @@ def flash_dq(
     do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
     o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
     at = (b.to(tl.int64) * G * R + head) * T + token
-    row_lse = load_lse(lse, at, real)
-    row_delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
-    row_delta -= load_each(dlse, at, real)
-    tl.store(delta + at, row_delta, mask=real)  # dk and dv need it too
+    log_sum = load_lse(lse, at, real)
+    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    delta -= tl.load(dlse + at, mask=real, other=0.0)
+    by_row = tl.program_id(1).to(tl.int64) * T * R + row
+    tl.store(row_lse + by_row, log_sum, mask=real)
+    tl.store(row_delta + by_row, delta, mask=real)
     dq_tile = tl.zeros([M, DP], tl.float32)
     for part in tl.static_range(3):
         begin = low if part == 0 else full_low if part == 1 else full_high
@@ -63,7 +66,7 @@ def flash_dq(
             visible = None if part == 1 else may_read(
                 key[None, :], t[:, None], S, BLOCK, STRIDE, WINDOW)
             _, ds = score_gradient(
-                q_tile, k_tile, v_tile, do_tile, row_lse, row_delta, visible, scale * LOG2E)
+                q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
             dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
     store_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * scale, real, D, DP)
 
@@ -89,7 +92,7 @@ def row_range(
 
 @triton.jit
 def flash_dkdv(
-    q, k, v, dout, lse, delta, dk, dv,
+    q, k, v, dout, row_lse, row_delta, dk, dv,
     q_strides, k_strides, v_strides, dout_strides, dk_strides, dv_strides, B, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
@@ -116,12 +119,12 @@ def flash_dkdv(
             inside = None if part == 1 else row < T * R
             q_tile = load_rows(q, row_offsets(q_strides, b, head, token), inside, D, DP)
             do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), inside, DV, DVP)
-            at = (b.to(tl.int64) * G * R + head) * T + token
+            by_row = tl.program_id(1).to(tl.int64) * T * R + row
             visible = None if part == 1 else inside[None, :] & may_read(
                 key[:, None], start + token[None, :], S, BLOCK, STRIDE, WINDOW)
             p, ds = score_gradient_by_key(
-                q_tile, k_tile, v_tile, do_tile, load_lse(lse, at, inside),
-                load_each(delta, at, inside), visible, scale * LOG2E)
+                q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, inside),
+                load_each(row_delta, by_row, inside), visible, scale * LOG2E)
             dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
             dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     slot = chunk * B + b  # partial sums lie side by side, as (chunks * B, G, S, width)

@@ -29,12 +29,12 @@ from kernels.tile import (
 
 @triton.jit
 def selected_dq(
-    q, k, v, entries, counts, out, dout, lse, delta, dq,
+    q, k, v, entries, counts, out, dout, lse, row_lse, row_delta, dq,
     q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):
-    """The same walk for dq = sum of ds k; it stores delta = sum(out dout) for dk and dv."""
+    """The same walk for dq = sum of ds k; it leaves each row's lse and delta for dk and dv."""
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
     row = tl.arange(0, M)
     token, head = tl.program_id(0) * U + row // R, g * R + row % R
@@ -45,23 +45,25 @@ def selected_dq(
     do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
     o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
     at = (b.to(tl.int64) * G * R + head) * T + token
-    row_lse = load_lse(lse, at, real)
-    row_delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
-    tl.store(delta + at, row_delta, mask=real)
+    log_sum = load_lse(lse, at, real)
+    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    by_row = tl.program_id(1).to(tl.int64) * T * R + token * R + row % R
+    tl.store(row_lse + by_row, log_sum, mask=real)
+    tl.store(row_delta + by_row, delta, mask=real)
     dq_tile = tl.zeros([M, DP], tl.float32)
     for e in range(tl.load(counts + tile)):
         key, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
         k_tile = load_rows(k, row_offsets(k_strides, b, g, key), key < S, D, DP)
         v_tile = load_rows(v, row_offsets(v_strides, b, g, key), key < S, DV, DVP)
         _, ds = score_gradient(
-            q_tile, k_tile, v_tile, do_tile, row_lse, row_delta, visible, scale * LOG2E)
+            q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
         dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
     store_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * scale, real, D, DP)
 
 
 @triton.jit
 def selected_dkdv(
-    q, k, v, dout, lse, delta, tokens, bounds, owner, chunk_bounds, dk, dv,
+    q, k, v, dout, row_lse, row_delta, tokens, bounds, owner, chunk_bounds, dk, dv,
     q_strides, k_strides, v_strides, dout_strides, G, T, S, start, scale, LISTS, BLOCKS,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     SELECT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
@@ -87,11 +89,11 @@ def selected_dkdv(
         token = tl.load(tokens + first + row // R, mask=real, other=0)
         q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
         do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
-        at = (b.to(tl.int64) * G * R + head) * T + token
+        by_row = (pair.to(tl.int64) * T + token) * R + row % R
         visible = real[None, :] & (key[:, None] <= (start + token)[None, :])
         p, ds = score_gradient_by_key(
-            q_tile, k_tile, v_tile, do_tile, load_lse(lse, at, real),
-            load_each(delta, at, real), visible, scale * LOG2E)
+            q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, real),
+            load_each(row_delta, by_row, real), visible, scale * LOG2E)
         dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
         dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     slot = chunk.to(tl.int64) * SELECT + column

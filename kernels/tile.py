@@ -106,5 +106,5 @@ def load_each(x, at, real):
 @triton.jit
 def load_lse(lse, at, real):
     """A log-sum-exp in powers of 2; 0 instead of -inf, since all its weights are masked anyway."""
-    x = load_each(lse, at, real)
+    x = tl.load(lse + at, mask=real, other=0.0)
     return tl.where(x == -float("inf"), 0.0, x) * LOG2E

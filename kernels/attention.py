@@ -5,6 +5,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.boxes import box
 from kernels.checks import (
     check,
     check_geometry,
@@ -53,10 +54,9 @@ class Flash(torch.autograd.Function):
         ctx.numbers = (groups, length, keys, start, scale)
         out, lse = empty_like_rows(q, v.shape[3])
         tile = tiles("forward", max(ctx.sizes["DP"], ctx.sizes["DVP"]), q.dtype)
-        rows = length * ctx.sizes["R"]
-        flash_forward[(triton.cdiv(rows, tile["M"]), batch * groups)](
-            q, k, v, out, lse, q.stride(), k.stride(), v.stride(), out.stride(), *ctx.numbers,
-            **ctx.sizes, **tile,
+        flash_forward[(triton.cdiv(length * ctx.sizes["R"], tile["M"]), batch * groups)](
+            q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, lse, q.stride(), out.stride(),
+            *ctx.numbers, **ctx.sizes, **tile,
         )
         ctx.save_for_backward(q, k, v, out, lse)
         return out, lse
@@ -67,28 +67,33 @@ class Flash(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         dout, dlse = rows_contiguous(dout), dlse.contiguous()
         dq, row_lse, row_delta = torch.empty_like(q), torch.empty_like(lse), torch.empty_like(lse)
-        dk, dv = key_gradients(ctx, q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq)
+        tile = tiles("dq", max(ctx.sizes["DP"], ctx.sizes["DVP"]), q.dtype)
+        grid = (triton.cdiv(q.shape[2] * ctx.sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
+        flash_dq[grid](
+            q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, dout, lse, dlse, row_lse, row_delta,
+            dq, q.stride(), out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **ctx.sizes,
+            **tile,
+        )
+        dk, dv = key_gradients(ctx, q, k, v, dout, row_lse, row_delta)
         return dq, dk, dv, None, None, None, None, None
 
 
-def key_gradients(ctx, q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq):
-    """Launch dq, which leaves lse and delta row by row, then dk and dv; returns the latter two."""
+def key_gradients(ctx, q, k, v, dout, row_lse, row_delta) -> tuple[Tensor, Tensor]:
+    """dk and dv of a run of keys; sums that are cut into chunks are added up here, in order."""
     (batch, groups, keys, _), length, sizes = k.shape, q.shape[2], ctx.sizes
-    width, rows = max(sizes["DP"], sizes["DVP"]), length * sizes["R"]
-    tile = tiles("dq", width, q.dtype)
-    flash_dq[(triton.cdiv(rows, tile["M"]), batch * groups)](
-        q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq, q.stride(), k.stride(), v.stride(),
-        out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **sizes, **tile,
-    )
-    tile = tiles("dkdv", width, q.dtype)
-    reach = rows if sizes["WINDOW"] is None else (sizes["WINDOW"] + tile["N"]) * sizes["R"]
-    chunks = triton.cdiv(min(rows, reach), ROWS_A_PROGRAM)
+    tile = tiles("dkdv", max(sizes["DP"], sizes["DVP"]), q.dtype)
+    heads, M, N = triton.next_power_of_2(sizes["R"]), tile.pop("M"), tile["N"]
+    step = max(M // heads, 1)
+    chunk = max(ROWS_A_PROGRAM // (heads * step), 1) * step
+    reach = length if sizes["WINDOW"] is None else min(length, sizes["WINDOW"] + N + step)
+    chunks = triton.cdiv(reach, chunk)
     kind = k.dtype if chunks == 1 else torch.float32
     dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
               for x in (k, v))
-    flash_dkdv[(triton.cdiv(keys, tile["N"]), batch * groups, chunks)](
-        q, k, v, dout, row_lse, row_delta, dk, dv, q.stride(), k.stride(), v.stride(), dout.stride(),
-        dk.stride(), dv.stride(), batch, *ctx.numbers, **sizes, **tile, CHUNK=ROWS_A_PROGRAM,
+    flash_dkdv[(triton.cdiv(keys, N), batch * groups, chunks)](
+        box(q, heads, step), box(k, 1, N), box(v, 1, N), box(dout, heads, step), row_lse, row_delta,
+        dk, dv, dk.stride(), dv.stride(), batch, *ctx.numbers, **sizes, **tile, HEADS=heads,
+        STEP=step, CHUNK=chunk,
     )
     if chunks == 1:
         return dk, dv
@@ -101,19 +106,20 @@ class Selected(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, ids, select_block_size, scale, start):
         q, k, v, ids = *(rows_contiguous(x) for x in (q, k, v)), ids.contiguous()
-        (batch, _, length, _), (groups, keys) = q.shape, k.shape[1:3]
+        (batch, _, length, _), groups = q.shape, k.shape[1]
         sizes = widths(q, k, v)
         neighbours = max(1, min(NEIGHBOURS, 64 // sizes["R"]))
+        N = padded(select_block_size)
         ctx.blocks = triton.cdiv(start + length, select_block_size)
         entries, counts = union(ids, neighbours, ctx.blocks)
-        ctx.sizes = sizes | dict(SELECT=select_block_size, N=padded(select_block_size))
+        ctx.sizes = sizes | dict(SELECT=select_block_size, N=N)
         ctx.walk = dict(n=ids.shape[3], U=neighbours, M=padded(neighbours * sizes["R"]))
-        ctx.numbers = (groups, length, keys, start, scale)
+        ctx.numbers = (groups, length, start, scale)
         out, lse = empty_like_rows(q, v.shape[3])
-        tile = tiles("selected", max(sizes["DP"], sizes["DVP"]), q.dtype)
         selected_forward[(counts.shape[2], batch * groups)](
-            q, k, v, entries, counts, out, lse, q.stride(), k.stride(), v.stride(), out.stride(),
-            *ctx.numbers, **ctx.sizes, **ctx.walk, **tile,
+            q, box(k, 1, N), box(v, 1, N), entries, counts, out, lse, q.stride(), out.stride(),
+            *ctx.numbers, **ctx.sizes, **ctx.walk,
+            **tiles("selected", max(sizes["DP"], sizes["DVP"]), q.dtype),
         )
         ctx.save_for_backward(q, k, v, ids, entries, counts, out, lse)
         return out
@@ -123,22 +129,24 @@ class Selected(torch.autograd.Function):
     def backward(ctx, dout):
         q, k, v, ids, entries, counts, out, lse = ctx.saved_tensors
         dout, width = rows_contiguous(dout), max(ctx.sizes["DP"], ctx.sizes["DVP"])
+        k_box, v_box = box(k, 1, ctx.sizes["N"]), box(v, 1, ctx.sizes["N"])
         dq, row_lse, row_delta = torch.empty_like(q), torch.empty_like(lse), torch.empty_like(lse)
         selected_dq[(counts.shape[2], k.shape[0] * k.shape[1])](
-            q, k, v, entries, counts, out, dout, lse, row_lse, row_delta, dq, q.stride(), k.stride(),
-            v.stride(), out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **ctx.sizes, **ctx.walk,
+            q, k_box, v_box, entries, counts, out, dout, lse, row_lse, row_delta, dq, q.stride(),
+            out.stride(), dout.stride(), dq.stride(), *ctx.numbers, **ctx.sizes, **ctx.walk,
             **tiles("selected_dq", width, q.dtype),
         )
         who, lists = readers(ids, ctx.blocks), k.shape[0] * k.shape[1] * ctx.blocks
         parts = [torch.empty(len(who.owner), ctx.sizes["SELECT"], x.shape[3], device=x.device)
                  for x in (k, v)]
+        heads = padded(ctx.sizes["R"])
         selected_dkdv[(len(who.owner),)](
-            q, k, v, dout, row_lse, row_delta, who.tokens, who.bounds, who.owner, who.chunk_bounds, *parts,
-            q.stride(), k.stride(), v.stride(), dout.stride(), *ctx.numbers, lists, ctx.blocks,
-            **ctx.sizes, **tiles("selected_dkdv", width, q.dtype), CHUNK=CHUNK,
+            box(q, heads, 1), k_box, v_box, box(dout, heads, 1), row_lse, row_delta, who.tokens,
+            who.bounds, who.owner, who.chunk_bounds, *parts, *ctx.numbers, lists, ctx.blocks,
+            **ctx.sizes, **tiles("selected_dkdv", width, q.dtype), HEADS=heads, CHUNK=CHUNK,
         )
-        dk, dv = (add_up(ctx, x, part, who.chunk_bounds) for x, part in zip((k, v), parts,
-                                                                              strict=True))
+        dk, dv = (add_up(ctx, x, part, who.chunk_bounds)
+                  for x, part in zip((k, v), parts, strict=True))
         return dq, dk, dv, None, None, None, None
 
 

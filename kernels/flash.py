@@ -11,6 +11,7 @@ raw keys have STRIDE = BLOCK = 1, compressed keys have d and l. Only the edges n
 import triton
 import triton.language as tl
 
+from kernels.boxes import load_box
 from kernels.tile import LOG2E, finish, fold_in, load_rows, row_offsets, store_rows
 
 
@@ -46,7 +47,7 @@ def key_range(
 
 @triton.jit
 def flash_forward(
-    q, k, v, out, lse, q_strides, k_strides, v_strides, out_strides, G, T, S, start, scale,
+    q, k, v, out, lse, q_strides, out_strides, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
@@ -66,10 +67,9 @@ def flash_forward(
         begin = low if part == 0 else full_low if part == 1 else full_high
         end = full_low if part == 0 else full_high if part == 1 else high
         for first_key in range(begin, end, N):
+            k_tile = load_box(k, b, g, first_key, N, DP)
+            v_tile = load_box(v, b, g, first_key, N, DVP)
             key = first_key + tl.arange(0, N)
-            inside = None if part == 1 else key < S
-            k_tile = load_rows(k, row_offsets(k_strides, b, g, key), inside, D, DP)
-            v_tile = load_rows(v, row_offsets(v_strides, b, g, key), inside, DV, DVP)
             visible = None if part == 1 else may_read(
                 key[None, :], t[:, None], S, BLOCK, STRIDE, WINDOW)
             m, total, o = fold_in(q_tile, k_tile, v_tile, visible, scale * LOG2E, m, total, o)

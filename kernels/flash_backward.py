@@ -1,10 +1,10 @@
 """The gradients of flash.py, recomputed from the log-sum-exp that the forward stored.
 
     dq      one program owns M rows and walks over their keys, as the forward does;
-    dk, dv  one program owns N keys and walks over the rows that see them:
+    dk, dv  one program owns N keys and walks over the tokens that see them, STEP at a time:
 
-    keys 0..N-1      rows ->  row_low         full_low        full_high    row_high
-                            |  edge: masked  |  all see all  |  edge: masked  |
+    keys 0..N-1      tokens ->  low          full_low        full_high        high
+                              |  edge: masked  |  all see all  |  edge: masked  |
 
 With ds = p (dout v - delta), delta = sum(out dout) - dlse:  dq = ds k,  dk = ds' q,  dv = p' dout.
 The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
@@ -15,6 +15,7 @@ row's log-sum-exp and delta, in the order of the rows, where dk and dv load them
 import triton
 import triton.language as tl
 
+from kernels.boxes import load_box
 from kernels.flash import key_range, may_read
 from kernels.tile import (
     LOG2E,
@@ -22,6 +23,7 @@ from kernels.tile import (
     load_lse,
     load_rows,
     row_offsets,
+    row_products,
     score_gradient,
     score_gradient_by_key,
     store_rows,
@@ -31,7 +33,7 @@ from kernels.tile import (
 @triton.jit
 def flash_dq(
     q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq,
-    q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
+    q_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
@@ -49,7 +51,7 @@ def flash_dq(
     o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
     at = (b.to(tl.int64) * G * R + head) * T + token
     log_sum = load_lse(lse, at, real)
-    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    delta = row_products(o_tile, do_tile)
     delta -= tl.load(dlse + at, mask=real, other=0.0)
     by_row = tl.program_id(1).to(tl.int64) * T * R + row
     tl.store(row_lse + by_row, log_sum, mask=real)
@@ -59,10 +61,9 @@ def flash_dq(
         begin = low if part == 0 else full_low if part == 1 else full_high
         end = full_low if part == 0 else full_high if part == 1 else high
         for first_key in range(begin, end, N):
+            k_tile = load_box(k, b, g, first_key, N, DP)
+            v_tile = load_box(v, b, g, first_key, N, DVP)
             key = first_key + tl.arange(0, N)
-            inside = None if part == 1 else key < S
-            k_tile = load_rows(k, row_offsets(k_strides, b, g, key), inside, D, DP)
-            v_tile = load_rows(v, row_offsets(v_strides, b, g, key), inside, DV, DVP)
             visible = None if part == 1 else may_read(
                 key[None, :], t[:, None], S, BLOCK, STRIDE, WINDOW)
             _, ds = score_gradient(
@@ -72,59 +73,57 @@ def flash_dq(
 
 
 @triton.jit
-def row_range(
-    first_key, T, start, R: tl.constexpr,
+def token_range(
+    first_key, T, start,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    N: tl.constexpr, STEP: tl.constexpr,
 ):
-    """The rows that read a tile of N keys: row_low, full_low, full_high, row_high (see above)."""
+    """The tokens that read a tile of N keys: low, full_low, full_high, high (see the picture)."""
     first_end = first_key * STRIDE + BLOCK - 1
     last_end = first_end + (N - 1) * STRIDE
-    low = tl.minimum(tl.maximum(first_end - start, 0), T) * R
-    full_low = tl.minimum(tl.maximum(last_end - start, 0), T) * R
-    high, full_high = T * R, T * R
+    low = tl.minimum(tl.maximum(first_end - start, 0), T)
+    full_low = tl.minimum(tl.maximum(last_end - start, 0), T)
+    full_high, high = T, T
     if WINDOW is not None:
-        high = tl.minimum(tl.maximum(last_end + WINDOW - start, 0), T) * R
-        full_high = tl.minimum(tl.maximum(first_end + WINDOW - start, 0), T) * R
-    full_low = low + (full_low - low + M - 1) // M * M
-    return low, full_low, low + tl.maximum(full_high - low, 0) // M * M, high
+        full_high = tl.minimum(tl.maximum(first_end + WINDOW - start, 0), T)
+        high = tl.minimum(tl.maximum(last_end + WINDOW - start, 0), T)
+    low = low // STEP * STEP
+    full_low = (full_low + STEP - 1) // STEP * STEP
+    return low, full_low, tl.maximum(full_high // STEP * STEP, full_low), high
 
 
 @triton.jit
 def flash_dkdv(
-    q, k, v, dout, row_lse, row_delta, dk, dv,
-    q_strides, k_strides, v_strides, dout_strides, dk_strides, dv_strides, B, G, T, S, start, scale,
+    q, k, v, dout, row_lse, row_delta, dk, dv, dk_strides, dv_strides, B, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    HEADS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
 ):
     b, g, chunk = tl.program_id(1) // G, tl.program_id(1) % G, tl.program_id(2)
-    key = tl.program_id(0) * N + tl.arange(0, N)
-    k_tile = load_rows(k, row_offsets(k_strides, b, g, key), key < S, D, DP)
-    v_tile = load_rows(v, row_offsets(v_strides, b, g, key), key < S, DV, DVP)
-    low, full_low, full_high, high = row_range(
-        tl.program_id(0) * N, T, start, R, BLOCK, STRIDE, WINDOW, M, N)
-    low = low + chunk * CHUNK
-    high = tl.maximum(tl.minimum(high, low + CHUNK), low)
-    full_low = tl.minimum(tl.maximum(full_low, low), low + CHUNK)
-    full_high = tl.minimum(tl.maximum(full_high, full_low), low + CHUNK)
+    first_key = tl.program_id(0) * N
+    key, row = first_key + tl.arange(0, N), tl.arange(0, HEADS * STEP)
+    k_tile, v_tile = load_box(k, b, g, first_key, N, DP), load_box(v, b, g, first_key, N, DVP)
+    low, full_low, full_high, high = token_range(
+        first_key, T, start, BLOCK, STRIDE, WINDOW, N, STEP)
+    # Without a window all key tiles cut their tokens at the same places, to meet in the cache.
+    begin = chunk * CHUNK if WINDOW is None else low + chunk * CHUNK
 
     dk_tile, dv_tile = tl.zeros([N, DP], tl.float32), tl.zeros([N, DVP], tl.float32)
     for part in tl.static_range(3):
-        begin = low if part == 0 else full_low if part == 1 else full_high
-        end = tl.minimum(full_low if part == 0 else full_high if part == 1 else high, high)
-        for first_row in range(begin, end, M):
-            row = first_row + tl.arange(0, M)
-            token, head = row // R, g * R + row % R
-            inside = None if part == 1 else row < T * R
-            q_tile = load_rows(q, row_offsets(q_strides, b, head, token), inside, D, DP)
-            do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), inside, DV, DVP)
-            by_row = tl.program_id(1).to(tl.int64) * T * R + row
-            visible = None if part == 1 else inside[None, :] & may_read(
+        since = low if part == 0 else full_low if part == 1 else full_high
+        until = full_low if part == 0 else full_high if part == 1 else high
+        until = tl.minimum(until, high)
+        for first in range(tl.maximum(since, begin), tl.minimum(until, begin + CHUNK), STEP):
+            q_tile = load_box(q, b, g * R, first, HEADS * STEP, DP)
+            do_tile = load_box(dout, b, g * R, first, HEADS * STEP, DVP)
+            token, head = first + row % STEP, row // STEP
+            real = None if part == 1 and HEADS == R else (token < T) & (head < R)
+            visible = None if real is None else real[None, :] & may_read(
                 key[:, None], start + token[None, :], S, BLOCK, STRIDE, WINDOW)
+            by_row = (tl.program_id(1).to(tl.int64) * T + token) * R + head
             p, ds = score_gradient_by_key(
-                q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, inside),
-                load_each(row_delta, by_row, inside), visible, scale * LOG2E)
+                q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, real),
+                load_each(row_delta, by_row, real), visible, scale * LOG2E)
             dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
             dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     slot = chunk * B + b  # partial sums lie side by side, as (chunks * B, G, S, width)

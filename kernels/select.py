@@ -1,14 +1,18 @@
 """Which blocks to read: the scores of Eq. 8-10, then the n best of each query (Eq. 11).
 
-    scores   one program owns M tokens and the compressed keys of J selection blocks:
+    scores   one program owns M tokens and the compressed keys that begin in J selection blocks:
 
              head 0: p  +  head 1: p  +  ..  +  head R-1: p      (M, N), summed in registers
-             then one product with the overlaps |C_i ∩ S_j| / d  (N, J)
+             then the sums over each block's keys, weighted by |C_i ∩ S_j| / d (Eq. 9)
+
+             A key is no longer than a block, so it reaches into its block and the next one at
+             most. Each has its own sum, and a block's score is its own plus what the block
+             before it passes on.
 
     top-n    one warp owns one query: all its block scores are in registers, and it takes the
              largest again and again
 
-Only the (B, G, T, blocks) sums reach memory: no head's probabilities ever do.
+Only the (2, B, G, T, blocks) sums reach memory: no head's probabilities ever do.
 """
 
 import torch
@@ -16,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.boxes import box, load_box
 from kernels.checks import (
     check_counts,
     check_geometry,
@@ -30,44 +35,39 @@ from kernels.tiles import padded, tiles
 
 
 @triton.jit
-def overlap(i, j, BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr):
-    """|C_i ∩ S_j| / d, Eq. 9 by geometry: how far block i of the keys reaches into block j."""
-    last = tl.minimum(i * STRIDE + BLOCK, (j + 1) * SELECT)
-    return (tl.maximum(last - tl.maximum(i * STRIDE, j * SELECT), 0) // STRIDE).to(tl.float32)
-
-
-@triton.jit
 def block_scores(
-    q, k, lse, score, q_strides, k_strides, G, T, N_KEYS, BLOCKS, start, scale,
+    q, k, lse, score, k_strides, B, G, T, N_KEYS, BLOCKS, start, scale,
     R: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, SELECT: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, J: tl.constexpr, J_PADDED: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, J: tl.constexpr,
 ):
     if tl.program_id(0) * J * SELECT > start + tl.program_id(1) * M + M - 1:
         return  # these blocks begin after the last of these tokens: nobody asks for their score
     b, g = tl.program_id(2) // G, tl.program_id(2) % G
     token = tl.program_id(1) * M + tl.arange(0, M)
-    j = tl.program_id(0) * J + tl.arange(0, J_PADDED)
-    # Block j is also reached by the keys that begin before it: at most l/d - 1 of them.
-    key = tl.program_id(0) * J * (SELECT // STRIDE) - (BLOCK // STRIDE - 1) + tl.arange(0, N)
-    real, inside = token < T, (key >= 0) & (key < N_KEYS)
-    visible = (key >= 0)[None, :] & may_read(
+    j, i = tl.program_id(0) * J + tl.arange(0, N) // (N // J), tl.arange(0, N) % (N // J)
+    key = j * (SELECT // STRIDE) + i  # the i-th that begins in block j
+    real, inside = token < T, (i < SELECT // STRIDE) & (key < N_KEYS)
+    visible = inside[None, :] & may_read(
         key[None, :], start + token[:, None], N_KEYS, BLOCK, STRIDE, None)
 
     total = tl.zeros([M, N], tl.float32)
     k_tile = load_rows(k, row_offsets(k_strides, b, g, key), inside, D, DP)
     for r in range(R):
-        head = g * R + r
-        q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
-        at = (b.to(tl.int64) * G * R + head) * T + token
+        q_tile = load_box(q, b, g * R + r, tl.program_id(1) * M, M, DP)
+        at = (b.to(tl.int64) * G * R + g * R + r) * T + token
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         total += tl.exp2(s * (scale * LOG2E) - load_lse(lse, at, real)[:, None])
     total = tl.where(visible, total, 0.0)  # Eq. 10 is a sum of probabilities
-    weights = overlap(key[:, None], j[None, :], BLOCK, STRIDE, SELECT)
-    sums = tl.dot(total, weights, input_precision="ieee")
-    at = (tl.program_id(2).to(tl.int64) * T + token) * BLOCKS
-    keep = real[:, None] & (j < BLOCKS)[None, :] & (tl.arange(0, J_PADDED) < J)[None, :]
-    tl.store(score + at[:, None] + j[None, :], sums, mask=keep)
+    # Eq. 9 by geometry: how many strides of the key lie in block j, and in the block after it.
+    after = tl.maximum(i * STRIDE + BLOCK - SELECT, 0) // STRIDE
+    block = tl.program_id(0) * J + tl.arange(0, J)
+    keep = real[:, None] & (block < BLOCKS)[None, :]
+    for part in tl.static_range(2):
+        weight = (after if part == 1 else BLOCK // STRIDE - after).to(tl.float32)
+        sums = tl.sum((total * weight[None, :]).reshape(M, J, N // J), 2)
+        row = (part * B * G + tl.program_id(2).to(tl.int64)) * T + token
+        tl.store(score + row[:, None] * BLOCKS + block[None, :], sums, mask=keep)
 
 
 @triton.jit
@@ -83,13 +83,22 @@ def top_blocks(
     if own < SELECTED:
         chosen = j <= own  # all that have begun
     else:
-        rank = tl.load(score + query * BLOCKS + j, mask=(j <= own) & ~chosen, other=-1.0)
+        free, before = (j <= own) & ~chosen, tl.num_programs(0).to(tl.int64) * BLOCKS - 1
+        rank = tl.load(score + query * BLOCKS + j, mask=free, other=-1.0)
+        rank += tl.load(score + query * BLOCKS + j + before, mask=free & (j > 0), other=0.0)
         rank = tl.where(rank == rank, rank, 0.0)  # NaN would win every comparison, or none
-        rank = tl.where((j <= own) & ~chosen, rank, -1.0)
+        rest = rank
         for _ in range(SELECTED - INITIAL - LOCAL):
-            best = tl.argmax(rank, 0, tie_break_left=True)  # ties go to the lower id
-            chosen = chosen | (j == best)
-            rank = tl.where(j == best, -2.0, rank)
+            rest = tl.where(rest == tl.max(rest, 0), -2.0, rest)
+        taken = rest == -2.0
+        if tl.sum(taken.to(tl.int32), 0) > SELECTED - INITIAL - LOCAL:
+            # Equal scores were taken together: now one by one, the lower id first.
+            taken = j < 0
+            for _ in range(SELECTED - INITIAL - LOCAL):
+                best = tl.min(tl.where(rank == tl.max(rank, 0), j, BLOCKS_PADDED), 0)
+                taken = taken | (j == best)
+                rank = tl.where(j == best, -2.0, rank)
+        chosen = chosen | taken
     slot = tl.cumsum(chosen.to(tl.int32), 0) - 1  # how many chosen ids are smaller
     tl.store(ids + query * SELECTED + slot, j, mask=chosen)
 
@@ -113,19 +122,17 @@ def select_blocks(
     check_lse(lse, q)
     (batch, heads, length, width), (groups, keys) = q.shape, k.shape[1:3]
     blocks = triton.cdiv(start + length, select_block_size)
-    score = torch.empty(batch, groups, length, blocks, device=q.device)
+    score = torch.empty(2, batch, groups, length, blocks, device=q.device)
     tile = tiles("scores", width, q.dtype)
-    # A key tile holds the keys of `per_tile` whole blocks.
-    per_tile = (tile["N"] - block_size // stride + 1) * stride // select_block_size
-    if per_tile < 1:
+    per_block = triton.next_power_of_2(select_block_size // stride)  # columns of a key tile
+    if per_block > tile["N"]:
         raise ValueError(f"select_block_size = {select_block_size}: with stride = {stride} a block "
                          f"has more than {tile['N']} keys; take a longer stride or smaller blocks")
-    grid = (triton.cdiv(blocks, per_tile), triton.cdiv(length, tile["M"]), batch * groups)
-    block_scores[grid](
-        q, k, lse.contiguous(), score, q.stride(), k.stride(), groups, length, keys, blocks, start,
-        scale_or_default(scale, width), R=heads // groups, D=width, DP=padded(width),
-        BLOCK=block_size, STRIDE=stride, SELECT=select_block_size, J=per_tile,
-        J_PADDED=padded(per_tile), **tile,
+    J = tile["N"] // per_block
+    block_scores[(triton.cdiv(blocks, J), triton.cdiv(length, tile["M"]), batch * groups)](
+        box(q, 1, tile["M"]), k, lse.contiguous(), score, k.stride(), batch, groups, length, keys,
+        blocks, start, scale_or_default(scale, width), R=heads // groups, D=width, DP=padded(width),
+        BLOCK=block_size, STRIDE=stride, SELECT=select_block_size, J=J, **tile,
     )
     ids = torch.full((batch, groups, length, num_selected), -1, dtype=torch.int32, device=q.device)
     top_blocks[(batch * groups * length,)](

@@ -11,25 +11,26 @@ least the forced blocks) and fill the 64 rows that the H100's fast matrix unit w
 import triton
 import triton.language as tl
 
+from kernels.boxes import load_box
 from kernels.tile import LOG2E, finish, fold_in, load_rows, row_offsets, store_rows
 
 
 @triton.jit
 def read_entry(entries, at, token, real, t, U: tl.constexpr, SELECT: tl.constexpr,
                N: tl.constexpr):
-    """The keys of one block of a union, and the last of them that each row may read."""
+    """The first key of one block of a union, and which of its N keys each row may read."""
     entry = tl.load(entries + at)
+    first = entry // 16 * SELECT
     chosen = ((entry >> (token % U)) & 1) > 0
-    first = (entry // 16) * SELECT
-    key = first + tl.arange(0, N)
-    limit = tl.where(chosen & real, tl.minimum(t, first + SELECT - 1), -1)
-    return key, key[None, :] <= limit[:, None]
+    limit = tl.where(chosen & real, t, -1)
+    if N > SELECT:  # the tile reaches into the next block
+        limit = tl.minimum(limit, first + SELECT - 1)
+    return first, (first + tl.arange(0, N))[None, :] <= limit[:, None]
 
 
 @triton.jit
 def selected_forward(
-    q, k, v, entries, counts, out, lse, q_strides, k_strides, v_strides, out_strides,
-    G, T, S, start, scale,
+    q, k, v, entries, counts, out, lse, q_strides, out_strides, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):
@@ -43,9 +44,8 @@ def selected_forward(
     m, total = tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32)
     o = tl.zeros([M, DVP], tl.float32)
     for e in range(tl.load(counts + tile)):
-        key, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
-        k_tile = load_rows(k, row_offsets(k_strides, b, g, key), key < S, D, DP)
-        v_tile = load_rows(v, row_offsets(v_strides, b, g, key), key < S, DV, DVP)
+        first, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
+        k_tile, v_tile = load_box(k, b, g, first, N, DP), load_box(v, b, g, first, N, DVP)
         m, total, o = fold_in(q_tile, k_tile, v_tile, visible, scale * LOG2E, m, total, o)
     o, row_lse = finish(m, total, o)
     store_rows(out, row_offsets(out_strides, b, head, token), o, real, DV, DVP)

@@ -1,7 +1,7 @@
 """The gradients of selected.py.
 
     dq      by query: the forward's walk over the union of a few tokens' blocks;
-    dk, dv  by block: its readers, gathered from all over the sequence, M // R tokens at a time
+    dk, dv  by block: its readers, gathered from all over the sequence, a token's R rows at a time
 
     block j:  reader lists (last token first) | chunk | chunk | ..   one program a chunk
                                                   \\   |    /
@@ -14,6 +14,7 @@ walking all of it, and their sums are added in list order, so two runs agree bit
 import triton
 import triton.language as tl
 
+from kernels.boxes import load_box
 from kernels.selected import read_entry
 from kernels.tile import (
     LOG2E,
@@ -21,6 +22,7 @@ from kernels.tile import (
     load_lse,
     load_rows,
     row_offsets,
+    row_products,
     score_gradient,
     score_gradient_by_key,
     store_rows,
@@ -30,7 +32,7 @@ from kernels.tile import (
 @triton.jit
 def selected_dq(
     q, k, v, entries, counts, out, dout, lse, row_lse, row_delta, dq,
-    q_strides, k_strides, v_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
+    q_strides, out_strides, dout_strides, dq_strides, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):
@@ -46,15 +48,14 @@ def selected_dq(
     o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
     at = (b.to(tl.int64) * G * R + head) * T + token
     log_sum = load_lse(lse, at, real)
-    delta = tl.sum(o_tile.to(tl.float32) * do_tile.to(tl.float32), 1)
+    delta = row_products(o_tile, do_tile)
     by_row = tl.program_id(1).to(tl.int64) * T * R + token * R + row % R
     tl.store(row_lse + by_row, log_sum, mask=real)
     tl.store(row_delta + by_row, delta, mask=real)
     dq_tile = tl.zeros([M, DP], tl.float32)
     for e in range(tl.load(counts + tile)):
-        key, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
-        k_tile = load_rows(k, row_offsets(k_strides, b, g, key), key < S, D, DP)
-        v_tile = load_rows(v, row_offsets(v_strides, b, g, key), key < S, DV, DVP)
+        first, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
+        k_tile, v_tile = load_box(k, b, g, first, N, DP), load_box(v, b, g, first, N, DVP)
         _, ds = score_gradient(
             q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
         dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
@@ -64,9 +65,9 @@ def selected_dq(
 @triton.jit
 def selected_dkdv(
     q, k, v, dout, row_lse, row_delta, tokens, bounds, owner, chunk_bounds, dk, dv,
-    q_strides, k_strides, v_strides, dout_strides, G, T, S, start, scale, LISTS, BLOCKS,
+    G, T, start, scale, LISTS, BLOCKS,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    SELECT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    SELECT: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
 ):
     chunk = tl.program_id(0)
     readers = tl.load(owner + chunk)
@@ -76,21 +77,17 @@ def selected_dkdv(
     b, g = pair // G, pair % G
     begin = tl.load(bounds + readers) + (chunk - tl.load(chunk_bounds + readers)) * CHUNK
     end = tl.minimum(tl.load(bounds + readers + 1), begin + CHUNK)
-    column = tl.arange(0, N)
-    key, inside = block * SELECT + column, (column < SELECT) & (block * SELECT + column < S)
-    k_tile = load_rows(k, row_offsets(k_strides, b, g, key), inside, D, DP)
-    v_tile = load_rows(v, row_offsets(v_strides, b, g, key), inside, DV, DVP)
-    row = tl.arange(0, M)
-    head, step = g * R + row % R, M // R
+    first_key, column, head = block * SELECT, tl.arange(0, N), tl.arange(0, HEADS)
+    k_tile, v_tile = load_box(k, b, g, first_key, N, DP), load_box(v, b, g, first_key, N, DVP)
 
     dk_tile, dv_tile = tl.zeros([N, DP], tl.float32), tl.zeros([N, DVP], tl.float32)
-    for first in range(begin, end, step):
-        real = (row < step * R) & (first + row // R < end)
-        token = tl.load(tokens + first + row // R, mask=real, other=0)
-        q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
-        do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
-        by_row = (pair.to(tl.int64) * T + token) * R + row % R
-        visible = real[None, :] & (key[:, None] <= (start + token)[None, :])
+    for i in range(begin, end):
+        token = tl.load(tokens + i)
+        q_tile = load_box(q, b, g * R, token, HEADS, DP)
+        do_tile = load_box(dout, b, g * R, token, HEADS, DVP)
+        real = None if HEADS == R else head < R
+        by_row = (pair.to(tl.int64) * T + token) * R + head
+        visible = (first_key + column <= start + token)[:, None] & (head < R)[None, :]
         p, ds = score_gradient_by_key(
             q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, real),
             load_each(row_delta, by_row, real), visible, scale * LOG2E)

@@ -70,6 +70,16 @@ def finish(m, total, out):
 
 
 @triton.jit
+def row_products(a, b):
+    """The sum of a * b in each row.
+
+    Adding 0 keeps the last product out of the sum's multiply-add: with it, two threads that hold
+    one row could round differently, and which of them writes it would be a race.
+    """
+    return tl.sum(a.to(tl.float32) * b.to(tl.float32) + 0.0, 1)
+
+
+@triton.jit
 def score_gradient(q, k, v, dout, lse, delta, visible, scale):
     """p and ds of one tile, recomputed from the log-sum-exp: ds = p (dout v - delta).
 

@@ -23,6 +23,7 @@ from torch import Tensor
 import kernels
 from benchmarks import peers
 from benchmarks.cases import CONFIGS, Sizes, coherent_ids, inputs, random_ids
+from nsa_lite import BRANCHES
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = {"A": (8192, 16384, 32768, 65536), "B": (8192, 32768), "paper": (8192, 65536),
@@ -55,10 +56,14 @@ def ours(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Forward]:
     def window() -> Tensor:
         return kernels.window_attention(x["q"], x["window.k"], x["window.v"], window=sizes.window)
 
+    def choose(row_lse: Tensor) -> Tensor:
+        select(row_lse)
+        return ids
+
     def whole() -> Tensor:
-        out, row_lse = compressed()
-        select(row_lse.detach())
-        return kernels.gated_sum(x["gates"], (out, selected(), window()))
+        pairs = ((x[f"{branch}.k"], x[f"{branch}.v"]) for branch in BRANCHES)
+        return kernels.nsa_attention(x["q"], *pairs, x["gates"], **sizes.choice(),
+                                     window_size=sizes.window, choose=choose)
 
     def dense() -> Tensor:
         return kernels.window_attention(x["q"], x["window.k"], x["window.v"])

@@ -98,8 +98,9 @@ def table(heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16) -> lis
     launches = record_launches()
     import kernels.attention
     import kernels.select
+    import kernels.whole
 
-    for module in (kernels.attention, kernels.select):
+    for module in (kernels.attention, kernels.select, kernels.whole):
         module.check_inputs = lambda *tensors: None  # they lie on the CPU here
     run_all(heads, groups, width, value, dtype)
     different = {compiled.hash: (name, compiled) for name, compiled in launches}

@@ -1,8 +1,9 @@
 """NSA's four operations as tiled Triton kernels, with the names and keywords of nsa_lite.
 
 Without a CUDA device Triton interprets the kernels on the CPU: slow, and right in float32 and
-float16. Read the files in this order: tile, flash, flash_backward, select, routes, selected,
-selected_backward.
+float16. Read the files in this order: tile, boxes, flash, flash_backward, select, routes,
+selected, selected_backward, gates; then launch, which starts the kernels, and attention and whole,
+which make functions of them.
 """
 
 import os
@@ -27,7 +28,9 @@ if not torch.cuda.is_available():
 from kernels.attention import compressed_attention, selected_attention, window_attention
 from kernels.gates import gated_sum
 from kernels.select import select_blocks
+from kernels.whole import nsa_attention
 
 __all__ = [
-    "compressed_attention", "gated_sum", "select_blocks", "selected_attention", "window_attention",
+    "compressed_attention", "gated_sum", "nsa_attention", "select_blocks", "selected_attention",
+    "window_attention",
 ]

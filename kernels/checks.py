@@ -25,10 +25,16 @@ def check_tensor(name: str, x: Tensor, like: Tensor) -> None:
     check(1 <= x.shape[3] <= 256, f"{name}.shape", tuple(x.shape), "width must be 1 to 256")
 
 
-def check_inputs(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
-    """Raise unless q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv) fit together and run here."""
+def check_inputs(
+    q: Tensor, k: Tensor, v: Tensor | None = None, names: tuple[str, str] = ("k", "v")
+) -> None:
+    """Raise unless q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv) fit together and run here.
+
+    `names` are what the caller calls k and v.
+    """
+    k_name, v_name = names
     check_tensor("q", q, q)
-    check_tensor("k", k, q)
+    check_tensor(k_name, k, q)
     if q.dtype not in FLOATS:
         raise TypeError(f"q.dtype = {q.dtype}: the kernels take float16, bfloat16 and float32; "
                         "nsa_lite takes float64")
@@ -38,15 +44,16 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     check(not (interpreted and q.dtype == torch.bfloat16), "q.dtype", q.dtype,
           "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 on a CPU")
     check(q.shape[0] >= 1 and q.shape[2] >= 1, "q.shape", tuple(q.shape), "must not be empty")
-    check(k.shape[0] == q.shape[0], "k.shape", tuple(k.shape), f"batch must be {q.shape[0]}")
-    check(k.shape[3] == q.shape[3], "k.shape", tuple(k.shape), f"width must be {q.shape[3]}")
+    k_shape = (f"{k_name}.shape", tuple(k.shape))
+    check(k.shape[0] == q.shape[0], *k_shape, f"batch must be {q.shape[0]}")
+    check(k.shape[3] == q.shape[3], *k_shape, f"width must be {q.shape[3]}")
     heads, groups = q.shape[1], k.shape[1]
     check(groups >= 1 and heads % groups == 0 and 1 <= heads // groups <= 64, "q.shape",
-          tuple(q.shape), f"heads ({heads}) must be 1 to 64 times k's heads ({groups})")
+          tuple(q.shape), f"heads ({heads}) must be 1 to 64 times {k_name}'s heads ({groups})")
     if v is not None:
-        check_tensor("v", v, q)
-        check(v.shape[:3] == k.shape[:3], "v.shape", tuple(v.shape),
-              f"batch, heads and length must be k's, {tuple(k.shape[:3])}")
+        check_tensor(v_name, v, q)
+        check(v.shape[:3] == k.shape[:3], f"{v_name}.shape", tuple(v.shape),
+              f"batch, heads and length must be {k_name}'s, {tuple(k.shape[:3])}")
 
 
 def check_int(name: str, value: object, at_least: int) -> None:
@@ -61,10 +68,10 @@ def check_start(start: int) -> None:
     check_int("start", start, 0)
 
 
-def check_keys_reach(q: Tensor, k: Tensor, start: int) -> None:
+def check_keys_reach(q: Tensor, k: Tensor, start: int, name: str = "k") -> None:
     """Raise unless there is a key for every query's position."""
     check_start(start)
-    check(k.shape[2] >= start + q.shape[2], "k.shape", tuple(k.shape),
+    check(k.shape[2] >= start + q.shape[2], f"{name}.shape", tuple(k.shape),
           f"must hold at least start + T = {start + q.shape[2]} keys")
 
 

@@ -19,11 +19,11 @@ from kernels.boxes import load_box
 from kernels.flash import key_range, may_read
 from kernels.tile import (
     LOG2E,
+    add_rows,
     load_each,
-    load_lse,
     load_rows,
+    prepare_gradient,
     row_offsets,
-    row_products,
     score_gradient,
     score_gradient_by_key,
     store_rows,
@@ -32,11 +32,11 @@ from kernels.tile import (
 
 @triton.jit
 def flash_dq(
-    q, k, v, out, dout, lse, dlse, row_lse, row_delta, dq,
+    q, k, v, out, dout, lse, dlse, gates, dgates, row_lse, row_delta, dq,
     q_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, BRANCH: tl.constexpr, ADD: tl.constexpr,
 ):
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
@@ -50,12 +50,9 @@ def flash_dq(
     do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
     o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
     at = (b.to(tl.int64) * G * R + head) * T + token
-    log_sum = load_lse(lse, at, real)
-    delta = row_products(o_tile, do_tile)
-    delta -= tl.load(dlse + at, mask=real, other=0.0)
     by_row = tl.program_id(1).to(tl.int64) * T * R + row
-    tl.store(row_lse + by_row, log_sum, mask=real)
-    tl.store(row_delta + by_row, delta, mask=real)
+    log_sum, delta, gate = prepare_gradient(
+        o_tile, do_tile, lse, dlse, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH)
     dq_tile = tl.zeros([M, DP], tl.float32)
     for part in tl.static_range(3):
         begin = low if part == 0 else full_low if part == 1 else full_high
@@ -69,7 +66,8 @@ def flash_dq(
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
             dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
-    store_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * scale, real, D, DP)
+    add_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * (scale * gate)[:, None], real,
+             D, DP, ADD)
 
 
 @triton.jit

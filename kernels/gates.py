@@ -44,16 +44,21 @@ def mix_backward(gates, a, b, c, dout, dgates, da, db, dc, ROWS_IN_ALL,
                    WIDTH, PADDED)
 
 
+def mix_rows(gates: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The gated sum of contiguous tensors."""
+    out, width = torch.empty_like(a), a.shape[-1]
+    rows = a.numel() // width
+    mix[(triton.cdiv(rows, ROWS),)](
+        gates, a, b, c, out, rows, WIDTH=width, PADDED=padded(width), M=ROWS)
+    return out
+
+
 class GatedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gates, a, b, c):
-        gates, a, b, c = (x.contiguous() for x in (gates, a, b, c))
-        out = torch.empty_like(a)
-        rows, width = a.numel() // a.shape[-1], a.shape[-1]
-        mix[(triton.cdiv(rows, ROWS),)](
-            gates, a, b, c, out, rows, WIDTH=width, PADDED=padded(width), M=ROWS)
-        ctx.save_for_backward(gates, a, b, c)
-        return out
+        saved = [x.contiguous() for x in (gates, a, b, c)]
+        ctx.save_for_backward(*saved)
+        return mix_rows(*saved)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -66,6 +71,12 @@ class GatedSum(torch.autograd.Function):
         return tuple(grads)
 
 
+def check_gates(gates: Tensor, x: Tensor) -> None:
+    """Raise unless gates is (B, H, T, 3) for x (B, H, T, width)."""
+    check(gates.shape == (*x.shape[:3], 3), "gates.shape", tuple(gates.shape),
+          f"must be {(*x.shape[:3], 3)}: one gate for each branch and head")
+
+
 def gated_sum(gates: Tensor, outputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Each branch's output times its gate, added up (Eq. 5).
 
@@ -76,6 +87,5 @@ def gated_sum(gates: Tensor, outputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         check_tensor(f"outputs[{i}]", x, outputs[0])
         check(x.shape == outputs[0].shape, f"outputs[{i}].shape", tuple(x.shape),
               f"must be outputs[0]'s, {tuple(outputs[0].shape)}")
-    check(gates.shape == (*outputs[0].shape[:3], 3), "gates.shape", tuple(gates.shape),
-          f"must be {(*outputs[0].shape[:3], 3)}: one gate for each branch and head")
+    check_gates(gates, outputs[0])
     return GatedSum.apply(gates, *outputs)

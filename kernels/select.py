@@ -72,35 +72,47 @@ def block_scores(
 
 @triton.jit
 def top_blocks(
-    score, ids, T, BLOCKS, start,
+    score, ids, first, T, BLOCKS, start,
     SELECT: tl.constexpr, SELECTED: tl.constexpr, INITIAL: tl.constexpr, LOCAL: tl.constexpr,
-    BLOCKS_PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    query = tl.program_id(0).to(tl.int64)
-    own = (start + (query % T).to(tl.int32)) // SELECT
-    j = tl.arange(0, BLOCKS_PADDED)
-    chosen = (j <= own) & ((j < INITIAL) | (j > own - LOCAL))  # a mask: no block comes twice
-    if own < SELECTED:
-        chosen = j <= own  # all that have begun
-    else:
-        free, before = (j <= own) & ~chosen, tl.num_programs(0).to(tl.int64) * BLOCKS - 1
-        rank = tl.load(score + query * BLOCKS + j, mask=free, other=-1.0)
-        rank += tl.load(score + query * BLOCKS + j + before, mask=free & (j > 0), other=0.0)
+    token, queries = first + tl.program_id(0), tl.num_programs(1).to(tl.int64) * T
+    query, own = tl.program_id(1).to(tl.int64) * T + token, (start + token) // SELECT
+    j = tl.arange(0, WIDTH)
+    taken = j <= own  # all that have begun
+    if own >= SELECTED:
+        rank = tl.load(score + query * BLOCKS + j, mask=taken, other=0.0)
+        passed_on = score + (queries + query) * BLOCKS + j - 1  # by the block before
+        rank += tl.load(passed_on, mask=taken & (j > 0), other=0.0)
         rank = tl.where(rank == rank, rank, 0.0)  # NaN would win every comparison, or none
+        rank = tl.where((j < INITIAL) | (j > own - LOCAL), float("inf"), rank)  # forced
+        rank = tl.where(taken, rank, -1.0)
         rest = rank
-        for _ in range(SELECTED - INITIAL - LOCAL):
+        for _ in range(SELECTED - INITIAL - LOCAL + 1):  # the forced are all taken at once
             rest = tl.where(rest == tl.max(rest, 0), -2.0, rest)
         taken = rest == -2.0
-        if tl.sum(taken.to(tl.int32), 0) > SELECTED - INITIAL - LOCAL:
+        if tl.sum(taken.to(tl.int32), 0) > SELECTED:
             # Equal scores were taken together: now one by one, the lower id first.
-            taken = j < 0
-            for _ in range(SELECTED - INITIAL - LOCAL):
-                best = tl.min(tl.where(rank == tl.max(rank, 0), j, BLOCKS_PADDED), 0)
-                taken = taken | (j == best)
+            for _ in range(SELECTED):
+                best = tl.min(tl.where(rank == tl.max(rank, 0), j, WIDTH), 0)
                 rank = tl.where(j == best, -2.0, rank)
-        chosen = chosen | taken
-    slot = tl.cumsum(chosen.to(tl.int32), 0) - 1  # how many chosen ids are smaller
-    tl.store(ids + query * SELECTED + slot, j, mask=chosen)
+            taken = rank == -2.0
+    slot = tl.cumsum(taken.to(tl.int32), 0) - 1  # how many chosen ids are smaller
+    tl.store(ids + query * SELECTED + slot, j, mask=taken)
+
+
+def choose(score: Tensor, ids: Tensor, start: int, select_block_size: int, **counts: int) -> None:
+    """Fill ids with the best blocks; a tile is as wide as the blocks that its tokens can see."""
+    batch, groups, length, blocks = score.shape[1:]
+    width, first = 32, 0
+    while first < length:
+        end = min(max(width * select_block_size - start, 0), length)  # of those who see `width`
+        if end > first:
+            top_blocks[(end - first, batch * groups)](
+                score, ids, first, length, blocks, start, SELECT=select_block_size, WIDTH=width,
+                **counts, num_warps=1 if width <= 1024 else 4,
+            )
+        width, first = 2 * width, max(first, end)
 
 
 @torch.no_grad()
@@ -135,9 +147,6 @@ def select_blocks(
         BLOCK=block_size, STRIDE=stride, SELECT=select_block_size, J=J, **tile,
     )
     ids = torch.full((batch, groups, length, num_selected), -1, dtype=torch.int32, device=q.device)
-    top_blocks[(batch * groups * length,)](
-        score, ids, length, blocks, start, SELECT=select_block_size, SELECTED=num_selected,
-        INITIAL=num_initial, LOCAL=num_local, BLOCKS_PADDED=max(32, triton.next_power_of_2(blocks)),
-        num_warps=1 if blocks <= 1024 else 4,
-    )
+    choose(score, ids, start, select_block_size, SELECTED=num_selected, INITIAL=num_initial,
+           LOCAL=num_local)
     return ids

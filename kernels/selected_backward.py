@@ -18,11 +18,11 @@ from kernels.boxes import load_box
 from kernels.selected import read_entry
 from kernels.tile import (
     LOG2E,
+    add_rows,
     load_each,
-    load_lse,
     load_rows,
+    prepare_gradient,
     row_offsets,
-    row_products,
     score_gradient,
     score_gradient_by_key,
     store_rows,
@@ -31,10 +31,11 @@ from kernels.tile import (
 
 @triton.jit
 def selected_dq(
-    q, k, v, entries, counts, out, dout, lse, row_lse, row_delta, dq,
+    q, k, v, entries, counts, out, dout, lse, gates, dgates, row_lse, row_delta, dq,
     q_strides, out_strides, dout_strides, dq_strides, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    BRANCH: tl.constexpr, ADD: tl.constexpr,
 ):
     """The same walk for dq = sum of ds k; it leaves each row's lse and delta for dk and dv."""
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
@@ -47,11 +48,9 @@ def selected_dq(
     do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
     o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
     at = (b.to(tl.int64) * G * R + head) * T + token
-    log_sum = load_lse(lse, at, real)
-    delta = row_products(o_tile, do_tile)
     by_row = tl.program_id(1).to(tl.int64) * T * R + token * R + row % R
-    tl.store(row_lse + by_row, log_sum, mask=real)
-    tl.store(row_delta + by_row, delta, mask=real)
+    log_sum, delta, gate = prepare_gradient(
+        o_tile, do_tile, lse, None, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH)
     dq_tile = tl.zeros([M, DP], tl.float32)
     for e in range(tl.load(counts + tile)):
         first, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
@@ -59,7 +58,8 @@ def selected_dq(
         _, ds = score_gradient(
             q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
         dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
-    store_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * scale, real, D, DP)
+    add_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * (scale * gate)[:, None], real,
+             D, DP, ADD)
 
 
 @triton.jit

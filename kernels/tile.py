@@ -42,6 +42,14 @@ def store_rows(x, offsets, tile, real, WIDTH: tl.constexpr, PADDED: tl.constexpr
 
 
 @triton.jit
+def add_rows(x, offsets, tile, real, WIDTH: tl.constexpr, PADDED: tl.constexpr, ADD: tl.constexpr):
+    """Write the tile, or with ADD the sum of it and what is there."""
+    if ADD:
+        tile += load_rows(x, offsets, real, WIDTH, PADDED).to(tl.float32)
+    store_rows(x, offsets, tile, real, WIDTH, PADDED)
+
+
+@triton.jit
 def fold_in(q, k, v, visible, scale, m, total, out):
     """One step of the online softmax, in powers of 2; `scale` holds the log2(e).
 
@@ -77,6 +85,27 @@ def row_products(a, b):
     one row could round differently, and which of them writes it would be a race.
     """
     return tl.sum(a.to(tl.float32) * b.to(tl.float32) + 0.0, 1)
+
+
+@triton.jit
+def prepare_gradient(
+    o, do, lse, dlse, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH: tl.constexpr,
+):
+    """What a row's gradients need: its log-sum-exp, delta = sum(o do) - dlse, and its gate.
+
+    dk and dv find the first two in the order of the rows. Where an output was multiplied by a
+    gate, its dout is gate * do: dk and dv get that by an exp2 that comes out gate times as large.
+    """
+    log_sum, delta = load_lse(lse, at, real), row_products(o, do)
+    gate = tl.full(delta.shape, 1.0, tl.float32)
+    if gates is not None:
+        gate = tl.load(gates + at * 3 + BRANCH, mask=real, other=0.0).to(tl.float32)
+        tl.store(dgates + at * 3 + BRANCH, delta.to(dgates.dtype.element_ty), mask=real)
+    if dlse is not None:
+        delta -= tl.load(dlse + at, mask=real, other=0.0)
+    tl.store(row_lse + by_row, log_sum - tl.log2(gate), mask=real)
+    tl.store(row_delta + by_row, delta, mask=real)
+    return log_sum, delta, gate
 
 
 @triton.jit

@@ -91,7 +91,16 @@ class NSAttention(nn.Module):
         positions = torch.arange(start, start + x.shape[1], device=x.device)
         q = rotate(split_heads(self.query(x), c.heads), positions, c.rope_theta)
 
+        gates = split_heads(self.gate(x).sigmoid(), c.heads)  # (B, H, T, 3)
+        if self.closed:
+            gates = gates * gates.new_tensor([branch not in self.closed for branch in BRANCHES])
+
         ops = operations(self.backend, x.device)
+        if self.routing == "importance" and not return_trace and hasattr(ops, "nsa_attention"):
+            self.auxiliary_loss = None
+            mixed = ops.nsa_attention(  # the lines below as one function, for the kernels' speed
+                q, short, raw["selected"], raw["window"], gates, **self._sizes(), start=start)
+            return self.output(mixed.transpose(1, 2).flatten(2))
         out_c, lse = ops.compressed_attention(
             q, *short, block_size=c.block_size, stride=c.stride, start=start
         )
@@ -101,15 +110,18 @@ class NSAttention(nn.Module):
         out_s = self._read(ops, q, raw["selected"], choice, start)
         out_w = ops.window_attention(q, *raw["window"], window=c.window, start=start)
 
-        gates = split_heads(self.gate(x).sigmoid(), c.heads)  # (B, H, T, 3)
-        if self.closed:
-            gates = gates * gates.new_tensor([branch not in self.closed for branch in BRANCHES])
         outputs = (out_c, out_s, out_w)
         mixed = ops.gated_sum(gates, outputs)
         y = self.output(mixed.transpose(1, 2).flatten(2))
         if not return_trace:
             return y
         return y, self._trace(q, short[0], lse, choice.ids, gates, outputs, start)
+
+    def _sizes(self) -> dict[str, int]:
+        c = self.config
+        return dict(block_size=c.block_size, stride=c.stride, select_block_size=c.select_block_size,
+                    num_selected=c.num_selected, num_initial=c.num_initial,
+                    num_local=c.num_local, window_size=c.window)
 
     def _choose(self, known: Known) -> Choice:
         rule = ROUTINGS[self.routing]  # looked up anew: a trained layer may be given another one

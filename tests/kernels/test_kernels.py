@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import kernels
 import nsa_lite
-from kernels import attention, routes
+from kernels import launch, routes
 from kernels.tiles import FLOAT32
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
@@ -204,8 +204,8 @@ def test_selecting_every_block_is_dense_attention():
 def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
     """Pieces so small that every list of readers, and the rows of every key tile, need several."""
     monkeypatch.setattr(routes, "CHUNK", 8)
-    monkeypatch.setattr(attention, "CHUNK", 8)
-    monkeypatch.setattr(attention, "ROWS_A_PROGRAM", 64)
+    monkeypatch.setattr(launch, "CHUNK", 8)
+    monkeypatch.setattr(launch, "ROWS_A_PROGRAM", 64)
     c = case(B=2, G=2, T=50)
     compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
     compare("compressed_attention", short(c), block_size=8, stride=4)
@@ -301,6 +301,33 @@ def test_gated_sum():
     assert_alike(got[0] + got[1], expected[0] + expected[1], 1e-6)
 
 
+@SOME
+@given(sizes(), st.sampled_from([3, 17]), st.booleans())
+def test_the_whole_is_its_parts(c, window, closed):
+    """One function, one dq for three branches and gates inside the kernels, against nsa_lite."""
+    q, *raw = tensors(c)
+    pairs = [short(c)[1:], raw, [x.flip(2) for x in raw]]
+    gates = torch.rand(*q.shape[:3], 3, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    gates[..., 1] *= not closed  # a gate of 0 shuts a branch, and still learns
+    inputs = [q, gates, *pairs[0], *pairs[1], *pairs[2]]
+
+    def ours(q, gates, *kv):
+        return kernels.nsa_attention(
+            q, kv[:2], kv[2:4], kv[4:], gates, window_size=window, **choice(c))
+
+    def reference(q, gates, *kv):
+        blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+        out, lse = nsa_lite.compressed_attention(q, *kv[:2], **blocks)
+        ids = nsa_lite.select_blocks(q, kv[0], lse, **choice(c))
+        selected = nsa_lite.selected_attention(
+            q, *kv[2:4], ids, select_block_size=c["L"], start=c["start"])
+        near = nsa_lite.window_attention(q, *kv[4:], window=window, start=c["start"])
+        return nsa_lite.gated_sum(gates, (out, selected, near))
+
+    got, expected = run(ours, inputs), run(reference, [x.double() for x in inputs])
+    assert_alike(got[0] + got[1], expected[0] + expected[1], TOLERANCE[torch.float32])
+
+
 def test_the_layer_is_the_same_on_both_backends():
     config = nsa_lite.NSAConfig.small()
     torch.manual_seed(0)
@@ -312,7 +339,12 @@ def test_the_layer_is_the_same_on_both_backends():
     assert torch.equal(trace.ids, trace_.ids)
     y.square().sum().backward()
     y_.square().sum().backward()
-    pairs = zip(layer.parameters(), other.parameters(), strict=True)
     assert_alike([y_], [y], 1e-5)
-    for a, b in pairs:
+    for a, b in zip(layer.parameters(), other.parameters(), strict=True):
+        assert_alike([b.grad], [a.grad], 1e-4)
+        b.grad = None
+    y_ = other(x)  # without a trace the kernels run as one function
+    y_.square().sum().backward()
+    assert_alike([y_], [y], 1e-5)
+    for a, b in zip(layer.parameters(), other.parameters(), strict=True):
         assert_alike([b.grad], [a.grad], 1e-4)

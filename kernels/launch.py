@@ -1,0 +1,210 @@
+"""From tensors to launches: shapes, grids, tiles and buffers; no mathematics."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.boxes import box
+from kernels.flash import flash_forward
+from kernels.flash_backward import flash_dkdv, flash_dq
+from kernels.routes import CHUNK, NEIGHBOURS, readers, union
+from kernels.selected import selected_forward
+from kernels.selected_backward import add_chunks, selected_dkdv, selected_dq
+from kernels.tiles import padded, tiles
+
+ROWS_A_PROGRAM = 65536  # of the dk, dv walk: enough programs to fill a GPU, few sums to add
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which keys a query sees: key j ends at token j * stride + block_size - 1."""
+
+    block_size: int
+    stride: int
+    window: int | None
+    scale: float
+    start: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How long a selected block is."""
+
+    size: int
+    scale: float
+    start: int
+
+
+class Gated(NamedTuple):
+    """One of three branches whose gated outputs were added up: where its share of gradients goes.
+
+    Shapes: gates and dgates (B, H, T, 3). dq is shared: the first branch writes, others add.
+    """
+
+    gates: Tensor
+    dgates: Tensor
+    branch: int
+    dq: Tensor
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x, copied only if its last axis is strided: the kernels step freely along the others."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def widths(q: Tensor, k: Tensor, v: Tensor) -> dict[str, int]:
+    """The compile-time sizes that every kernel takes."""
+    return dict(R=q.shape[1] // k.shape[1], D=q.shape[3], DV=v.shape[3],
+                DP=padded(q.shape[3]), DVP=padded(v.shape[3]))
+
+
+def tiles_for(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
+    """The tile sizes of a kernel for these widths and this type."""
+    return tiles(kernel, max(padded(q.shape[3]), padded(v.shape[3])), q.dtype)
+
+
+def empty_like_rows(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Room for an output (B, H, T, width) and its float32 log-sum-exp."""
+    out = torch.empty(*q.shape[:3], width, dtype=q.dtype, device=q.device)
+    return out, torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+
+
+def gated_arguments(gated: Gated | None) -> tuple[tuple, dict]:
+    """What a dq kernel takes for gates: its pointers, and its compile-time options."""
+    if gated is None:
+        return (None, None), dict(BRANCH=0, ADD=False)
+    return (gated.gates, gated.dgates), dict(BRANCH=gated.branch, ADD=gated.branch > 0)
+
+
+def buffers_for_gradient(q: Tensor, lse: Tensor, gated: Gated | None) -> list[Tensor]:
+    """row_lse, row_delta and dq, for a dq kernel to fill."""
+    dq = torch.empty_like(q) if gated is None else gated.dq
+    return [torch.empty_like(lse), torch.empty_like(lse), dq]
+
+
+# --- a run of keys ---
+
+
+def run_sizes(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[tuple, dict]:
+    """The numbers and the compile-time sizes that the flash kernels take."""
+    sizes = widths(q, k, v) | dict(BLOCK=run.block_size, STRIDE=run.stride, WINDOW=run.window)
+    return (k.shape[1], q.shape[2], k.shape[2], run.start, run.scale), sizes
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """Attention to a run of keys: out (B, H, T, Dv) and its log-sum-exp (B, H, T)."""
+    numbers, sizes = run_sizes(q, k, v, run)
+    out, lse = empty_like_rows(q, v.shape[3])
+    tile = tiles_for("window" if run.window else "forward", q, v)
+    grid = (triton.cdiv(q.shape[2] * sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
+    flash_forward[grid](
+        q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, lse, q.stride(), out.stride(),
+        *numbers, **sizes, **tile,
+    )
+    return out, lse
+
+
+def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None = None):
+    """dq, dk and dv of `flash`; all tensors with rows that are contiguous."""
+    numbers, sizes = run_sizes(q, k, v, run)
+    tile = tiles_for("dq", q, v)
+    gates, options = gated_arguments(gated)
+    row_lse, row_delta, dq = buffers_for_gradient(q, lse, gated)
+    grid = (triton.cdiv(q.shape[2] * sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
+    flash_dq[grid](
+        q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, dout, lse, dlse, *gates, row_lse,
+        row_delta, dq, q.stride(), out.stride(), dout.stride(), dq.stride(), *numbers, **sizes,
+        **tile, **options,
+    )
+    return dq, *flash_key_gradients(q, k, v, dout, row_lse, row_delta, run)
+
+
+def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Tensor, Tensor]:
+    """dk and dv; sums that are cut into chunks are added up here, in order."""
+    numbers, sizes = run_sizes(q, k, v, run)
+    (batch, groups, keys, _), length, tile = k.shape, q.shape[2], tiles_for("dkdv", q, v)
+    heads, N = triton.next_power_of_2(sizes["R"]), tile["N"]
+    step = max(tile.pop("M") // heads, 1)
+    chunk = max(ROWS_A_PROGRAM // (heads * step), 1) * step
+    reach = length if run.window is None else min(length, run.window + N + step)
+    chunks = triton.cdiv(reach, chunk)
+    kind = k.dtype if chunks == 1 else torch.float32
+    dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
+              for x in (k, v))
+    flash_dkdv[(triton.cdiv(keys, N), batch * groups, chunks)](
+        box(q, heads, step), box(k, 1, N), box(v, 1, N), box(dout, heads, step), row_lse, row_delta,
+        dk, dv, dk.stride(), dv.stride(), batch, *numbers, **sizes, **tile, HEADS=heads, STEP=step,
+        CHUNK=chunk,
+    )
+    if chunks == 1:
+        return dk, dv
+    return tuple(x.unflatten(0, (chunks, batch)).sum(0).to(k.dtype) for x in (dk, dv))
+
+
+# --- chosen blocks ---
+
+
+def block_sizes(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[tuple, dict, int]:
+    """The numbers and compile-time sizes that the selected kernels take, and how many blocks."""
+    sizes = widths(q, k, v) | dict(SELECT=blocks.size, N=padded(blocks.size))
+    count = triton.cdiv(blocks.start + q.shape[2], blocks.size)
+    return (k.shape[1], q.shape[2], blocks.start, blocks.scale), sizes, count
+
+
+def walk_sizes(R: int, n: int) -> dict[str, int]:
+    """How many tokens share a program and its walk over the union of their blocks."""
+    neighbours = max(1, min(NEIGHBOURS, 64 // R))
+    return dict(n=n, U=neighbours, M=padded(neighbours * R))
+
+
+def selected(q, k, v, ids, blocks: Blocks) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Attention to chosen blocks: out, its log-sum-exp, and the union that `dq` walks too."""
+    numbers, sizes, count = block_sizes(q, k, v, blocks)
+    walk, N = walk_sizes(sizes["R"], ids.shape[3]), sizes["N"]
+    entries, counts = union(ids, walk["U"], count)
+    out, lse = empty_like_rows(q, v.shape[3])
+    selected_forward[(counts.shape[2], k.shape[0] * k.shape[1])](
+        q, box(k, 1, N), box(v, 1, N), entries, counts, out, lse, q.stride(), out.stride(),
+        *numbers, **sizes, **walk, **tiles_for("selected", q, v),
+    )
+    return out, lse, (entries, counts)
+
+
+def selected_gradients(
+    q, k, v, ids, route, out, lse, dout, blocks: Blocks, gated: Gated | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of `selected`; all tensors with rows that are contiguous."""
+    numbers, sizes, count = block_sizes(q, k, v, blocks)
+    gates, options = gated_arguments(gated)
+    row_lse, row_delta, dq = buffers_for_gradient(q, lse, gated)
+    pairs, boxes = k.shape[0] * k.shape[1], (box(k, 1, sizes["N"]), box(v, 1, sizes["N"]))
+    selected_dq[(route[1].shape[2], pairs)](
+        q, *boxes, *route, out, dout, lse, *gates, row_lse, row_delta, dq, q.stride(),
+        out.stride(), dout.stride(), dq.stride(), *numbers, **sizes, **options,
+        **walk_sizes(sizes["R"], ids.shape[3]), **tiles_for("selected_dq", q, v),
+    )
+    who, heads = readers(ids, count), padded(sizes["R"])
+    parts = [torch.empty(len(who.owner), blocks.size, x.shape[3], device=x.device)
+             for x in (k, v)]
+    selected_dkdv[(len(who.owner),)](
+        box(q, heads, 1), *boxes, box(dout, heads, 1), row_lse, row_delta, who.tokens, who.bounds,
+        who.owner, who.chunk_bounds, *parts, *numbers, pairs * count, count, **sizes, HEADS=heads,
+        CHUNK=CHUNK, **tiles_for("selected_dkdv", q, v),
+    )
+    return dq, *(add_up(x, part, who.chunk_bounds, count, blocks.size)
+                 for x, part in zip((k, v), parts, strict=True))
+
+
+def add_up(x: Tensor, parts: Tensor, chunk_bounds: Tensor, count: int, size: int) -> Tensor:
+    """One gradient like x from the sums of its blocks' chunks; 0 beyond the last query's block."""
+    dx = torch.empty_like(x)
+    batch, groups, keys, width = x.shape
+    dx[:, :, count * size :].zero_()
+    add_chunks[(count, batch * groups)](
+        parts, chunk_bounds, dx, dx.stride(), groups, keys, count, WIDTH=width,
+        PADDED=padded(width), SELECT=size, N=padded(size),
+    )
+    return dx

@@ -1,0 +1,102 @@
+"""Eq. 5 in one function: three branches, the choice between them, gates.
+
+    forward    compressed -> lse -> ids          backward    window, selected, compressed:
+               selected(ids), window                         each adds to one dq, and leaves its
+               gates * outputs, added up                     column of dgates
+
+Apart, each branch would get its own gate * dout and give its own dq: six tensors as large as q that
+are written only to be read once more. Here the kernels of dq multiply by the gate themselves.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.checks import (
+    check_geometry,
+    check_inputs,
+    check_int,
+    check_keys_reach,
+    scale_or_default,
+)
+from kernels.gates import check_gates, mix_rows
+from kernels.launch import (
+    Blocks,
+    Gated,
+    Run,
+    flash,
+    flash_gradients,
+    rows_contiguous,
+    selected,
+    selected_gradients,
+)
+from kernels.select import select_blocks
+
+Pair = tuple[Tensor, Tensor]
+BRANCHES = ("compressed", "selected", "window")
+
+
+class Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, gates, choose, short, blocks, near, *keys_values):
+        q, *kv = (rows_contiguous(x) for x in (q, *keys_values))
+        gates = gates.contiguous()
+        out_c, lse_c = flash(q, *kv[:2], short)
+        ids = choose(lse_c).contiguous()
+        out_s, lse_s, route = selected(q, *kv[2:4], ids, blocks)
+        out_w, lse_w = flash(q, *kv[4:], near)
+        ctx.sizes = short, blocks, near
+        ctx.save_for_backward(q, gates, *kv, ids, *route, out_c, lse_c, out_s, lse_s, out_w, lse_w)
+        return mix_rows(gates, out_c, out_s, out_w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        q, gates, *kv, ids, entries, counts = ctx.saved_tensors[:11]
+        out_c, lse_c, out_s, lse_s, out_w, lse_w = ctx.saved_tensors[11:]
+        short, blocks, near = ctx.sizes
+        dout, dq, dgates = rows_contiguous(dout), torch.empty_like(q), torch.empty_like(gates)
+        gated = [Gated(gates, dgates, i, dq) for i in range(3)]
+        _, *d_short = flash_gradients(q, *kv[:2], out_c, lse_c, dout, None, short, gated[0])
+        _, *d_raw = selected_gradients(
+            q, *kv[2:4], ids, (entries, counts), out_s, lse_s, dout, blocks, gated[1])
+        _, *d_near = flash_gradients(q, *kv[4:], out_w, lse_w, dout, None, near, gated[2])
+        return dq, dgates, None, None, None, None, *d_short, *d_raw, *d_near
+
+
+def nsa_attention(
+    q: Tensor, compressed: Pair, selected: Pair, window: Pair, gates: Tensor, *,
+    block_size: int, stride: int, select_block_size: int, num_selected: int, window_size: int,
+    num_initial: int = 1, num_local: int = 2, scale: float | None = None, start: int = 0,
+    choose: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Eq. 5: the gated sum of the three branches; each has its own keys and values.
+
+    Shapes: q (B, H, T, D), a pair k (B, G, N or S, D), v (B, G, N or S, Dv) for each branch, gates
+    (B, H, T, 3) at least 0, as a sigmoid gives them -> out (B, H, T, Dv). `choose` may replace
+    the choice of Eq. 8-11: it gets the compressed branch's lse and returns ids (B, G, T, n).
+    Errors: ValueError or TypeError that names the argument.
+    """
+    pairs = dict(zip(BRANCHES, (compressed, selected, window), strict=True))
+    for name, (k, v) in pairs.items():
+        check_inputs(q, k, v, (f"{name}[0]", f"{name}[1]"))
+        if name != "compressed":
+            check_keys_reach(q, k, start, f"{name}[0]")
+    check_geometry(block_size, stride, select_block_size)
+    check_int("window_size", window_size, 1)
+    check_gates(gates, q)
+    scale = scale_or_default(scale, q.shape[3])
+    near = None if window_size >= start + q.shape[2] else window_size
+
+    def best(lse: Tensor) -> Tensor:
+        return select_blocks(
+            q, compressed[0], lse, block_size=block_size, stride=stride, scale=scale, start=start,
+            select_block_size=select_block_size, num_selected=num_selected,
+            num_initial=num_initial, num_local=num_local)
+
+    return Whole.apply(
+        q, gates, choose or best, Run(block_size, stride, None, scale, start),
+        Blocks(select_block_size, scale, start), Run(1, 1, near, scale, start),
+        *compressed, *selected, *window)

@@ -103,6 +103,7 @@ def flash_dkdv(
     k_tile, v_tile = load_box(k, b, g, first_key, N, DP), load_box(v, b, g, first_key, N, DVP)
     low, full_low, full_high, high = token_range(
         first_key, T, start, BLOCK, STRIDE, WINDOW, N, STEP)
+    rows = tl.program_id(1).to(tl.int64) * T * R  # where this group's rows begin
     # Without a window all key tiles cut their tokens at the same places, to meet in the cache.
     begin = chunk * CHUNK if WINDOW is None else low + chunk * CHUNK
 
@@ -118,10 +119,10 @@ def flash_dkdv(
             real = None if part == 1 and HEADS == R else (token < T) & (head < R)
             visible = None if real is None else real[None, :] & may_read(
                 key[:, None], start + token[None, :], S, BLOCK, STRIDE, WINDOW)
-            by_row = (tl.program_id(1).to(tl.int64) * T + token) * R + head
+            by_row = token * R + head
             p, ds = score_gradient_by_key(
-                q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, real),
-                load_each(row_delta, by_row, real), visible, scale * LOG2E)
+                q_tile, k_tile, v_tile, do_tile, load_each(row_lse + rows, by_row, real),
+                load_each(row_delta + rows, by_row, real), visible, scale * LOG2E)
             dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
             dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     slot = chunk * B + b  # partial sums lie side by side, as (chunks * B, G, S, width)

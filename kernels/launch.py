@@ -13,9 +13,10 @@ from kernels.flash_backward import flash_dkdv, flash_dq
 from kernels.routes import CHUNK, NEIGHBOURS, readers, union
 from kernels.selected import selected_forward
 from kernels.selected_backward import add_chunks, selected_dkdv, selected_dq
-from kernels.tiles import padded, tiles
+from kernels.tiles import fitting, padded, tiles
 
-ROWS_A_PROGRAM = 65536  # of the dk, dv walk: enough programs to fill a GPU, few sums to add
+PROGRAMS = 4096  # of the dk, dv walk: some waves on a GPU, and few sums to add
+SHORTEST = 256  # tokens of a chunk of that walk
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ def tiles_for(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
     return tiles(kernel, max(padded(q.shape[3]), padded(v.shape[3])), q.dtype)
 
 
+def fit(tile: dict[str, int], q: Tensor, v: Tensor, kept: tuple, each: tuple) -> dict[str, int]:
+    """The tile for a kernel that keeps, and in each step loads, so many rows of q and of v."""
+    width, value = padded(q.shape[3]), padded(v.shape[3])
+    size = [(rows * width + values * value) * q.element_size() for rows, values in (kept, each)]
+    return fitting(tile, *size)
+
+
 def empty_like_rows(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Room for an output (B, H, T, width) and its float32 log-sum-exp."""
     out = torch.empty(*q.shape[:3], width, dtype=q.dtype, device=q.device)
@@ -99,6 +107,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     numbers, sizes = run_sizes(q, k, v, run)
     out, lse = empty_like_rows(q, v.shape[3])
     tile = tiles_for("window" if run.window else "forward", q, v)
+    tile = fit(tile, q, v, (tile["M"], 0), (tile["N"], tile["N"]))
     grid = (triton.cdiv(q.shape[2] * sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
     flash_forward[grid](
         q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, lse, q.stride(), out.stride(),
@@ -111,6 +120,7 @@ def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None
     """dq, dk and dv of `flash`; all tensors with rows that are contiguous."""
     numbers, sizes = run_sizes(q, k, v, run)
     tile = tiles_for("dq", q, v)
+    tile = fit(tile, q, v, (tile["M"], tile["M"]), (tile["N"], tile["N"]))
     gates, options = gated_arguments(gated)
     row_lse, row_delta, dq = buffers_for_gradient(q, lse, gated)
     grid = (triton.cdiv(q.shape[2] * sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
@@ -125,11 +135,13 @@ def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None
 def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Tensor, Tensor]:
     """dk and dv; sums that are cut into chunks are added up here, in order."""
     numbers, sizes = run_sizes(q, k, v, run)
-    (batch, groups, keys, _), length, tile = k.shape, q.shape[2], tiles_for("dkdv", q, v)
+    (batch, groups, keys, _), length = k.shape, q.shape[2]
+    tile = tiles_for("window_dkdv" if run.window else "dkdv", q, v)
     heads, N = triton.next_power_of_2(sizes["R"]), tile["N"]
     step = max(tile.pop("M") // heads, 1)
-    chunk = max(ROWS_A_PROGRAM // (heads * step), 1) * step
+    tile = fit(tile, q, v, (N, N), (heads * step, heads * step))
     reach = length if run.window is None else min(length, run.window + N + step)
+    chunk = chunk_length(reach, triton.cdiv(keys, N) * batch * groups, step)
     chunks = triton.cdiv(reach, chunk)
     kind = k.dtype if chunks == 1 else torch.float32
     dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
@@ -142,6 +154,15 @@ def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Te
     if chunks == 1:
         return dk, dv
     return tuple(x.unflatten(0, (chunks, batch)).sum(0).to(k.dtype) for x in (dk, dv))
+
+
+def chunk_length(length: int, programs: int, step: int) -> int:
+    """How many tokens a program of the dk, dv walk takes: a multiple of step.
+
+    Few key tiles start too few programs to fill a GPU: their tokens are cut into more chunks.
+    """
+    chunks = max(1, min(PROGRAMS // max(programs, 1), triton.cdiv(length, SHORTEST)))
+    return triton.cdiv(triton.cdiv(length, chunks), step) * step
 
 
 # --- chosen blocks ---
@@ -168,7 +189,8 @@ def selected(q, k, v, ids, blocks: Blocks) -> tuple[Tensor, Tensor, tuple[Tensor
     out, lse = empty_like_rows(q, v.shape[3])
     selected_forward[(counts.shape[2], k.shape[0] * k.shape[1])](
         q, box(k, 1, N), box(v, 1, N), entries, counts, out, lse, q.stride(), out.stride(),
-        *numbers, **sizes, **walk, **tiles_for("selected", q, v),
+        *numbers, **sizes, **walk,
+        **fit(tiles_for("selected", q, v), q, v, (walk["M"], 0), (N, N)),
     )
     return out, lse, (entries, counts)
 
@@ -180,11 +202,12 @@ def selected_gradients(
     numbers, sizes, count = block_sizes(q, k, v, blocks)
     gates, options = gated_arguments(gated)
     row_lse, row_delta, dq = buffers_for_gradient(q, lse, gated)
-    pairs, boxes = k.shape[0] * k.shape[1], (box(k, 1, sizes["N"]), box(v, 1, sizes["N"]))
+    walk, N = walk_sizes(sizes["R"], ids.shape[3]), sizes["N"]
+    pairs, boxes = k.shape[0] * k.shape[1], (box(k, 1, N), box(v, 1, N))
     selected_dq[(route[1].shape[2], pairs)](
         q, *boxes, *route, out, dout, lse, *gates, row_lse, row_delta, dq, q.stride(),
         out.stride(), dout.stride(), dq.stride(), *numbers, **sizes, **options,
-        **walk_sizes(sizes["R"], ids.shape[3]), **tiles_for("selected_dq", q, v),
+        **walk, **fit(tiles_for("selected_dq", q, v), q, v, (walk["M"], walk["M"]), (N, N)),
     )
     who, heads = readers(ids, count), padded(sizes["R"])
     parts = [torch.empty(len(who.owner), blocks.size, x.shape[3], device=x.device)
@@ -192,7 +215,7 @@ def selected_gradients(
     selected_dkdv[(len(who.owner),)](
         box(q, heads, 1), *boxes, box(dout, heads, 1), row_lse, row_delta, who.tokens, who.bounds,
         who.owner, who.chunk_bounds, *parts, *numbers, pairs * count, count, **sizes, HEADS=heads,
-        CHUNK=CHUNK, **tiles_for("selected_dkdv", q, v),
+        CHUNK=CHUNK, **fit(tiles_for("selected_dkdv", q, v), q, v, (N, N), (heads, heads)),
     )
     return dq, *(add_up(x, part, who.chunk_bounds, count, blocks.size)
                  for x, part in zip((k, v), parts, strict=True))

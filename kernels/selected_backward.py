@@ -77,6 +77,7 @@ def selected_dkdv(
     b, g = pair // G, pair % G
     begin = tl.load(bounds + readers) + (chunk - tl.load(chunk_bounds + readers)) * CHUNK
     end = tl.minimum(tl.load(bounds + readers + 1), begin + CHUNK)
+    rows = pair.to(tl.int64) * T * R  # where this group's rows begin
     first_key, column, head = block * SELECT, tl.arange(0, N), tl.arange(0, HEADS)
     k_tile, v_tile = load_box(k, b, g, first_key, N, DP), load_box(v, b, g, first_key, N, DVP)
 
@@ -86,11 +87,11 @@ def selected_dkdv(
         q_tile = load_box(q, b, g * R, token, HEADS, DP)
         do_tile = load_box(dout, b, g * R, token, HEADS, DVP)
         real = None if HEADS == R else head < R
-        by_row = (pair.to(tl.int64) * T + token) * R + head
+        by_row = token * R + head
         visible = (first_key + column <= start + token)[:, None] & (head < R)[None, :]
         p, ds = score_gradient_by_key(
-            q_tile, k_tile, v_tile, do_tile, load_each(row_lse, by_row, real),
-            load_each(row_delta, by_row, real), visible, scale * LOG2E)
+            q_tile, k_tile, v_tile, do_tile, load_each(row_lse + rows, by_row, real),
+            load_each(row_delta + rows, by_row, real), visible, scale * LOG2E)
         dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
         dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     slot = chunk.to(tl.int64) * SELECT + column

@@ -5,36 +5,42 @@ import triton
 
 # M rows or tokens, N keys. The H100's fast matrix unit takes 64 rows with 4 warps, 128 with 8.
 # Larger tiles load less, until the registers spill: `python -m benchmarks.compiled` counts that.
+# Each line is the fastest of those tried at 64k tokens; benchmarks/NOTES.md has the others' times.
+# num_stages is how many tiles may be on their way at most; `fitting` lowers it to what fits.
 HALF = {  # half precision, keys and values up to 128 wide
     "forward": dict(M=128, N=128, num_warps=8, num_stages=3),
-    "window": dict(M=128, N=32, num_warps=4, num_stages=3),  # few keys: smaller edges
+    "window": dict(M=64, N=32, num_warps=4, num_stages=3),  # few keys: small edges waste less
     "dq": dict(M=64, N=64, num_warps=4, num_stages=2),
-    "dkdv": dict(M=64, N=128, num_warps=8, num_stages=3),  # N = 64 loads the rows twice as often
+    "dkdv": dict(M=32, N=64, num_warps=4, num_stages=4),  # two programs overlap on a multiprocessor
+    "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=3),  # rows come from the cache anyway
     "scores": dict(M=64, N=128, num_warps=4, num_stages=2),
-    "selected": dict(num_warps=4, num_stages=3),
-    "selected_dq": dict(num_warps=4, num_stages=2),
+    "selected": dict(num_warps=4, num_stages=3),  # a block's number, its keys, their product
+    "selected_dq": dict(num_warps=4, num_stages=3),
     "selected_dkdv": dict(num_warps=4, num_stages=8),  # a stage is one token's rows: small
 }
 WIDE = {  # half precision, wider than 128: 256 columns in memory and registers
-    "forward": dict(M=128, N=64, num_warps=8, num_stages=2),
-    "window": dict(M=128, N=64, num_warps=8, num_stages=2),
-    "dq": dict(M=128, N=32, num_warps=8, num_stages=1),
-    "dkdv": dict(M=32, N=64, num_warps=8, num_stages=1),
+    "forward": dict(M=128, N=64, num_warps=8, num_stages=3),
+    "window": dict(M=64, N=32, num_warps=4, num_stages=3),
+    "dq": dict(M=64, N=32, num_warps=4, num_stages=2),
+    "dkdv": dict(M=64, N=128, num_warps=8, num_stages=2),  # 64 keys load the rows twice as often
+    "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=2),
     "scores": dict(M=64, N=128, num_warps=8, num_stages=1),
-    "selected": dict(num_warps=4, num_stages=1),
-    "selected_dq": dict(num_warps=4, num_stages=1),
-    "selected_dkdv": dict(num_warps=8, num_stages=2),
+    "selected": dict(num_warps=4, num_stages=3),
+    "selected_dq": dict(num_warps=4, num_stages=3),
+    "selected_dkdv": dict(num_warps=4, num_stages=8),
 }
 FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
     "forward": dict(M=64, N=32, num_warps=4, num_stages=1),
     "window": dict(M=64, N=32, num_warps=4, num_stages=1),
     "dq": dict(M=32, N=32, num_warps=4, num_stages=1),
     "dkdv": dict(M=32, N=32, num_warps=4, num_stages=1),
+    "window_dkdv": dict(M=32, N=32, num_warps=4, num_stages=1),
     "scores": dict(M=32, N=128, num_warps=4, num_stages=1),
     "selected": dict(num_warps=8, num_stages=1),
     "selected_dq": dict(num_warps=8, num_stages=1),
     "selected_dkdv": dict(num_warps=8, num_stages=2),
 }
+SHARED = 225 * 1024  # bytes of fast memory on a multiprocessor, less what Triton needs beside tiles
 
 
 def tiles(kernel: str, width: int, dtype: torch.dtype) -> dict[str, int]:
@@ -42,6 +48,19 @@ def tiles(kernel: str, width: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return dict(FLOAT32[kernel])
     return dict((WIDE if width > 128 else HALF)[kernel])
+
+
+def fitting(tile: dict[str, int], kept: int, each: int) -> dict[str, int]:
+    """The tile with as many stages of `each` bytes as fit beside the `kept` bytes.
+
+    Programs of 4 warps share a multiprocessor with another, so they may fill half of it.
+    Errors: ValueError if one stage is too large for any.
+    """
+    if kept + each > SHARED:
+        raise ValueError(f"select_block_size, or the width of k and v: tiles of {kept + each} B do "
+                         f"not fit into {SHARED} B; take smaller blocks or half precision")
+    room = SHARED // 2 if tile["num_warps"] == 4 else SHARED
+    return tile | dict(num_stages=max(1, min(tile["num_stages"], (room - kept) // each)))
 
 
 def padded(width: int) -> int:

@@ -205,7 +205,7 @@ def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
     """Pieces so small that every list of readers, and the rows of every key tile, need several."""
     monkeypatch.setattr(routes, "CHUNK", 8)
     monkeypatch.setattr(launch, "CHUNK", 8)
-    monkeypatch.setattr(launch, "ROWS_A_PROGRAM", 64)
+    monkeypatch.setattr(launch, "SHORTEST", 5)
     c = case(B=2, G=2, T=50)
     compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
     compare("compressed_attention", short(c), block_size=8, stride=4)

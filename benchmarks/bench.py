@@ -4,7 +4,9 @@
     python -m benchmarks.bench --config A --length 65536 --ids random
 
 Writes benchmarks/results/bench.json: device, versions, command, and one row a measurement, with
-milliseconds (median) forward and backward, and the peak memory of both together in GiB.
+milliseconds (median) forward and backward, and the peak memory of both together in GiB. Whatever is
+compared is timed in one process: a run replaces all rows of its configs and lengths, and keeps the
+others if device and versions are the same.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from benchmarks.cases import CONFIGS, Sizes, coherent_ids, inputs, random_ids
 from nsa_lite import BRANCHES
 
 RESULTS = Path(__file__).parent / "results"
-LENGTHS = {"A": (8192, 16384, 32768, 65536), "B": (8192, 32768), "paper": (8192, 65536),
+LENGTHS = {"A": (65536, 8192, 32768, 16384), "B": (32768, 8192), "paper": (65536, 8192),
            "tiny": (64,)}
 KEEP = {"coherent .75": 0.75, "coherent .9": 0.9}  # the rest of "ids" is random
 IDS = ("random", *KEEP)
@@ -112,7 +114,7 @@ def rows(config: str, length: int, kinds: list[str], device: str) -> Iterator[di
             if i == 0 or name in ("selected", "NSA"):  # the rest does not depend on the ids
                 yield (dict(config=config, length=length, ids=kind, name=name)
                        | measure(forward, x["dout"], leaves))
-        for name, make in (peers.SPARSE if i else peers.DENSE | peers.SPARSE).items():
+        for name, make in peers.beside(config, again=i > 0).items():
             row = dict(config=config, length=length, ids=kind, name=name)
             try:
                 yield row | measure(make(x, sizes, ids), x["dout"], leaves)
@@ -140,6 +142,16 @@ def about(arguments: list[str], module: str) -> dict:
     }
 
 
+def begin(out: Path, now: dict, replaced: set[tuple[str, int]]) -> dict:
+    """A record for this run, with what an earlier one left on the same device and versions."""
+    before = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    if any(before.get(key) != now[key] for key in ("device", "versions")):
+        return now | {"rows": []}
+    kept = [row for row in before["rows"] if (row["config"], row["length"]) not in replaced]
+    command = f"{before['command']}; {now['command']}" if kept else now["command"]
+    return now | {"command": command, "rows": kept}
+
+
 def show(row: dict) -> str:
     """One line of the table that is printed while the measurements come in."""
     place = f"{row['config']:>6} {row['length']:>6} {row['ids']:>12} {row['name']:>20}"
@@ -165,16 +177,16 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: no CUDA device: times of interpreted kernels mean nothing. "
               "`--config tiny` tries the script.", file=sys.stderr)
         return 2
-    record = about(arguments, "benchmarks.bench") | {"rows": []}
+    cases = [(config, length) for config in configs for length in a.length or LENGTHS[config]]
+    record = begin(a.out, about(arguments, "benchmarks.bench"), set(cases))
     a.out.parent.mkdir(parents=True, exist_ok=True)
     print(f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
           f"{'forward':>10}{'backward':>10}{'peak GiB':>10}")
-    for config in configs:
-        for length in a.length or LENGTHS[config]:
-            for row in rows(config, length, a.ids or list(IDS), device):
-                record["rows"].append(row)
-                print(show(row), flush=True)
-                a.out.write_text(json.dumps(record, indent=1) + "\n")  # kept if a later one fails
+    for config, length in cases:
+        for row in rows(config, length, a.ids or list(IDS), device):
+            record["rows"].append(row)
+            print(show(row), flush=True)
+            a.out.write_text(json.dumps(record, indent=1) + "\n")  # kept if a later one fails
     return 0
 
 

@@ -17,6 +17,13 @@ SIZES = CONFIGS["A"]
 OUTPUT, GRADIENT = 4e-3, 5e-3  # relative norms, half precision against float32
 
 
+@pytest.fixture(autouse=True)
+def give_memory_back():
+    """So that tests beside this one, or a smaller GPU, have what the last one held."""
+    yield
+    torch.cuda.empty_cache()
+
+
 def relative(x, y):
     x, y = x.detach().float(), y.detach().float()
     return float((x - y).norm() / y.norm())

@@ -10,6 +10,7 @@ others if device and versions are the same.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import shlex
@@ -32,6 +33,7 @@ LENGTHS = {"A": (65536, 8192, 32768, 16384), "B": (32768, 8192), "paper": (65536
            "tiny": (64,)}
 KEEP = {"coherent .75": 0.75, "coherent .9": 0.9}  # the rest of "ids" is random
 IDS = ("random", *KEEP)
+DENSE = "dense, these kernels"
 Forward = Callable[[], Tensor]
 
 
@@ -71,7 +73,7 @@ def ours(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Forward]:
         return kernels.window_attention(x["q"], x["window.k"], x["window.v"])
 
     return {"window": window, "compressed": lambda: compressed()[0], "scores + top-n": select,
-            "selected": selected, "NSA": whole, "dense, these kernels": dense}
+            "selected": selected, "NSA": whole, DENSE: dense}
 
 
 def milliseconds(run: Callable[[], object], clear: list[Tensor]) -> float:
@@ -79,7 +81,7 @@ def milliseconds(run: Callable[[], object], clear: list[Tensor]) -> float:
     if torch.cuda.is_available():
         from triton.testing import do_bench
 
-        return do_bench(run, warmup=50, rep=300, grad_to_none=clear, return_mode="median")
+        return do_bench(run, warmup=25, rep=200, grad_to_none=clear, return_mode="median")
     began = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - began)
@@ -101,8 +103,13 @@ def measure(forward: Forward, dout: Tensor, leaves: list[Tensor]) -> dict[str, f
     return {"forward_ms": milliseconds(forward, leaves)} | row
 
 
-def rows(config: str, length: int, kinds: list[str], device: str) -> Iterator[dict]:
-    """Every measurement of one config and length; a peer that cannot run gives its reason."""
+def rows(
+    config: str, length: int, kinds: list[str], device: str, slow: bool
+) -> Iterator[dict]:
+    """Every measurement of one config and length; a peer that cannot run gives its reason.
+
+    With `slow`, those of the peers that are slow to start, and no others.
+    """
     sizes = CONFIGS[config]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x = inputs(sizes, length, device, dtype)
@@ -110,11 +117,12 @@ def rows(config: str, length: int, kinds: list[str], device: str) -> Iterator[di
     for i, kind in enumerate(kinds):
         ids = (coherent_ids(sizes, length, device, KEEP[kind]) if kind in KEEP
                else random_ids(sizes, length, device))
-        for name, forward in ours(x, sizes, ids).items():
-            if i == 0 or name in ("selected", "NSA"):  # the rest does not depend on the ids
+        for name, forward in () if slow else ours(x, sizes, ids).items():
+            depends = name in ("selected", "NSA")  # on the ids
+            if depends or (i == 0 and (name != DENSE or config in ("A", "tiny"))):
                 yield (dict(config=config, length=length, ids=kind, name=name)
                        | measure(forward, x["dout"], leaves))
-        for name, make in peers.beside(config, again=i > 0).items():
+        for name, make in peers.beside(config, slow, again=i > 0).items():
             row = dict(config=config, length=length, ids=kind, name=name)
             try:
                 yield row | measure(make(x, sizes, ids), x["dout"], leaves)
@@ -182,8 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     a.out.parent.mkdir(parents=True, exist_ok=True)
     print(f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
           f"{'forward':>10}{'backward':>10}{'peak GiB':>10}")
-    for config, length in cases:
-        for row in rows(config, length, a.ids or list(IDS), device):
+    for slow, (config, length) in itertools.product((False, True), cases):
+        for row in rows(config, length, a.ids or list(IDS), device, slow):
             record["rows"].append(row)
             print(show(row), flush=True)
             a.out.write_text(json.dumps(record, indent=1) + "\n")  # kept if a later one fails

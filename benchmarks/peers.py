@@ -85,16 +85,20 @@ def fla_whole(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
         window_size=window)
 
 
-DENSE = {"FlashAttention-2": flash_attention_2, "cuDNN": cudnn, "flex_attention": flex_attention}
-SPARSE = {"fla-core selected": fla_selected, "fla-core NSA": fla_whole}
+DENSE = {"FlashAttention-2": flash_attention_2, "cuDNN": cudnn}
+SLOW_TO_START = {"flex_attention": flex_attention, "fla-core selected": fla_selected,
+                 "fla-core NSA": fla_whole}
 
 
-def beside(config: str, again: bool) -> dict[str, Callable]:
+def beside(config: str, slow: bool, again: bool) -> dict[str, Callable]:
     """The peers to time in a config; `again`: those that depend on which blocks were selected.
 
     flex_attention and fla-core take up to a minute to compile or tune for each length, so they
-    are timed in config A only (and tried in the tiny one). fla-core's NSA makes its own choice.
+    come after all others, and in config A only (and the tiny one). fla-core's NSA makes its own
+    choice of blocks.
     """
+    if not slow:
+        return {} if again else DENSE
     if config not in ("A", "tiny"):
-        return {} if again else {name: DENSE[name] for name in ("FlashAttention-2", "cuDNN")}
-    return {"fla-core selected": fla_selected} if again else DENSE | SPARSE
+        return {}
+    return {"fla-core selected": fla_selected} if again else SLOW_TO_START

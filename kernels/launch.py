@@ -15,7 +15,7 @@ from kernels.selected import selected_forward
 from kernels.selected_backward import add_chunks, selected_dkdv, selected_dq
 from kernels.tiles import fitting, padded, tiles
 
-PROGRAMS = 4096  # of the dk, dv walk: some waves on a GPU, and few sums to add
+ENOUGH, PROGRAMS = 1024, 4096  # programs of the dk, dv walk: some waves on a GPU, few sums to add
 SHORTEST = 256  # tokens of a chunk of that walk
 
 
@@ -159,9 +159,10 @@ def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Te
 def chunk_length(length: int, programs: int, step: int) -> int:
     """How many tokens a program of the dk, dv walk takes: a multiple of step.
 
-    Few key tiles start too few programs to fill a GPU: their tokens are cut into more chunks.
+    A chunk costs a sum in memory, so nothing is cut where the key tiles are programs enough.
     """
-    chunks = max(1, min(PROGRAMS // max(programs, 1), triton.cdiv(length, SHORTEST)))
+    wanted = 1 if programs >= ENOUGH else PROGRAMS // max(programs, 1)
+    chunks = min(wanted, triton.cdiv(length, SHORTEST))
     return triton.cdiv(triton.cdiv(length, chunks), step) * step
 
 

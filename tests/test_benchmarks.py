@@ -64,11 +64,22 @@ def test_a_record_holds_every_measurement_and_every_refusal(tmp_path):
     assert record["command"].startswith("python -m benchmarks.bench --config tiny --length 16")
     assert {"torch", "triton", "fla-core"} <= set(record["versions"])
     rows = {r["name"]: r for r in record["rows"]}
-    assert {*draw.PIECES, "NSA", *bench.peers.DENSE, *bench.peers.SPARSE} <= set(rows)
+    assert {*draw.PIECES, "NSA", *bench.peers.DENSE, *bench.peers.SLOW_TO_START} <= set(rows)
     for name in (*draw.PIECES, "NSA"):
         assert rows[name]["forward_ms"] > 0
         assert ("backward_ms" in rows[name]) == (name != "scores + top-n")
     assert all("refused" in r or "forward_ms" in r for r in record["rows"])
+
+
+def test_a_later_run_replaces_its_own_cases_only(tmp_path):
+    out = tmp_path / "b.json"
+    now = {"device": "d", "versions": {"torch": "1"}, "command": "second"}
+    old = [dict(config="A", length=8, name="x"), dict(config="B", length=8, name="x")]
+    out.write_text(json.dumps(now | {"command": "first", "rows": old}))
+    assert bench.begin(out, now, {("A", 8)}) == now | {"command": "first; second", "rows": old[1:]}
+    assert bench.begin(out, now, {("A", 8), ("B", 8)}) == now | {"rows": []}
+    other = now | {"device": "another"}
+    assert bench.begin(out, other, {("A", 8)}) == other | {"rows": []}
 
 
 def record_of(times):

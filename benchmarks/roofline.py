@@ -22,7 +22,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kernels.attention import ROWS_A_PROGRAM
+from kernels.launch import chunk_length, triton
 from kernels.routes import CHUNK, NEIGHBOURS
 from kernels.tiles import padded, tiles
 from nsa_lite import plots
@@ -108,14 +108,14 @@ def key_tiles(keys: Keys, length: int, group: int, M: int, N: int) -> int:
     return loaded
 
 
-def row_tiles(keys: Keys, length: int, group: int, M: int, N: int) -> int:
-    """Tiles of M rows that the tiles of N keys load, from the first row that sees one of them."""
-    loaded = 0
+def token_steps(keys: Keys, length: int, step: int, N: int) -> int:
+    """Steps of so many tokens that the tiles of N keys take, from the first that sees one."""
+    taken = 0
     for key in range(0, keys.count, N):
         end = key * keys.stride + keys.block - 1
         stop = length if keys.window is None else end + (N - 1) * keys.stride + keys.window
-        loaded += -(-max(min(stop, length) - end, 0) * group // M)
-    return loaded
+        taken += max(-(-min(stop, length) // step) - end // step, 0)
+    return taken
 
 
 def neighbours(config: NSAConfig) -> int:
@@ -194,10 +194,11 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
     """flash_forward, flash_dq and flash_dkdv; pairs of queries and keys that may meet, a head."""
     group, key_bytes = sizes.config.group_size, sizes.bytes(sizes.groups * keys.count * sizes.width)
     rows = {"forward": sizes.row_bytes(1, 1),  # q and out; lse
-            "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, dlse and delta
+            "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, row_lse and row_delta
     works = {}
     for what in rows:
-        M, N = (sizes.tile(what)[side] for side in "MN")
+        windowed = what == "forward" and keys.window is not None
+        M, N = (sizes.tile("window" if windowed else what)[side] for side in "MN")
         met = sizes.groups * key_tiles(keys, sizes.length, group, M, N)
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * sizes.config.heads * pairs),
@@ -209,14 +210,14 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
 
 
 def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work:
-    """Key tiles walk over rows; where the rows are cut, float32 parts are written and read."""
-    group = sizes.config.group_size
-    M, N = (sizes.tile("dkdv")[side] for side in "MN")
-    met = sizes.groups * row_tiles(keys, sizes.length, group, M, N)
-    rows = sizes.length * group
-    if keys.window is not None:
-        rows = min(rows, (keys.window + N) * group)
-    chunks = -(-rows // ROWS_A_PROGRAM)
+    """Key tiles walk over tokens; where the walk is cut, float32 parts are written and read."""
+    M, N = (sizes.tile("dkdv" if keys.window is None else "window_dkdv")[side] for side in "MN")
+    heads = triton.next_power_of_2(sizes.config.group_size)
+    step = max(M // heads, 1)
+    met = sizes.groups * token_steps(keys, sizes.length, step, N)
+    reach = sizes.length if keys.window is None else min(sizes.length, keys.window + N + step)
+    chunks = -(-reach // chunk_length(reach, -(-keys.count // N) * sizes.groups, step))
+    M = heads * step
     parts = 0 if chunks == 1 else 2 * 4 * chunks * sizes.groups * keys.count * sizes.width
     return Work(
         operations=sizes.operations("dk dv", sizes.batch * sizes.config.heads * pairs),
@@ -238,7 +239,7 @@ def selected(
     N = padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
-    rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 2)}  # as in flash, no dlse
+    rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 3)}  # as in flash
     works = {}
     for what in rows:
         works[what] = Work(
@@ -256,19 +257,18 @@ def selected_dkdv(sizes: Sizes, pairs: float, key_bytes: float) -> Work:
     memory is a far bound here: readers lie all over the sequence, and a cache that cannot hold
     their rows until the next block asks for them has to load them again.
     """
-    config, M = sizes.config, sizes.tile("selected_dkdv")["M"]
-    l_sel = config.select_block_size
+    config, l_sel = sizes.config, sizes.config.select_block_size
+    M = padded(config.group_size)  # rows: one reader's, in a tile of 16 at least
     readers = sizes.groups * sum(min(config.num_selected, t // l_sel + 1)
                                  for t in range(sizes.length))
     blocks = sizes.groups * num_select_blocks(sizes.length, l_sel)
     chunks = readers // CHUNK + blocks  # at most
     parts = 2 * 4 * chunks * l_sel * sizes.width
-    steps = readers / (M // config.group_size)
     return Work(
         operations=sizes.operations("dk dv", sizes.batch * config.heads * pairs),
-        executed=sizes.operations("dk dv", steps * M * padded(l_sel), whole_tiles=True),
+        executed=sizes.operations("dk dv", readers * M * padded(l_sel), whole_tiles=True),
         memory=sizes.row_bytes(1, 2) + 2 * key_bytes + parts + 4 * readers,
-        cache=readers * (config.group_size * (sizes.bytes(sizes.width) + 8) + 4)
+        cache=readers * (M * sizes.bytes(sizes.width) + 8 * config.group_size + 4)
         + chunks * sizes.bytes(l_sel * sizes.width) + parts + key_bytes,
     )
 
@@ -277,12 +277,13 @@ def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
     """block_scores and top_blocks: one product for each pair, then no matrix product at all."""
     config, length = sizes.config, sizes.length
     M, N = (sizes.tile("scores")[side] for side in "MN")
-    J = (N - config.block_size // config.stride + 1) * config.stride // config.select_block_size
+    J = N // triton.next_power_of_2(config.select_block_size // config.stride)
     first_tokens = range(0, num_select_blocks(length, config.select_block_size)
                          * config.select_block_size, J * config.select_block_size)
     programs = sizes.groups * sum(
         sum(first <= token + M - 1 for first in first_tokens) for token in range(0, length, M))
-    scores = 4 * sizes.groups * sum(t // config.select_block_size + 1 for t in range(length))
+    # Of a block's own keys, and of what the block before passes on: two numbers.
+    scores = 8 * sizes.groups * sum(t // config.select_block_size + 1 for t in range(length))
     ids = 4 * sizes.groups * length * config.num_selected
     short = num_compressed(length, config.block_size, config.stride)
     D, group = config.head_dim, config.group_size
@@ -291,7 +292,7 @@ def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
             operations=2 * D * sizes.batch * config.heads * pairs,
             executed=2 * padded(D) * programs * M * N * group,
             memory=sizes.bytes((sizes.rows + sizes.groups * short) * D) + 4 * sizes.rows + scores,
-            cache=programs * (sizes.bytes((N + group * M) * D) + 4 * (group * M + M * J)),
+            cache=programs * (sizes.bytes((N + group * M) * D) + 4 * (group * M + 2 * M * J)),
         ),
         # The ids are written twice: -1 everywhere, then the chosen ones.
         "top-n": Work(0, 0, memory=scores + 2 * ids, cache=scores + 2 * ids),

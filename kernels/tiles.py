@@ -9,9 +9,9 @@ import triton
 # num_stages is how many tiles may be on their way at most; `fitting` lowers it to what fits.
 HALF = {  # half precision, keys and values up to 128 wide
     "forward": dict(M=128, N=128, num_warps=8, num_stages=3),
-    "window": dict(M=64, N=32, num_warps=4, num_stages=3),  # few keys: small edges waste less
+    "window": dict(M=128, N=32, num_warps=4, num_stages=3),  # few keys: small edges waste less
     "dq": dict(M=64, N=64, num_warps=4, num_stages=2),
-    "dkdv": dict(M=32, N=64, num_warps=4, num_stages=3),  # two programs overlap on a multiprocessor
+    "dkdv": dict(M=32, N=64, num_warps=4, num_stages=4),  # two programs overlap on a multiprocessor
     "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=3),  # rows come from the cache anyway
     "scores": dict(M=64, N=128, num_warps=4, num_stages=2),
     "selected": dict(num_warps=4, num_stages=3),  # a block's number, its keys, their product

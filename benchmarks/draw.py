@@ -10,8 +10,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.bench import RESULTS
-from nsa_lite import plots
+from benchmarks import roofline
+from benchmarks.bench import KEEP, RESULTS
+from benchmarks.cases import CONFIGS
+from nsa_lite import NSAConfig, plots
 
 LINES = {  # (name, ids) -> label, colour, dashes, marker
     ("FlashAttention-2", "random"): ("FlashAttention-2", "#000000", "--", "s"),
@@ -41,6 +43,46 @@ def speedup(record: dict, config: str, length: int, key: str, ids: str = "random
     """How many times faster our whole NSA is than a peer, at one length."""
     ours = find(record, config, "NSA", ids, key)[length]
     return find(record, config, over, "random", key)[length] / ours
+
+
+def seconds(
+    record: dict, config: str, length: int, ids: str = "random"
+) -> dict[str, dict[str, float]]:
+    """Measured times as seconds["window"]["forward"], under the names of the roofline's kernels."""
+    names = {"window": "window", "compressed": "compressed", "selected": "selected",
+             "dense, these kernels": "dense", "scores + top-n": "selection"}
+    times = {}
+    for name, branch in names.items():
+        for what in ("forward", "backward"):
+            found = find(record, config, name, ids if name == "selected" else "random",
+                         f"{what}_ms")
+            if length in found:
+                times.setdefault(branch, {})[what] = found[length] / 1e3
+    return times
+
+
+def beside_floors(record: dict, config: str, length: int, ids: str = "random") -> str:
+    """Each branch's measured milliseconds, the floors of its tiles and of any kernel.
+
+    A backward is two kernels, dq and dk dv: their floors are added up. So are scores and top-n.
+    """
+    sizes = CONFIGS[config]
+    layer = NSAConfig(heads=sizes.heads, kv_heads=sizes.groups, head_dim=sizes.width,
+                      value_dim=sizes.value)
+    union = roofline.expected_union(layer, length, roofline.neighbours(layer), KEEP.get(ids, 0.0))
+    works = roofline.works(roofline.Sizes(layer, length), union)
+    lines = [f"{'milliseconds':22} measured  these tiles  any kernel   measured / these tiles"]
+    for branch, times in seconds(record, config, length, ids).items():
+        for what, time in times.items():
+            kernels = works[branch] if branch == "selection" else {
+                kernel: works[branch][kernel]
+                for kernel in (("forward",) if what == "forward" else ("dq", "dk dv"))}
+            tiles, least = (sum(map(f, kernels.values()))
+                            for f in (roofline.floor, roofline.floor_of_any))
+            name = "scores + top-n" if branch == "selection" else f"{branch} {what}"
+            lines.append(f"{name:22} {1e3 * time:8.2f} {1e3 * tiles:12.2f} {1e3 * least:11.2f} "
+                         f"{time / tiles:12.2f}")
+    return "\n".join(lines)
 
 
 def draw_scaling(record: dict, config: str = "A") -> Figure:
@@ -96,6 +138,7 @@ def main() -> int:
         print(f"NSA over FlashAttention-2 at {longest}, {key.removesuffix('_ms')}: "
               + ", ".join(f"{speedup(record, 'A', longest, key, ids):.1f}x ({ids})"
                           for ids in ("random", "coherent .75")))
+    print(beside_floors(record, "A", longest))
     return 0
 
 

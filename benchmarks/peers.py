@@ -39,8 +39,10 @@ def cudnn(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
 
 def flex_attention(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
     """torch's flex_attention, compiled, with a causal block mask."""
+    import torch._functorch.config as functorch
     from torch.nn.attention import flex_attention as flex
 
+    functorch.donated_buffer = False  # its backward is run more than once
     q, k, v = x["q"], x["window.k"], x["window.v"]
     length = q.shape[2]
     mask = flex.create_block_mask(lambda b, h, t, s: t >= s, None, None, length, length,

@@ -4,12 +4,14 @@ No test here looks at a time: only `make bench`, on a GPU, does.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench, draw
+from benchmarks import bench, draw, roofline
 from benchmarks.cases import CONFIGS, coherent_ids, random_ids, shared_with_neighbour
+from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
 SIX = CONFIGS["A"]
@@ -112,3 +114,53 @@ def test_without_a_record_one_line_says_what_makes_one(tmp_path, monkeypatch, ca
     monkeypatch.setattr(draw, "load", lambda: json.loads((tmp_path / "none.json").read_text()))
     assert draw.main() == 2
     assert "`make bench` on a GPU makes one" in capsys.readouterr().err
+
+
+# --- the record of an H100 ---
+
+
+def readable(milliseconds):
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}"
+
+
+def test_the_readme_gives_the_recorded_times():
+    record, text = draw.load(), (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    rows = {"FlashAttention-2": ("FlashAttention-2", "random"), "cuDNN": ("cuDNN", "random"),
+            "fla-core NSA, less compression and no window": ("fla-core NSA", "random"),
+            "NSA, blocks chosen at random": ("NSA", "random"),
+            "NSA, neighbours keep 75% of their blocks": ("NSA", "coherent .75")}
+    for label, (name, ids) in rows.items():
+        forward, backward = (draw.find(record, "A", name, ids, key)
+                             for key in ("forward_ms", "backward_ms"))
+        times = " | ".join(f"{readable(forward[t])} / {readable(backward[t])}"
+                           for t in (8192, 65536))
+        assert f"| {label} | {times} |" in text
+    forward, backward = ([f"{draw.speedup(record, 'A', 65536, key, ids):.1f}"
+                          for ids in ("random", "coherent .75")]
+                         for key in ("forward_ms", "backward_ms"))
+    assert " ".join((f"{forward[0]} to {forward[1]} times less than FlashAttention-2 forward and",
+                     f"{backward[0]} to {backward[1]} times less backward")) in " ".join(text.split())
+    peak = draw.find(record, "A", "NSA", "random", "peak_gib")[65536]
+    assert f"in {peak:.1f} GiB" in " ".join(text.split()) and peak <= 12
+
+
+def test_the_gpu_tests_passed_and_the_sanitizer_is_clean():
+    record = json.loads((bench.RESULTS / "tests.json").read_text("utf-8"))
+    assert set(record["pytest"]) <= {"passed", "skipped"} and record["pytest"]["passed"] > 80
+    assert all(" 0 errors" in line or " 0 hazards" in line
+               for line in record["compute-sanitizer"].values())
+
+
+def test_measured_times_stand_beside_their_floors():
+    record = record_of({("window", "random", 8192): (0.4, 1.2),
+                        ("scores + top-n", "random", 8192): (0.2, 0.0)})
+    del record["rows"][1]["backward_ms"]
+    assert draw.seconds(record, "A", 8192) == {
+        "window": {"forward": 0.4e-3, "backward": 1.2e-3}, "selection": {"forward": 0.2e-3}}
+    works = roofline.works(roofline.Sizes(NSAConfig(head_dim=128), 8192))
+    forward, dq, dkdv = (1e3 * roofline.floor(works["window"][k])
+                         for k in ("forward", "dq", "dk dv"))
+    head, one, two, three = draw.beside_floors(record, "A", 8192).splitlines()
+    assert one.split()[:4] == ["window", "forward", "0.40", f"{forward:.2f}"]
+    assert two.split()[:4] == ["window", "backward", "1.20", f"{dq + dkdv:.2f}"]
+    assert three.startswith("scores + top-n") and "0.20" in three

@@ -138,10 +138,11 @@ def test_the_readme_gives_the_recorded_times():
     forward, backward = ([f"{draw.speedup(record, 'A', 65536, key, ids):.1f}"
                           for ids in ("random", "coherent .75")]
                          for key in ("forward_ms", "backward_ms"))
-    assert " ".join((f"{forward[0]} to {forward[1]} times less than FlashAttention-2 forward and",
-                     f"{backward[0]} to {backward[1]} times less backward")) in " ".join(text.split())
+    text = " ".join(text.split())
+    assert (f"{forward[0]} to {forward[1]} times less than FlashAttention-2 forward and "
+            f"{backward[0]} to {backward[1]} times less backward") in text
     peak = draw.find(record, "A", "NSA", "random", "peak_gib")[65536]
-    assert f"in {peak:.1f} GiB" in " ".join(text.split()) and peak <= 12
+    assert f"in {peak:.1f} GiB" in text and peak <= 12
 
 
 def test_the_gpu_tests_passed_and_the_sanitizer_is_clean():

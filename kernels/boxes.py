@@ -23,9 +23,9 @@ ALIGNED = 16  # bytes
 
 
 def aligned(x: Tensor) -> Tensor:
-    """x, or a copy of it that the engine can read: rows of whole 16 bytes, at least one token."""
+    """x, or a copy of it that the engine can read: strides of whole 16 bytes, a token at least."""
     size = x.element_size()
-    whole = all(stride * size % ALIGNED == 0 for stride in x.stride()[:3])
+    whole = all(stride > 0 and stride * size % ALIGNED == 0 for stride in x.stride()[:3])
     if whole and x.stride(3) == 1 and x.data_ptr() % ALIGNED == 0 and x.shape[2] > 0:
         return x
     batch, heads, tokens, width = x.shape

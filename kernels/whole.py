@@ -1,8 +1,8 @@
 """Eq. 5 in one function: three branches, the choice between them, gates.
 
-    forward    compressed -> lse -> ids          backward    window, selected, compressed:
-               selected(ids), window                         each adds to one dq, and leaves its
-               gates * outputs, added up                     column of dgates
+    forward    compressed -> lse -> ids          backward    compressed, selected, window: the
+               selected(ids), window                         first writes dq, the others add to
+               gates * outputs, added up                     it; each fills its column of dgates
 
 Apart, each branch would get its own gate * dout and give its own dq: six tensors as large as q that
 are written only to be read once more. Here the kernels of dq multiply by the gate themselves.
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.checks import (
     check_geometry,
+    check_ids,
     check_inputs,
     check_int,
     check_keys_reach,
@@ -96,7 +97,12 @@ def nsa_attention(
             select_block_size=select_block_size, num_selected=num_selected,
             num_initial=num_initial, num_local=num_local)
 
+    def chosen(lse: Tensor) -> Tensor:
+        ids = (choose or best)(lse)
+        check_ids(ids, q, selected[0])
+        return ids
+
     return Whole.apply(
-        q, gates, choose or best, Run(block_size, stride, None, scale, start),
+        q, gates, chosen, Run(block_size, stride, None, scale, start),
         Blocks(select_block_size, scale, start), Run(1, 1, near, scale, start),
         *compressed, *selected, *window)

@@ -67,6 +67,7 @@ def whole(**changes):
     (lambda: whole(compressed=(k[..., :8], k)), r"compressed\[0\].shape.*width must be 16"),
     (lambda: whole(window_size=0), "window_size = 0: must be at least 1"),
     (lambda: whole(num_selected=2), "num_selected = 2: must be at least"),
+    (lambda: whole(choose=lambda lse: ids[:, :1]), r"ids.shape = \(1, 1, 8, 1\)"),
     (lambda: kernels.gated_sum(zeros(1, 4, 8, 3), (q, q, q[:, :2])), r"outputs\[2\].shape"),
 ])
 def test_bad_input_is_named(call, message):

@@ -224,6 +224,23 @@ def test_no_key_seen_gives_exactly_zero_and_no_gradient():
     assert all((x == 0).all() for x in grads + more)
 
 
+def test_expanded_tensors_are_read_as_if_they_were_not():
+    """Strides of 0, which the copy engine does not take: keys of one head, a gradient of a mean."""
+    c = case(G=2, D=32, Dv=32)
+    q, k, v = tensors(c)
+    one = [x[:, :1].expand(-1, 2, -1, -1) for x in (k, v)]
+    copies = [x.contiguous() for x in one]
+    some = dict(ids=random_ids(c, 3), select_block_size=8)
+    for name, options in {"window_attention": dict(window=9), "selected_attention": some}.items():
+        got, expected = [], []
+        for keys, into in ((one, got), (copies, expected)):
+            leaves = [x.detach().requires_grad_() for x in (q, *keys)]
+            out = getattr(kernels, name)(*leaves, **options)
+            dout = torch.ones(1, 1, 1, 32, device=DEVICE).expand(out.shape)
+            into += [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+        assert_alike(got, expected, 1e-6)
+
+
 def test_an_id_outside_the_sequence_is_padding():
     c = case(T=20)
     ids = random_ids(c, 2)

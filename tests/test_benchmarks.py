@@ -6,11 +6,12 @@ No test here looks at a time: only `make bench`, on a GPU, does.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import bench, draw, roofline
-from benchmarks.cases import CONFIGS, coherent_ids, random_ids, shared_with_neighbour
+from benchmarks.cases import CONFIGS, coherent_ids, kept, random_ids, shared_with_neighbour
 from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
@@ -45,6 +46,19 @@ def test_free_slots_keep_their_block_as_often_as_asked():
 def test_random_ids_share_little():
     ids = random_ids(SIX, 8192, "cpu")[:, :, 6000:]
     assert shared_with_neighbour(ids) < 0.35  # 3 forced of 16, and 13 of about 100 by chance
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.4, 0.75])
+def test_kept_is_what_the_ids_were_made_with(keep):
+    ids = coherent_ids(SIX, 8192, "cpu", keep)
+    assert kept(ids, SIX.select_block_size) == pytest.approx(keep, abs=0.02)
+
+
+def test_kept_by_hand():
+    """Blocks of one token; tokens 9, 10, 11 chose 3, 3, 5 from 7, 8, 9 blocks, the others none."""
+    chosen = [[-1] * 4] * 9 + [[0, 3, 8, 9], [0, 3, 9, 10], [0, 5, 10, 11]]
+    share, chance = 1 / 3, (1 / 7 + 1 / 8 + 1 / 9) / 3
+    assert kept(torch.tensor([[chosen]]), 1) == pytest.approx((share - chance) / (1 - chance))
 
 
 def test_keep_is_checked():
@@ -165,3 +179,12 @@ def test_measured_times_stand_beside_their_floors():
     assert one.split()[:4] == ["window", "forward", "0.40", f"{forward:.2f}"]
     assert two.split()[:4] == ["window", "backward", "1.20", f"{dq + dkdv:.2f}"]
     assert three.startswith("scores + top-n") and "0.20" in three
+
+
+@pytest.mark.parametrize("task, size, keep", [("text", 32, 0.36), ("recall", 8, 0.34)])
+def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
+    root = Path(__file__).parents[1]
+    with np.load(root / f"notebooks/recorded/selection_{task}.npz") as recorded:
+        ids = torch.from_numpy(recorded["ids"][-1].astype(int))
+    assert kept(ids[None], size) == pytest.approx(keep, abs=0.005)
+    assert f"{keep} ({task}" in (root / "benchmarks/NOTES.md").read_text("utf-8")

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, draw, roofline
-from benchmarks.cases import CONFIGS, coherent_ids, kept, random_ids, shared_with_neighbour
+from benchmarks import bench, draw, roofline, tune
+from benchmarks.cases import (
+    CONFIGS,
+    coherent_ids,
+    inputs,
+    kept,
+    random_ids,
+    shared_with_neighbour,
+)
+from kernels import flash, flash_backward, select, selected, selected_backward
+from kernels.tiles import HALF
 from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
@@ -188,3 +197,25 @@ def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
         ids = torch.from_numpy(recorded["ids"][-1].astype(int))
     assert kept(ids[None], size) == pytest.approx(keep, abs=0.005)
     assert f"{keep} ({task}" in (root / "benchmarks/NOTES.md").read_text("utf-8")
+
+
+def test_the_chosen_tiles_are_among_those_tried():
+    assert set(tune.TRIED) == set(HALF)
+    for row, (_, _, tried) in tune.TRIED.items():
+        assert HALF[row] in tried, row
+
+
+def test_tuning_runs_every_branch_and_names_its_kernels(monkeypatch, capsys):
+    """On a CPU with the tiny sizes: the runs run, and each row's kernel is one that they launch."""
+    monkeypatch.setattr(tune, "SIZES", TINY)
+    x = inputs(TINY, 32, "cpu", torch.float32)
+    runs = tune.branches(x, random_ids(TINY, 32, "cpu"))
+    assert {branch for branch, _, _ in tune.TRIED.values()} == set(runs)
+    for run in runs.values():
+        run()
+    modules = (flash, flash_backward, select, selected, selected_backward)
+    for _, kernel, _ in tune.TRIED.values():
+        assert any(hasattr(module, kernel) for module in modules), kernel
+    with pytest.raises(SystemExit):
+        tune.main(["nothing"])
+    assert "row = nothing: must be one of" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def block_scores(
 def top_blocks(
     score, ids, first, T, BLOCKS, start,
     SELECT: tl.constexpr, SELECTED: tl.constexpr, INITIAL: tl.constexpr, LOCAL: tl.constexpr,
-    WIDTH: tl.constexpr,
+    ROUNDS: tl.constexpr, WIDTH: tl.constexpr,
 ):
     token, queries = first + tl.program_id(0), tl.num_programs(1).to(tl.int64) * T
     query, own = tl.program_id(1).to(tl.int64) * T + token, (start + token) // SELECT
@@ -88,7 +88,7 @@ def top_blocks(
         rank = tl.where((j < INITIAL) | (j > own - LOCAL), float("inf"), rank)  # forced
         rank = tl.where(taken, rank, -1.0)
         rest = rank
-        for _ in range(SELECTED - INITIAL - LOCAL + 1):  # the forced are all taken at once
+        for _ in range(ROUNDS):  # one for each free block, and one for all that are forced
             rest = tl.where(rest == tl.max(rest, 0), -2.0, rest)
         taken = rest == -2.0
         if tl.sum(taken.to(tl.int32), 0) > SELECTED:
@@ -101,16 +101,21 @@ def top_blocks(
     tl.store(ids + query * SELECTED + slot, j, mask=taken)
 
 
-def choose(score: Tensor, ids: Tensor, start: int, select_block_size: int, **counts: int) -> None:
+def choose(
+    score: Tensor, ids: Tensor, start: int, select_block_size: int, initial: int, local: int
+) -> None:
     """Fill ids with the best blocks; a tile is as wide as the blocks that its tokens can see."""
     batch, groups, length, blocks = score.shape[1:]
+    selected, forced = ids.shape[3], initial + local
     width, first = 32, 0
     while first < length:
         end = min(max(width * select_block_size - start, 0), length)  # of those who see `width`
         if end > first:
             top_blocks[(end - first, batch * groups)](
-                score, ids, first, length, blocks, start, SELECT=select_block_size, WIDTH=width,
-                **counts, num_warps=1 if width <= 1024 else 4,
+                score, ids, first, length, blocks, start, SELECT=select_block_size,
+                SELECTED=selected, INITIAL=initial, LOCAL=local,
+                ROUNDS=selected - forced + (forced > 0), WIDTH=width,
+                num_warps=1 if width <= 1024 else 4,
             )
         width, first = 2 * width, max(first, end)
 
@@ -147,6 +152,5 @@ def select_blocks(
         BLOCK=block_size, STRIDE=stride, SELECT=select_block_size, J=J, **tile,
     )
     ids = torch.full((batch, groups, length, num_selected), -1, dtype=torch.int32, device=q.device)
-    choose(score, ids, start, select_block_size, SELECTED=num_selected, INITIAL=num_initial,
-           LOCAL=num_local)
+    choose(score, ids, start, select_block_size, num_initial, num_local)
     return ids

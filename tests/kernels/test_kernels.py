@@ -161,6 +161,17 @@ def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
     assert torch.equal(got, nsa_lite.select_blocks(q, k, lse, **choice(c, n)))
 
 
+@pytest.mark.parametrize("initial, local", [(0, 0), (0, 2), (3, 0)])
+def test_select_blocks_with_other_forced_blocks(initial, local):
+    c = case(T=300, start=9)
+    q, k, _ = short(c)
+    blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+    lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
+    options = choice(c, 5, num_initial=initial, num_local=local)
+    got, expected = (x.select_blocks(q, k, lse, **options) for x in (kernels, nsa_lite))
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, 127, 128, 129])
 def test_masks_at_tile_edges(length):
     """One head a group: a row is a token, so that tiles end at these lengths."""

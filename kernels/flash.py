@@ -52,7 +52,8 @@ def flash_forward(
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows first
+    # The last tokens walk over the most keys: they come first.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
     row = tile * M + tl.arange(0, M)
     token, head = row // R, g * R + row % R
@@ -63,7 +64,7 @@ def flash_forward(
     q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
     m, total = tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32)
     o = tl.zeros([M, DVP], tl.float32)
-    for part in tl.static_range(3):  # left edge, middle, right edge
+    for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
         begin = low if part == 0 else full_low if part == 1 else full_high
         end = full_low if part == 0 else full_high if part == 1 else high
         for first_key in range(begin, end, N):

@@ -9,7 +9,8 @@
 With ds = p (dout v - delta), delta = sum(out dout) - dlse:  dq = ds k,  dk = ds' q,  dv = p' dout.
 The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
 added up afterwards in a fixed order. No atomics, so two runs agree bit by bit. dq also leaves each
-row's log-sum-exp and delta, in the order of the rows, where dk and dv load them side by side.
+row's log-sum-exp and delta, in the order of the rows, where dk and dv load them side by side. A box
+of HEADS, R rounded up to a power of two, may reach into the next group's heads: they are masked.
 """
 
 import triton
@@ -115,7 +116,7 @@ def flash_dkdv(
         for first in range(tl.maximum(since, begin), tl.minimum(until, begin + CHUNK), STEP):
             q_tile = load_box(q, b, g * R, first, HEADS * STEP, DP)
             do_tile = load_box(dout, b, g * R, first, HEADS * STEP, DVP)
-            token, head = first + row % STEP, row // STEP
+            token, head = first + row % STEP, row // STEP  # a box holds head after head
             real = None if part == 1 and HEADS == R else (token < T) & (head < R)
             visible = None if real is None else real[None, :] & may_read(
                 key[:, None], start + token[None, :], S, BLOCK, STRIDE, WINDOW)

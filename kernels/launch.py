@@ -68,7 +68,7 @@ def tiles_for(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
 
 
 def fit(tile: dict[str, int], q: Tensor, v: Tensor, kept: tuple, each: tuple) -> dict[str, int]:
-    """The tile for a kernel that keeps, and in each step loads, so many rows of q and of v."""
+    """The tile for a kernel that keeps, and in each step loads, so many rows of D and of Dv."""
     width, value = padded(q.shape[3]), padded(v.shape[3])
     size = [(rows * width + values * value) * q.element_size() for rows, values in (kept, each)]
     return fitting(tile, *size)

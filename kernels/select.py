@@ -9,8 +9,8 @@
              most. Each has its own sum, and a block's score is its own plus what the block
              before it passes on.
 
-    top-n    one warp owns one query: all its block scores are in registers, and it takes the
-             largest again and again
+    top-n    one warp (four, beyond 1024 blocks) owns one query: all its block scores are in
+             registers, and it takes the largest again and again
 
 Only the (2, B, G, T, blocks) sums reach memory: no head's probabilities ever do.
 """
@@ -109,7 +109,7 @@ def choose(
     selected, forced = ids.shape[3], initial + local
     width, first = 32, 0
     while first < length:
-        end = min(max(width * select_block_size - start, 0), length)  # of those who see `width`
+        end = min(max(width * select_block_size - start, 0), length)  # up to it: `width` blocks
         if end > first:
             top_blocks[(end - first, batch * groups)](
                 score, ids, first, length, blocks, start, SELECT=select_block_size,

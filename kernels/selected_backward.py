@@ -8,7 +8,8 @@
                                                 sum in this order -> dk, dv of the block
 
 Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
-walking all of it, and their sums are added in list order, so two runs agree bit by bit.
+walking all of it, and their sums are added in list order, so two runs agree bit by bit. A box of
+HEADS, R rounded up to a power of two and 16 at least, may reach into the next group: masked.
 """
 
 import triton

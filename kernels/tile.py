@@ -1,6 +1,7 @@
 """What every attention kernel here does with one tile: load rows, score them, fold them in.
 
     the rows of a tile          token 0: heads 0 1 .. R-1, token 1: heads 0 1 .. R-1, ...
+    (of a box, see boxes.py:    head 0: tokens 0 1 .., head 1: tokens 0 1 .., ...)
 
 The R heads of a group read the same keys, so a tile packs them as rows: row r belongs to token
 r // R and to head r % R. One load of a key then serves all of them, whatever R is.
@@ -54,7 +55,7 @@ def fold_in(q, k, v, visible, scale, m, total, out):
     """One step of the online softmax, in powers of 2; `scale` holds the log2(e).
 
     m is the largest score so far, total the sum of exp2(score - m), out the weighted values.
-    The scores stay float32 before they are scaled.
+    The float32 scores are scaled, not q, which would be rounded to half precision.
     """
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
     if visible is not None:
@@ -81,7 +82,7 @@ def finish(m, total, out):
 def row_products(a, b):
     """The sum of a * b in each row.
 
-    Adding 0 keeps the last product out of the sum's multiply-add: with it, two threads that hold
+    Without the 0 the compiler may fuse the last product into the sum. Then two threads that hold
     one row could round differently, and which of them writes it would be a race.
     """
     return tl.sum(a.to(tl.float32) * b.to(tl.float32) + 0.0, 1)

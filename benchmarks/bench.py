@@ -10,7 +10,6 @@ others if device and versions are the same.
 """
 
 import argparse
-import itertools
 import json
 import platform
 import shlex
@@ -35,7 +34,7 @@ LENGTHS = {"A": (65536, 8192, 32768, 16384), "B": (32768, 8192), "paper": (65536
 # our small trained models keep (cases.kept).
 KEEP = {"coherent .36": 0.36, "coherent .75": 0.75, "coherent .9": 0.9}
 IDS = ("random", *KEEP)
-DENSE = "dense, these kernels"
+OUR_DENSE = "dense, these kernels"
 Forward = Callable[[], Tensor]
 
 
@@ -75,7 +74,7 @@ def ours(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Forward]:
         return kernels.window_attention(x["q"], x["window.k"], x["window.v"])
 
     return {"window": window, "compressed": lambda: compressed()[0], "scores + top-n": select,
-            "selected": selected, "NSA": whole, DENSE: dense}
+            "selected": selected, "NSA": whole, OUR_DENSE: dense}
 
 
 def milliseconds(run: Callable[[], object], clear: list[Tensor]) -> float:
@@ -123,10 +122,10 @@ def rows(
                else random_ids(sizes, length, device))
         for name, forward in () if slow else ours(x, sizes, ids).items():
             depends = name in ("selected", "NSA")  # on the ids
-            if depends or (i == 0 and (name != DENSE or config in ("A", "tiny"))):
+            if depends or (i == 0 and (name != OUR_DENSE or config in peers.IN_FULL)):
                 yield (dict(config=config, length=length, ids=kind, name=name)
                        | measure(forward, x["dout"], leaves))
-        for name, make in peers.beside(config, slow, again=i > 0).items():
+        for name, make in peers.beside(slow, again=i > 0).items():
             row = dict(config=config, length=length, ids=kind, name=name)
             try:
                 yield row | measure(make(x, sizes, ids), x["dout"], leaves)
@@ -195,7 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     a.out.parent.mkdir(parents=True, exist_ok=True)
     print(f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
           f"{'forward':>10}{'backward':>10}{'peak GiB':>10}")
-    for slow, (config, length) in itertools.product((False, True), cases):
+    slow_cases = [(config, length) for config, length in cases if config in peers.IN_FULL]
+    passes = [(False, case) for case in cases] + [(True, case) for case in slow_cases]
+    for slow, (config, length) in passes:
         for row in rows(config, length, a.ids or list(IDS), device, slow):
             record["rows"].append(row)
             print(show(row), flush=True)

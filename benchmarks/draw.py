@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks import roofline
-from benchmarks.bench import KEEP, RESULTS
+from benchmarks.bench import KEEP, OUR_DENSE, RESULTS
 from benchmarks.cases import CONFIGS
 from nsa_lite import NSAConfig, plots
 
@@ -50,7 +50,7 @@ def seconds(
 ) -> dict[str, dict[str, float]]:
     """Measured times as seconds["window"]["forward"], under the names of the roofline's kernels."""
     names = {"window": "window", "compressed": "compressed", "selected": "selected",
-             "dense, these kernels": "dense", "scores + top-n": "selection"}
+             OUR_DENSE: "dense", "scores + top-n": "selection"}
     times = {}
     for name, branch in names.items():
         for what in ("forward", "backward"):

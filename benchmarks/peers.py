@@ -92,15 +92,15 @@ SLOW_TO_START = {"flex_attention": flex_attention, "fla-core selected": fla_sele
                  "fla-core NSA": fla_whole}
 
 
-def beside(config: str, slow: bool, again: bool) -> dict[str, Callable]:
-    """The peers to time in a config; `again`: those that depend on which blocks were selected.
+IN_FULL = ("A", "tiny")  # the configs that take the peers that are slow to start too
+
+
+def beside(slow: bool, again: bool) -> dict[str, Callable]:
+    """The peers to time; `again`: those that depend on which blocks were selected.
 
     flex_attention and fla-core take up to a minute to compile or tune for each length, so they
-    come after all others, and in config A only (and the tiny one). fla-core's NSA makes its own
-    choice of blocks.
+    come after all others. fla-core's NSA makes its own choice of blocks.
     """
     if not slow:
         return {} if again else DENSE
-    if config not in ("A", "tiny"):
-        return {}
     return {"fla-core selected": fla_selected} if again else SLOW_TO_START

@@ -22,8 +22,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kernels.launch import chunk_length, triton
-from kernels.routes import CHUNK, NEIGHBOURS
+from kernels.launch import token_walk, walk_sizes
+from kernels.routes import CHUNK
+from kernels.select import blocks_in_a_tile
 from kernels.tiles import padded, tiles
 from nsa_lite import plots
 from nsa_lite.blocks import num_compressed, num_select_blocks
@@ -120,7 +121,7 @@ def token_steps(keys: Keys, length: int, step: int, N: int) -> int:
 
 def neighbours(config: NSAConfig) -> int:
     """How many tokens share a program of the selected branch: with their heads, 64 rows at most."""
-    return max(1, min(NEIGHBOURS, 64 // config.group_size))
+    return walk_sizes(config.group_size, config.num_selected)["U"]
 
 
 def expected_union(config: NSAConfig, length: int, U: int, keep: float = 0.0) -> float:
@@ -212,11 +213,9 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
 def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work:
     """Key tiles walk over tokens; where the walk is cut, float32 parts are written and read."""
     M, N = (sizes.tile("dkdv" if keys.window is None else "window_dkdv")[side] for side in "MN")
-    heads = triton.next_power_of_2(sizes.config.group_size)
-    step = max(M // heads, 1)
+    heads, step, _, chunks = token_walk(sizes.length, keys.window, sizes.config.group_size, M, N,
+                                        -(-keys.count // N) * sizes.groups)
     met = sizes.groups * token_steps(keys, sizes.length, step, N)
-    reach = sizes.length if keys.window is None else min(sizes.length, keys.window + N + step)
-    chunks = -(-reach // chunk_length(reach, -(-keys.count // N) * sizes.groups, step))
     M = heads * step
     parts = 0 if chunks == 1 else 2 * 4 * chunks * sizes.groups * keys.count * sizes.width
     return Work(
@@ -277,7 +276,7 @@ def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
     """block_scores and top_blocks: one product for each pair, then no matrix product at all."""
     config, length = sizes.config, sizes.length
     M, N = (sizes.tile("scores")[side] for side in "MN")
-    J = N // triton.next_power_of_2(config.select_block_size // config.stride)
+    J = blocks_in_a_tile(N, config.select_block_size, config.stride)
     first_tokens = range(0, num_select_blocks(length, config.select_block_size)
                          * config.select_block_size, J * config.select_block_size)
     programs = sizes.groups * sum(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-import kernels
+from benchmarks.bench import ours
 from benchmarks.cases import CONFIGS, inputs, random_ids
 from kernels.tiles import HALF
 
@@ -46,7 +46,7 @@ TRIED = {
         (64, 128, 8, 3), (32, 128, 8, 4))),
     "window_dkdv": ("window", "flash_dkdv", flat(
         (64, 128, 8, 3), (64, 128, 8, 4), (32, 128, 8, 4), (32, 64, 4, 3), (64, 64, 4, 3))),
-    "scores": ("scores", "block_scores", flat(
+    "scores": ("scores + top-n", "block_scores", flat(
         (64, 128, 4, 2), (64, 128, 4, 3), (64, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 3))),
     "selected": ("selected", "selected_forward", walks((4, 3), (4, 2), (4, 1), (8, 2))),
     "selected_dq": ("selected", "selected_dq", walks((4, 3), (4, 1), (8, 2))),
@@ -55,25 +55,20 @@ TRIED = {
 
 
 def branches(x: dict[str, Tensor], ids: Tensor) -> dict[str, Callable[[], object]]:
-    """Each branch, forward and, where it has one, backward."""
-    def trained(operation: Callable, branch: str, *rest, **options) -> Callable[[], object]:
-        leaves = [x["q"], x[f"{branch}.k"], x[f"{branch}.v"]]
+    """The benchmark's branches, each forward and, where it has one, backward."""
+    leaves = [t for t in x.values() if t.requires_grad]
 
+    def trained(forward: Callable[[], Tensor]) -> Callable[[], object]:
         def run() -> None:
-            out = operation(*leaves, *rest, **options)
-            torch.autograd.grad(out[0] if isinstance(out, tuple) else out, leaves, x["dout"])
+            out = forward()
+            if out.requires_grad:
+                torch.autograd.grad(out, leaves, x["dout"], allow_unused=True)
 
         return run
 
-    q, k, v = (x[name].detach() for name in ("q", "compressed.k", "compressed.v"))
-    lse = kernels.compressed_attention(q, k, v, **SIZES.blocks())[1]
-    return {
-        "window": trained(kernels.window_attention, "window", window=SIZES.window),
-        "compressed": trained(kernels.compressed_attention, "compressed", **SIZES.blocks()),
-        "selected": trained(kernels.selected_attention, "selected", ids,
-                            select_block_size=SIZES.select_block_size),
-        "scores": lambda: kernels.select_blocks(q, k, lse, **SIZES.choice()),
-    }
+    used = {branch for branch, _, _ in TRIED.values()}
+    return {name: trained(forward) for name, forward in ours(x, SIZES, ids).items()
+            if name in used}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels import launch
 from kernels.checks import (
     check,
     check_geometry,
@@ -14,15 +15,7 @@ from kernels.checks import (
     check_start,
     scale_or_default,
 )
-from kernels.launch import (
-    Blocks,
-    Run,
-    flash,
-    flash_gradients,
-    rows_contiguous,
-    selected,
-    selected_gradients,
-)
+from kernels.launch import Blocks, Run, rows_contiguous
 
 
 class Flash(torch.autograd.Function):
@@ -31,7 +24,7 @@ class Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, run):
         q, k, v = (rows_contiguous(x) for x in (q, k, v))
-        out, lse = flash(q, k, v, run)
+        out, lse = launch.flash(q, k, v, run)
         ctx.run = run
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.set_materialize_grads(False)
@@ -43,7 +36,7 @@ class Flash(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else rows_contiguous(dout)
         dlse = None if dlse is None else dlse.contiguous()
-        return *flash_gradients(q, k, v, out, lse, dout, dlse, ctx.run), None
+        return *launch.flash_gradients(q, k, v, out, lse, dout, dlse, ctx.run), None
 
 
 class Selected(torch.autograd.Function):
@@ -52,7 +45,7 @@ class Selected(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, ids, blocks):
         q, k, v = (rows_contiguous(x) for x in (q, k, v))
-        out, lse, route = selected(q, k, v, ids, blocks)
+        out, lse, route = launch.selected(q, k, v, ids, blocks)
         ctx.blocks = blocks
         ctx.save_for_backward(q, k, v, ids, *route, out, lse)
         return out
@@ -61,7 +54,7 @@ class Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dout):
         q, k, v, ids, entries, counts, out, lse = ctx.saved_tensors
-        gradients = selected_gradients(
+        gradients = launch.selected_gradients(
             q, k, v, ids, (entries, counts), out, lse, rows_contiguous(dout), ctx.blocks)
         return *gradients, None, None
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check, check_tensor
-from kernels.tile import load_rows, store_rows
+from kernels.tile import load_rows, row_products, store_rows
 from kernels.tiles import padded
 
 ROWS = 32
@@ -38,7 +38,7 @@ def mix_backward(gates, a, b, c, dout, dgates, da, db, dc, ROWS_IN_ALL,
     for i in tl.static_range(3):
         branch = load_rows(a if i == 0 else b if i == 1 else c, row * WIDTH, real, WIDTH, PADDED)
         gate = tl.load(gates + row * 3 + i, mask=real, other=0.0).to(tl.float32)
-        dgate = tl.sum(do * branch.to(tl.float32), 1)
+        dgate = row_products(do, branch)
         tl.store(dgates + row * 3 + i, dgate.to(dgates.dtype.element_ty), mask=real)
         store_rows(da if i == 0 else db if i == 1 else dc, row * WIDTH, gate[:, None] * do, real,
                    WIDTH, PADDED)

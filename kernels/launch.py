@@ -137,16 +137,14 @@ def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Te
     numbers, sizes = run_sizes(q, k, v, run)
     (batch, groups, keys, _), length = k.shape, q.shape[2]
     tile = tiles_for("window_dkdv" if run.window else "dkdv", q, v)
-    heads, N = triton.next_power_of_2(sizes["R"]), tile["N"]
-    step = max(tile.pop("M") // heads, 1)
+    N, key_tiles = tile["N"], triton.cdiv(keys, tile["N"])
+    heads, step, chunk, chunks = token_walk(
+        length, run.window, sizes["R"], tile.pop("M"), N, key_tiles * batch * groups)
     tile = fit(tile, q, v, (N, N), (heads * step, heads * step))
-    reach = length if run.window is None else min(length, run.window + N + step)
-    chunk = chunk_length(reach, triton.cdiv(keys, N) * batch * groups, step)
-    chunks = triton.cdiv(reach, chunk)
     kind = k.dtype if chunks == 1 else torch.float32
     dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
               for x in (k, v))
-    flash_dkdv[(triton.cdiv(keys, N), batch * groups, chunks)](
+    flash_dkdv[(key_tiles, batch * groups, chunks)](
         box(q, heads, step), box(k, 1, N), box(v, 1, N), box(dout, heads, step), row_lse, row_delta,
         dk, dv, dk.stride(), dv.stride(), batch, *numbers, **sizes, **tile, HEADS=heads, STEP=step,
         CHUNK=chunk,
@@ -156,14 +154,20 @@ def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Te
     return tuple(x.unflatten(0, (chunks, batch)).sum(0).to(k.dtype) for x in (dk, dv))
 
 
-def chunk_length(length: int, programs: int, step: int) -> int:
-    """How many tokens a program of the dk, dv walk takes: a multiple of step.
+def token_walk(
+    length: int, window: int | None, R: int, M: int, N: int, programs: int
+) -> tuple[int, int, int, int]:
+    """The dk, dv walk, some M rows a step: its heads and tokens, a chunk's tokens, and the chunks.
 
     A chunk costs a sum in memory, so nothing is cut where the key tiles are programs enough.
     """
+    heads = triton.next_power_of_2(R)
+    step = max(M // heads, 1)
+    reach = length if window is None else min(length, window + N + step)
     wanted = 1 if programs >= ENOUGH else PROGRAMS // max(programs, 1)
-    chunks = min(wanted, triton.cdiv(length, SHORTEST))
-    return triton.cdiv(triton.cdiv(length, chunks), step) * step
+    chunks = min(wanted, triton.cdiv(reach, SHORTEST))
+    chunk = triton.cdiv(triton.cdiv(reach, chunks), step) * step
+    return heads, step, chunk, triton.cdiv(reach, chunk)
 
 
 # --- chosen blocks ---

@@ -120,6 +120,17 @@ def choose(
         width, first = 2 * width, max(first, end)
 
 
+def blocks_in_a_tile(N: int, select_block_size: int, stride: int) -> int:
+    """How many selection blocks a tile of N keys holds, each padded to a power of two.
+
+    Errors: ValueError if it cannot hold one.
+    """
+    if select_block_size // stride > N:
+        raise ValueError(f"select_block_size = {select_block_size}: with stride = {stride} a block "
+                         f"has more than {N} keys; take a longer stride or smaller blocks")
+    return N // triton.next_power_of_2(select_block_size // stride)
+
+
 @torch.no_grad()
 def select_blocks(
     q: Tensor, k: Tensor, lse: Tensor, *,
@@ -141,11 +152,7 @@ def select_blocks(
     blocks = triton.cdiv(start + length, select_block_size)
     score = torch.empty(2, batch, groups, length, blocks, device=q.device)
     tile = tiles("scores", width, q.dtype)
-    per_block = triton.next_power_of_2(select_block_size // stride)  # columns of a key tile
-    if per_block > tile["N"]:
-        raise ValueError(f"select_block_size = {select_block_size}: with stride = {stride} a block "
-                         f"has more than {tile['N']} keys; take a longer stride or smaller blocks")
-    J = tile["N"] // per_block
+    J = blocks_in_a_tile(tile["N"], select_block_size, stride)
     block_scores[(triton.cdiv(blocks, J), triton.cdiv(length, tile["M"]), batch * groups)](
         box(q, 1, tile["M"]), k, lse.contiguous(), score, k.stride(), batch, groups, length, keys,
         blocks, start, scale_or_default(scale, width), R=heads // groups, D=width, DP=padded(width),

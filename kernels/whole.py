@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels import launch
 from kernels.checks import (
     check_geometry,
     check_ids,
@@ -23,20 +24,10 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.gates import check_gates, mix_rows
-from kernels.launch import (
-    Blocks,
-    Gated,
-    Run,
-    flash,
-    flash_gradients,
-    rows_contiguous,
-    selected,
-    selected_gradients,
-)
+from kernels.launch import Blocks, Gated, Run, rows_contiguous
 from kernels.select import select_blocks
 
 Pair = tuple[Tensor, Tensor]
-BRANCHES = ("compressed", "selected", "window")
 
 
 class Whole(torch.autograd.Function):
@@ -44,10 +35,10 @@ class Whole(torch.autograd.Function):
     def forward(ctx, q, gates, choose, short, blocks, near, *keys_values):
         q, *kv = (rows_contiguous(x) for x in (q, *keys_values))
         gates = gates.contiguous()
-        out_c, lse_c = flash(q, *kv[:2], short)
+        out_c, lse_c = launch.flash(q, *kv[:2], short)
         ids = choose(lse_c).contiguous()
-        out_s, lse_s, route = selected(q, *kv[2:4], ids, blocks)
-        out_w, lse_w = flash(q, *kv[4:], near)
+        out_s, lse_s, route = launch.selected(q, *kv[2:4], ids, blocks)
+        out_w, lse_w = launch.flash(q, *kv[4:], near)
         ctx.sizes = short, blocks, near
         ctx.save_for_backward(q, gates, *kv, ids, *route, out_c, lse_c, out_s, lse_s, out_w, lse_w)
         return mix_rows(gates, out_c, out_s, out_w)
@@ -60,10 +51,10 @@ class Whole(torch.autograd.Function):
         short, blocks, near = ctx.sizes
         dout, dq, dgates = rows_contiguous(dout), torch.empty_like(q), torch.empty_like(gates)
         gated = [Gated(gates, dgates, i, dq) for i in range(3)]
-        _, *d_short = flash_gradients(q, *kv[:2], out_c, lse_c, dout, None, short, gated[0])
-        _, *d_raw = selected_gradients(
+        _, *d_short = launch.flash_gradients(q, *kv[:2], out_c, lse_c, dout, None, short, gated[0])
+        _, *d_raw = launch.selected_gradients(
             q, *kv[2:4], ids, (entries, counts), out_s, lse_s, dout, blocks, gated[1])
-        _, *d_near = flash_gradients(q, *kv[4:], out_w, lse_w, dout, None, near, gated[2])
+        _, *d_near = launch.flash_gradients(q, *kv[4:], out_w, lse_w, dout, None, near, gated[2])
         return dq, dgates, None, None, None, None, *d_short, *d_raw, *d_near
 
 
@@ -80,7 +71,7 @@ def nsa_attention(
     the choice of Eq. 8-11: it gets the compressed branch's lse and returns ids (B, G, T, n).
     Errors: ValueError or TypeError that names the argument.
     """
-    pairs = dict(zip(BRANCHES, (compressed, selected, window), strict=True))
+    pairs = {"compressed": compressed, "selected": selected, "window": window}
     for name, (k, v) in pairs.items():
         check_inputs(q, k, v, (f"{name}[0]", f"{name}[1]"))
         if name != "compressed":

@@ -252,7 +252,7 @@ def test_a_recording_keeps_every_choice(tmp_path, explorer):
             step = old.probabilities.amax(-1, keepdim=True) / 63
             assert ((new.probabilities - old.probabilities).abs() <= 0.51 * step).all()
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="other.npz: holds no 'nsa_lite traces 1'"):
+    with pytest.raises(ValueError, match="other.npz: holds no 'nsa_lite traces 2'"):
         load_traces(tmp_path / "other.npz")
 
 

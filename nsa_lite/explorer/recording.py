@@ -16,7 +16,7 @@ from nsa_lite.config import NSAConfig
 from nsa_lite.explorer.sequence import TracedSequence
 from nsa_lite.layer import Trace
 
-FORMAT = "nsa_lite traces 1"
+FORMAT = "nsa_lite traces 2"  # 1 had probabilities in 255 steps
 STEPS = 63  # as fine as a bar of 60 pixels
 
 

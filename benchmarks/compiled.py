@@ -16,7 +16,7 @@ import tempfile
 
 import torch
 
-COLUMNS = ("kernel", "warps", "stages", "shared", "registers", "spills", "HGMMA", "HMMA")
+COLUMNS = ("kernel", "warps", "stages", "shared", "registers", "spills", "HGMMA", "HMMA", "waits")
 
 
 class TargetOnly:
@@ -63,11 +63,13 @@ def resources(name: str, compiled) -> dict[str, int | str]:
                            capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
         )
-    count = {unit: len(re.findall(rf"\b{unit}\b", code)) for unit in ("STL", "HGMMA", "HMMA")}
+    count = {unit: len(re.findall(rf"\b{unit}\b", code))
+             for unit in ("STL", "HGMMA", "HMMA", "WARPGROUP.ARRIVE")}
     return dict(
         kernel=name, warps=compiled.metadata.num_warps, stages=compiled.metadata.num_stages,
         shared=compiled.metadata.shared, registers=int(re.search(r"REG:(\d+)", usage)[1]),
         spills=count["STL"], HGMMA=count["HGMMA"], HMMA=count["HMMA"],
+        waits=count["WARPGROUP.ARRIVE"],
     )
 
 
@@ -90,6 +92,10 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     selected = kernels.selected_attention(q, k, v, ids, select_block_size=64)
     gates = new(1, heads, length, 3)
     kernels.gated_sum(gates, (compressed, selected, window)).sum().backward()
+    whole = kernels.nsa_attention(
+        q, (k_short, v_short), (k, v), (k, v), gates, **blocks, select_block_size=64,
+        num_selected=16, window_size=512)
+    whole.sum().backward()
 
 
 def table(heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16) -> list[dict]:

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
+import triton
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kernels.launch import token_walk, walk_sizes
+from kernels.launch import rows_of, token_walk, walk_sizes
 from kernels.routes import CHUNK
 from kernels.select import blocks_in_a_tile
 from kernels.tiles import padded, tiles
@@ -99,11 +100,11 @@ class Keys:
         return min(max(t + 1 - self.block + self.stride, 0) // self.stride, self.count)
 
 
-def key_tiles(keys: Keys, length: int, group: int, M: int, N: int) -> int:
-    """Tiles of N keys that the tiles of M rows (tokens x heads of one group) load, all together."""
+def key_tiles(keys: Keys, length: int, step: int, N: int) -> int:
+    """Tiles of N keys that the boxes of `step` tokens load, all together."""
     loaded = 0
-    for row in range(0, length * group, M):
-        first, last = row // group, min((row + M - 1) // group, length - 1)
+    for first in range(0, length, step):
+        last = min(first + step, length) - 1
         low = 0 if keys.window is None else max(first - keys.window + 1, 0) // N
         loaded += max(-(-keys.seen(last) // N) - low, 0)
     return loaded
@@ -198,9 +199,10 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
             "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, row_lse and row_delta
     works = {}
     for what in rows:
-        windowed = what == "forward" and keys.window is not None
-        M, N = (sizes.tile("window" if windowed else what)[side] for side in "MN")
-        met = sizes.groups * key_tiles(keys, sizes.length, group, M, N)
+        near = {"forward": "window", "dq": "window_dq"}
+        M, N = (sizes.tile(what if keys.window is None else near[what])[side] for side in "MN")
+        heads, step = rows_of(group, M)
+        M, met = heads * step, sizes.groups * key_tiles(keys, sizes.length, step, N)
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * sizes.config.heads * pairs),
             executed=sizes.operations(what, met * M * N, whole_tiles=True),
@@ -235,7 +237,7 @@ def selected(
     """
     config, group = sizes.config, sizes.config.group_size
     U = neighbours(config) if U is None else U
-    N = padded(config.select_block_size)
+    M, N = max(16, U * triton.next_power_of_2(group)), padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
     rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 3)}  # as in flash
@@ -243,7 +245,7 @@ def selected(
     for what in rows:
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * config.heads * pairs),
-            executed=sizes.operations(what, met * padded(U * group) * N, whole_tiles=True),
+            executed=sizes.operations(what, met * M * N, whole_tiles=True),
             memory=rows[what] + key_bytes + 4 * met,  # an entry of the union takes 4 bytes
             cache=rows[what] + sizes.bytes(met * N * sizes.width) + 4 * met,
         )

@@ -1,7 +1,8 @@
-"""Time the tiles that were tried for a kernel, at 64k tokens of config A, on this GPU.
+"""Time the tiles that were tried for a kernel, at 64k tokens, on this GPU.
 
-    python -m benchmarks.tune                 every row of kernels/tiles.py (half precision)
-    python -m benchmarks.tune dkdv selected   some of them
+    python -m benchmarks.tune                   every row of HALF in kernels/tiles.py, config A
+    python -m benchmarks.tune dkdv selected     some of them
+    python -m benchmarks.tune --config paper    the rows of WIDE, at the paper's widths
 
 kernels/tiles.py holds the fastest of these; after a change of a kernel or of Triton, look again.
 A tile that does not fit or compile prints why.
@@ -17,44 +18,75 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import ours
-from benchmarks.cases import CONFIGS, inputs, random_ids
-from kernels.tiles import HALF
+from benchmarks.cases import CONFIGS, Sizes, inputs, random_ids
+from kernels.tiles import HALF, WIDE
 
-SIZES = CONFIGS["A"]
+LENGTH = 65536
 
 
-def flat(*tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
+def flat(hold: bool, *tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
     """Tiles from (M, N, warps, stages)."""
-    return [dict(zip(("M", "N", "num_warps", "num_stages"), tile, strict=True)) for tile in tiles]
+    return [dict(zip(("M", "N", "num_warps", "num_stages"), tile, strict=True), HOLD=hold)
+            for tile in tiles]
 
 
-def walks(*tiles: tuple[int, int]) -> list[dict[str, int]]:
+def walks(hold: bool, *tiles: tuple[int, int]) -> list[dict[str, int]]:
     """Tiles of the selected branch, whose sizes follow from the blocks: (warps, stages)."""
-    return [dict(num_warps=warps, num_stages=stages) for warps, stages in tiles]
+    return [dict(num_warps=warps, num_stages=stages, HOLD=hold) for warps, stages in tiles]
+
+
+def without_hold(tiles: list[dict[str, int]]) -> list[dict[str, int]]:
+    """For the kernels that hold nothing in registers."""
+    return [{name: tile[name] for name in tile if name != "HOLD"} for tile in tiles]
 
 
 # Row of the table -> the branch to run, the kernel to time, and what was tried.
 TRIED = {
-    "forward": ("compressed", "flash_forward", flat(
-        (128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3))),
-    "window": ("window", "flash_forward", flat(
-        (128, 32, 4, 3), (64, 32, 4, 3), (64, 64, 4, 3), (128, 64, 4, 2), (128, 32, 8, 3))),
-    "dq": ("compressed", "flash_dq", flat(
-        (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (128, 32, 4, 2))),
-    "dkdv": ("compressed", "flash_dkdv", flat(
-        (32, 64, 4, 4), (32, 64, 4, 3), (32, 64, 4, 2), (16, 64, 4, 8), (64, 64, 4, 2),
-        (64, 128, 8, 3), (32, 128, 8, 4))),
-    "window_dkdv": ("window", "flash_dkdv", flat(
-        (64, 128, 8, 3), (64, 128, 8, 4), (32, 128, 8, 4), (32, 64, 4, 3), (64, 64, 4, 3))),
-    "scores": ("scores + top-n", "block_scores", flat(
-        (64, 128, 4, 2), (64, 128, 4, 3), (64, 64, 4, 3), (128, 64, 4, 3), (128, 128, 8, 3))),
-    "selected": ("selected", "selected_forward", walks((4, 3), (4, 2), (4, 1), (8, 2))),
-    "selected_dq": ("selected", "selected_dq", walks((4, 3), (4, 1), (8, 2))),
-    "selected_dkdv": ("selected", "selected_dkdv", walks((4, 8), (4, 5), (4, 3), (8, 4))),
+    "forward": ("compressed", "flash_forward",
+                flat(False, (128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3))
+                + flat(True, (128, 128, 8, 3), (64, 64, 4, 3))),
+    "window": ("window", "flash_forward",
+               flat(True, (64, 32, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2))
+               + flat(False, (128, 32, 4, 3))),
+    "dq": ("compressed", "flash_dq",
+           flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 6))
+           + flat(False, (64, 64, 4, 2))),
+    "window_dq": ("window", "flash_dq",
+                  flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4))
+                  + flat(False, (64, 64, 4, 2))),
+    "dkdv": ("compressed", "flash_dkdv",
+             flat(False, (64, 64, 4, 2), (64, 128, 8, 3), (64, 128, 8, 2), (32, 64, 4, 4))
+             + flat(True, (32, 64, 4, 3))),
+    "window_dkdv": ("window", "flash_dkdv",
+                    flat(False, (64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 4), (64, 64, 4, 2))
+                    + flat(True, (32, 64, 4, 4))),
+    "scores": ("scores + top-n", "block_scores", without_hold(
+        flat(False, (64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)))),
+    "selected": ("selected", "selected_forward", without_hold(
+        walks(False, (4, 3), (4, 2), (4, 1), (8, 2)))),
+    "selected_dq": ("selected", "selected_dq", walks(True, (4, 3), (4, 2)) + walks(False, (4, 2))),
+    "selected_dkdv": ("selected", "selected_dkdv",
+                      walks(True, (4, 4), (4, 3), (4, 2)) + walks(False, (4, 8))),
 }
+TRIED_WIDE = {
+    "forward": (*TRIED["forward"][:2], flat(False, (128, 64, 8, 3), (64, 64, 4, 1))),
+    "window": (*TRIED["window"][:2], flat(False, (64, 32, 4, 3), (128, 32, 8, 3))),
+    "dq": (*TRIED["dq"][:2], flat(False, (64, 32, 4, 2), (64, 64, 8, 2))),
+    "window_dq": (*TRIED["window_dq"][:2], flat(False, (64, 32, 4, 2), (64, 64, 8, 2))),
+    "dkdv": (*TRIED["dkdv"][:2],
+             flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3))),
+    "window_dkdv": (*TRIED["window_dkdv"][:2],
+                    flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3))),
+    "scores": (*TRIED["scores"][:2], without_hold(
+        flat(False, (64, 128, 8, 1), (64, 128, 4, 1), (64, 64, 4, 1)))),
+    "selected": (*TRIED["selected"][:2], without_hold(walks(False, (4, 3), (8, 3)))),
+    "selected_dq": (*TRIED["selected_dq"][:2], walks(False, (4, 3), (8, 2), (8, 3))),
+    "selected_dkdv": (*TRIED["selected_dkdv"][:2], walks(False, (4, 8), (8, 4), (8, 8))),
+}
+TABLES = {"A": (HALF, TRIED), "paper": (WIDE, TRIED_WIDE)}
 
 
-def branches(x: dict[str, Tensor], ids: Tensor) -> dict[str, Callable[[], object]]:
+def branches(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Callable[[], object]]:
     """The benchmark's branches, each forward and, where it has one, backward."""
     leaves = [t for t in x.values() if t.requires_grad]
 
@@ -67,7 +99,7 @@ def branches(x: dict[str, Tensor], ids: Tensor) -> dict[str, Callable[[], object
         return run
 
     used = {branch for branch, _, _ in TRIED.values()}
-    return {name: trained(forward) for name, forward in ours(x, SIZES, ids).items()
+    return {name: trained(forward) for name, forward in ours(x, sizes, ids).items()
             if name in used}
 
 
@@ -110,25 +142,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune",
                                      description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(TRIED)}")
-    rows = parser.parse_args(arguments).rows or list(TRIED)
-    if unknown := set(rows) - set(TRIED):
+    parser.add_argument("--config", choices=TABLES, default="A")
+    args = parser.parse_args(arguments)
+    if unknown := set(args.rows) - set(TRIED):
         parser.error(f"row = {unknown.pop()}: must be one of {', '.join(TRIED)}")
     if not torch.cuda.is_available():
         print("error: no CUDA device: times of interpreted kernels mean nothing", file=sys.stderr)
         return 2
-    x = inputs(SIZES, 65536, "cuda", torch.bfloat16)
-    runs = branches(x, random_ids(SIZES, 65536, "cuda"))
-    for row in rows:
-        branch, kernel, tried = TRIED[row]
-        chosen = HALF[row]
-        for tile in tried:
-            HALF[row] = tile
+    sizes, (table, tried) = CONFIGS[args.config], TABLES[args.config]
+    x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
+    runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
+    for row in args.rows or tried:
+        branch, kernel, tiles = tried[row]
+        chosen = table[row]
+        for tile in tiles:
+            table[row] = tile
             try:
                 found = f"{milliseconds(runs[branch], kernel):8.2f} ms"
             except Exception as error:  # too large, or refused by the compiler
                 found = f"{type(error).__name__}: {error}".split("\n")[0][:80]
             print(f"{row:14} {tile} {found}{'  <- chosen' if tile == chosen else ''}", flush=True)
-        HALF[row] = chosen
+        table[row] = chosen
     return 0
 
 

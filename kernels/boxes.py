@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.tile import load_rows, row_offsets
 from kernels.tiles import padded
 
 ALIGNED = 16  # bytes
@@ -47,3 +48,51 @@ def box(x: Tensor, heads: int, tokens: int) -> TensorDescriptor:
 def load_box(x, b, head, token, ROWS: tl.constexpr, PADDED: tl.constexpr):
     """A (ROWS, PADDED) tile: the box that begins at this head and token."""
     return x.load([b, head, token, 0]).reshape(ROWS, PADDED)
+
+
+def number_box(x: Tensor, rows: int) -> TensorDescriptor:
+    """Boxes of `rows` float32 of x (groups, rows in all); 32 at least, as the engine wants."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows])
+
+
+@triton.jit
+def load_numbers(x, group, first, ROWS: tl.constexpr):
+    """The ROWS numbers of a group that begin at `first`."""
+    return x.load([group, first]).reshape(ROWS)
+
+
+@triton.jit
+def place_in_boxes(token, head, HEADS: tl.constexpr, STEP: tl.constexpr):
+    """Where a row lies among all of its group's, box after box."""
+    return (token // STEP * HEADS + head) * STEP + token % STEP
+
+
+@triton.jit
+def rows_of_a_box(first, T, R: tl.constexpr, HEADS: tl.constexpr, STEP: tl.constexpr):
+    """The token and the head of each row of a box, and whether it is one of the group's."""
+    row = tl.arange(0, HEADS * STEP)
+    token, head = first + row % STEP, row // STEP
+    return token, head, (token < T) & (head < R)
+
+
+@triton.jit
+def hold(tile, real, HOLD: tl.constexpr):
+    """With HOLD: the tile in registers, 0 in unreal rows.
+
+    The matrix unit takes its first operand from shared memory or from registers. Triton leaves
+    what was only loaded in shared memory; what was computed, as by this, goes to registers.
+    """
+    return tl.where(real[:, None], tile, 0.0) if HOLD else tile
+
+
+@triton.jit
+def load_group(
+    x, strides, b, g, first, T, R: tl.constexpr, HEADS: tl.constexpr, STEP: tl.constexpr,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, HOLD: tl.constexpr,
+):
+    """The rows of a group's heads from `first` on; x is a box to hold, else a pointer."""
+    token, head, real = rows_of_a_box(first, T, R, HEADS, STEP)
+    if HOLD:
+        return hold(load_box(x, b, g * R, first, HEADS * STEP, PADDED), real, HOLD)
+    else:
+        return load_rows(x, row_offsets(strides, b, g * R + head, token), real, WIDTH, PADDED)

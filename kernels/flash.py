@@ -11,8 +11,8 @@ raw keys have STRIDE = BLOCK = 1, compressed keys have d and l. Only the edges n
 import triton
 import triton.language as tl
 
-from kernels.boxes import load_box
-from kernels.tile import LOG2E, finish, fold_in, load_rows, row_offsets, store_rows
+from kernels.boxes import load_box, load_group, rows_of_a_box
+from kernels.tile import LOG2E, finish, fold_in, row_offsets, store_rows
 
 
 @triton.jit
@@ -50,20 +50,19 @@ def flash_forward(
     q, k, v, out, lse, q_strides, out_strides, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+    HEADS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, HOLD: tl.constexpr,
 ):
     # The last tokens walk over the most keys: they come first.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * STEP
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
-    row = tile * M + tl.arange(0, M)
-    token, head = row // R, g * R + row % R
-    real, t = token < T, start + token
-    first, last = start + tile * M // R, start + tl.minimum((tile * M + M - 1) // R, T - 1)
-    low, full_low, full_high, high = key_range(first, last, S, BLOCK, STRIDE, WINDOW, N)
+    token, head, real = rows_of_a_box(first, T, R, HEADS, STEP)
+    t, last = start + token, start + tl.minimum(first + STEP, T) - 1
+    low, full_low, full_high, high = key_range(
+        start + first, last, S, BLOCK, STRIDE, WINDOW, N)
 
-    q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
-    m, total = tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32)
-    o = tl.zeros([M, DVP], tl.float32)
+    q_tile = load_group(q, q_strides, b, g, first, T, R, HEADS, STEP, D, DP, HOLD)
+    m = tl.full([HEADS * STEP], -float("inf"), tl.float32)
+    total, o = tl.zeros([HEADS * STEP], tl.float32), tl.zeros([HEADS * STEP, DVP], tl.float32)
     for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
         begin = low if part == 0 else full_low if part == 1 else full_high
         end = full_low if part == 0 else full_high if part == 1 else high
@@ -75,5 +74,5 @@ def flash_forward(
                 key[None, :], t[:, None], S, BLOCK, STRIDE, WINDOW)
             m, total, o = fold_in(q_tile, k_tile, v_tile, visible, scale * LOG2E, m, total, o)
     o, row_lse = finish(m, total, o)
-    store_rows(out, row_offsets(out_strides, b, head, token), o, real, DV, DVP)
-    tl.store(lse + (b.to(tl.int64) * G * R + head) * T + token, row_lse, mask=real)
+    store_rows(out, row_offsets(out_strides, b, g * R + head, token), o, real, DV, DVP)
+    tl.store(lse + ((b.to(tl.int64) * G + g) * R + head) * T + token, row_lse, mask=real)

@@ -16,13 +16,18 @@ of HEADS, R rounded up to a power of two, may reach into the next group's heads:
 import triton
 import triton.language as tl
 
-from kernels.boxes import load_box
+from kernels.boxes import (
+    hold,
+    load_box,
+    load_group,
+    load_numbers,
+    place_in_boxes,
+    rows_of_a_box,
+)
 from kernels.flash import key_range, may_read
 from kernels.tile import (
     LOG2E,
     add_rows,
-    load_each,
-    load_rows,
     prepare_gradient,
     row_offsets,
     score_gradient,
@@ -34,27 +39,28 @@ from kernels.tile import (
 @triton.jit
 def flash_dq(
     q, k, v, out, dout, lse, dlse, gates, dgates, row_lse, row_delta, dq,
-    q_strides, out_strides, dout_strides, dq_strides, G, T, S, start, scale,
+    q_strides, out_strides, dout_strides, dq_strides, row_stride, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, BRANCH: tl.constexpr, ADD: tl.constexpr,
+    HEADS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, HOLD: tl.constexpr,
+    ROW_STEP: tl.constexpr, BRANCH: tl.constexpr, ADD: tl.constexpr,
 ):
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * STEP
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
-    row = tile * M + tl.arange(0, M)
-    token, head = row // R, g * R + row % R
-    real, t = token < T, start + token
-    first, last = start + tile * M // R, start + tl.minimum((tile * M + M - 1) // R, T - 1)
-    low, full_low, full_high, high = key_range(first, last, S, BLOCK, STRIDE, WINDOW, N)
+    token, head, real = rows_of_a_box(first, T, R, HEADS, STEP)
+    t, last = start + token, start + tl.minimum(first + STEP, T) - 1
+    low, full_low, full_high, high = key_range(
+        start + first, last, S, BLOCK, STRIDE, WINDOW, N)
 
-    q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
-    do_tile = load_rows(dout, row_offsets(dout_strides, b, head, token), real, DV, DVP)
-    o_tile = load_rows(out, row_offsets(out_strides, b, head, token), real, DV, DVP)
-    at = (b.to(tl.int64) * G * R + head) * T + token
-    by_row = tl.program_id(1).to(tl.int64) * T * R + row
+    q_tile = load_group(q, q_strides, b, g, first, T, R, HEADS, STEP, D, DP, HOLD)
+    do_tile = load_group(dout, dout_strides, b, g, first, T, R, HEADS, STEP, DV, DVP, HOLD)
+    o_tile = load_group(out, out_strides, b, g, first, T, R, HEADS, STEP, DV, DVP, False)
+    at = ((b.to(tl.int64) * G + g) * R + head) * T + token
+    by_row = tl.program_id(1).to(tl.int64) * row_stride + place_in_boxes(
+        token, head, HEADS, ROW_STEP)
     log_sum, delta, gate = prepare_gradient(
         o_tile, do_tile, lse, dlse, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH)
-    dq_tile = tl.zeros([M, DP], tl.float32)
+    dq_tile = tl.zeros([HEADS * STEP, DP], tl.float32)
     for part in tl.static_range(3):
         begin = low if part == 0 else full_low if part == 1 else full_high
         end = full_low if part == 0 else full_high if part == 1 else high
@@ -67,8 +73,8 @@ def flash_dq(
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
             dq_tile = tl.dot(ds.to(k_tile.dtype), k_tile, dq_tile, input_precision="ieee")
-    add_rows(dq, row_offsets(dq_strides, b, head, token), dq_tile * (scale * gate)[:, None], real,
-             D, DP, ADD)
+    add_rows(dq, row_offsets(dq_strides, b, g * R + head, token),
+             dq_tile * (scale * gate)[:, None], real, D, DP, ADD)
 
 
 @triton.jit
@@ -96,15 +102,16 @@ def flash_dkdv(
     q, k, v, dout, row_lse, row_delta, dk, dv, dk_strides, dv_strides, B, G, T, S, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     BLOCK: tl.constexpr, STRIDE: tl.constexpr, WINDOW: tl.constexpr,
-    HEADS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr,
+    HEADS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, HOLD: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     b, g, chunk = tl.program_id(1) // G, tl.program_id(1) % G, tl.program_id(2)
     first_key = tl.program_id(0) * N
-    key, row = first_key + tl.arange(0, N), tl.arange(0, HEADS * STEP)
-    k_tile, v_tile = load_box(k, b, g, first_key, N, DP), load_box(v, b, g, first_key, N, DVP)
+    key = first_key + tl.arange(0, N)
+    k_tile = hold(load_box(k, b, g, first_key, N, DP), key < S, HOLD)
+    v_tile = hold(load_box(v, b, g, first_key, N, DVP), key < S, HOLD)
     low, full_low, full_high, high = token_range(
         first_key, T, start, BLOCK, STRIDE, WINDOW, N, STEP)
-    rows = tl.program_id(1).to(tl.int64) * T * R  # where this group's rows begin
     # Without a window all key tiles cut their tokens at the same places, to meet in the cache.
     begin = chunk * CHUNK if WINDOW is None else low + chunk * CHUNK
 
@@ -116,14 +123,14 @@ def flash_dkdv(
         for first in range(tl.maximum(since, begin), tl.minimum(until, begin + CHUNK), STEP):
             q_tile = load_box(q, b, g * R, first, HEADS * STEP, DP)
             do_tile = load_box(dout, b, g * R, first, HEADS * STEP, DVP)
-            token, head = first + row % STEP, row // STEP  # a box holds head after head
-            real = None if part == 1 and HEADS == R else (token < T) & (head < R)
+            token, head, inside = rows_of_a_box(first, T, R, HEADS, STEP)
+            real = None if part == 1 and HEADS == R else inside
             visible = None if real is None else real[None, :] & may_read(
                 key[:, None], start + token[None, :], S, BLOCK, STRIDE, WINDOW)
-            by_row = token * R + head
+            log_sum = load_numbers(row_lse, tl.program_id(1), first * HEADS, HEADS * STEP)
+            delta = load_numbers(row_delta, tl.program_id(1), first * HEADS, HEADS * STEP)
             p, ds = score_gradient_by_key(
-                q_tile, k_tile, v_tile, do_tile, load_each(row_lse + rows, by_row, real),
-                load_each(row_delta + rows, by_row, real), visible, scale * LOG2E)
+                q_tile, k_tile, v_tile, do_tile, log_sum, delta, visible, scale * LOG2E)
             dv_tile = tl.dot(p.to(do_tile.dtype), do_tile, dv_tile, input_precision="ieee")
             dk_tile = tl.dot(ds.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     slot = chunk * B + b  # partial sums lie side by side, as (chunks * B, G, S, width)

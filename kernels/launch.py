@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.boxes import box
+from kernels.boxes import box, number_box
 from kernels.flash import flash_forward
 from kernels.flash_backward import flash_dkdv, flash_dq
 from kernels.routes import CHUNK, NEIGHBOURS, readers, union
 from kernels.selected import selected_forward
-from kernels.selected_backward import add_chunks, selected_dkdv, selected_dq
+from kernels.selected_backward import TOGETHER, add_chunks, selected_dkdv, selected_dq
 from kernels.tiles import fitting, padded, tiles
 
 ENOUGH, PROGRAMS = 1024, 4096  # programs of the dk, dv walk: some waves on a GPU, few sums to add
@@ -51,6 +52,15 @@ class Gated(NamedTuple):
     dq: Tensor
 
 
+class Mix(NamedTuple):
+    """Eq. 5: the gates, the outputs of the other two branches, and where the sum goes."""
+
+    gates: Tensor
+    compressed: Tensor
+    window: Tensor
+    out: Tensor
+
+
 def rows_contiguous(x: Tensor) -> Tensor:
     """x, copied only if its last axis is strided: the kernels step freely along the others."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -70,8 +80,9 @@ def tiles_for(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
 def fit(tile: dict[str, int], q: Tensor, v: Tensor, kept: tuple, each: tuple) -> dict[str, int]:
     """The tile for a kernel that keeps, and in each step loads, so many rows of D and of Dv."""
     width, value = padded(q.shape[3]), padded(v.shape[3])
-    size = [(rows * width + values * value) * q.element_size() for rows, values in (kept, each)]
-    return fitting(tile, *size)
+    beside, step = ((rows * width + values * value) * q.element_size()
+                    for rows, values in (kept, each))
+    return fitting(tile, 0 if tile.get("HOLD") else beside, step)
 
 
 def empty_like_rows(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -87,10 +98,15 @@ def gated_arguments(gated: Gated | None) -> tuple[tuple, dict]:
     return (gated.gates, gated.dgates), dict(BRANCH=gated.branch, ADD=gated.branch > 0)
 
 
-def buffers_for_gradient(q: Tensor, lse: Tensor, gated: Gated | None) -> list[Tensor]:
-    """row_lse, row_delta and dq, for a dq kernel to fill."""
-    dq = torch.empty_like(q) if gated is None else gated.dq
-    return [torch.empty_like(lse), torch.empty_like(lse), dq]
+def room_for_rows(q: Tensor, groups: int, heads: int, step: int) -> tuple[Tensor, Tensor]:
+    """Room for each row's log-sum-exp and delta, in boxes of heads x step: 0 where no row is."""
+    shape = q.shape[0] * groups, triton.cdiv(q.shape[2], step) * step * heads
+    return tuple(torch.zeros(shape, dtype=torch.float32, device=q.device) for _ in range(2))
+
+
+def group_box(x: Tensor, heads: int, step: int, tile: dict) -> Tensor | TensorDescriptor:
+    """What `load_group` takes for x."""
+    return box(x, heads, step) if tile["HOLD"] else x
 
 
 # --- a run of keys ---
@@ -102,16 +118,22 @@ def run_sizes(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[tuple, dict]:
     return (k.shape[1], q.shape[2], k.shape[2], run.start, run.scale), sizes
 
 
+def rows_of(R: int, M: int) -> tuple[int, int]:
+    """The heads and tokens of a box of about M rows; heads are padded to a power of two."""
+    heads = triton.next_power_of_2(R)
+    return heads, max(M // heads, 1)
+
+
 def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Attention to a run of keys: out (B, H, T, Dv) and its log-sum-exp (B, H, T)."""
     numbers, sizes = run_sizes(q, k, v, run)
     out, lse = empty_like_rows(q, v.shape[3])
     tile = tiles_for("window" if run.window else "forward", q, v)
-    tile = fit(tile, q, v, (tile["M"], 0), (tile["N"], tile["N"]))
-    grid = (triton.cdiv(q.shape[2] * sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
-    flash_forward[grid](
-        q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, lse, q.stride(), out.stride(),
-        *numbers, **sizes, **tile,
+    heads, step = rows_of(sizes["R"], tile.pop("M"))
+    tile = fit(tile, q, v, (heads * step, 0), (tile["N"], tile["N"]))
+    flash_forward[(triton.cdiv(q.shape[2], step), k.shape[0] * k.shape[1])](
+        group_box(q, heads, step, tile), box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, lse,
+        q.stride(), out.stride(), *numbers, **sizes, **tile, HEADS=heads, STEP=step,
     )
     return out, lse
 
@@ -119,24 +141,32 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None = None):
     """dq, dk and dv of `flash`; all tensors with rows that are contiguous."""
     numbers, sizes = run_sizes(q, k, v, run)
-    tile = tiles_for("dq", q, v)
-    tile = fit(tile, q, v, (tile["M"], tile["M"]), (tile["N"], tile["N"]))
+    tile = tiles_for("window_dq" if run.window else "dq", q, v)
+    heads, step = rows_of(sizes["R"], tile.pop("M"))
+    tile = fit(tile, q, v, (heads * step, heads * step), (tile["N"], tile["N"]))
     gates, options = gated_arguments(gated)
-    row_lse, row_delta, dq = buffers_for_gradient(q, lse, gated)
-    grid = (triton.cdiv(q.shape[2] * sizes["R"], tile["M"]), k.shape[0] * k.shape[1])
-    flash_dq[grid](
-        q, box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, dout, lse, dlse, *gates, row_lse,
-        row_delta, dq, q.stride(), out.stride(), dout.stride(), dq.stride(), *numbers, **sizes,
-        **tile, **options,
+    dq = torch.empty_like(q) if gated is None else gated.dq
+    row_step = rows_of(sizes["R"], key_tile(q, v, run)["M"])[1]
+    row_lse, row_delta = room_for_rows(q, k.shape[1], heads, row_step)
+    flash_dq[(triton.cdiv(q.shape[2], step), k.shape[0] * k.shape[1])](
+        group_box(q, heads, step, tile), box(k, 1, tile["N"]), box(v, 1, tile["N"]), out,
+        group_box(dout, heads, step, tile), lse, dlse, *gates, row_lse, row_delta, dq, q.stride(),
+        out.stride(), dout.stride(), dq.stride(), row_lse.stride(0), *numbers, **sizes, **tile,
+        **options, HEADS=heads, STEP=step, ROW_STEP=row_step,
     )
     return dq, *flash_key_gradients(q, k, v, dout, row_lse, row_delta, run)
+
+
+def key_tile(q: Tensor, v: Tensor, run: Run) -> dict[str, int]:
+    """The tile of dk and dv."""
+    return tiles_for("window_dkdv" if run.window else "dkdv", q, v)
 
 
 def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Tensor, Tensor]:
     """dk and dv; sums that are cut into chunks are added up here, in order."""
     numbers, sizes = run_sizes(q, k, v, run)
     (batch, groups, keys, _), length = k.shape, q.shape[2]
-    tile = tiles_for("window_dkdv" if run.window else "dkdv", q, v)
+    tile = key_tile(q, v, run)
     N, key_tiles = tile["N"], triton.cdiv(keys, tile["N"])
     heads, step, chunk, chunks = token_walk(
         length, run.window, sizes["R"], tile.pop("M"), N, key_tiles * batch * groups)
@@ -145,8 +175,9 @@ def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Te
     dk, dv = (torch.empty(chunks * batch, *x.shape[1:], dtype=kind, device=x.device)
               for x in (k, v))
     flash_dkdv[(key_tiles, batch * groups, chunks)](
-        box(q, heads, step), box(k, 1, N), box(v, 1, N), box(dout, heads, step), row_lse, row_delta,
-        dk, dv, dk.stride(), dv.stride(), batch, *numbers, **sizes, **tile, HEADS=heads, STEP=step,
+        box(q, heads, step), box(k, 1, N), box(v, 1, N), box(dout, heads, step),
+        number_box(row_lse, heads * step), number_box(row_delta, heads * step), dk, dv,
+        dk.stride(), dv.stride(), batch, *numbers, **sizes, **tile, HEADS=heads, STEP=step,
         CHUNK=chunk,
     )
     if chunks == 1:
@@ -161,8 +192,7 @@ def token_walk(
 
     A chunk costs a sum in memory, so nothing is cut where the key tiles are programs enough.
     """
-    heads = triton.next_power_of_2(R)
-    step = max(M // heads, 1)
+    heads, step = rows_of(R, M)
     reach = length if window is None else min(length, window + N + step)
     wanted = 1 if programs >= ENOUGH else PROGRAMS // max(programs, 1)
     chunks = min(wanted, triton.cdiv(reach, SHORTEST))
@@ -182,20 +212,21 @@ def block_sizes(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[tuple,
 
 def walk_sizes(R: int, n: int) -> dict[str, int]:
     """How many tokens share a program and its walk over the union of their blocks."""
-    neighbours = max(1, min(NEIGHBOURS, 64 // R))
-    return dict(n=n, U=neighbours, M=padded(neighbours * R))
+    heads = triton.next_power_of_2(R)
+    neighbours = max(1, min(NEIGHBOURS, 64 // heads))
+    return dict(n=n, U=neighbours, HEADS=max(heads, 16 // neighbours))
 
 
-def selected(q, k, v, ids, blocks: Blocks) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def selected(q, k, v, ids, blocks: Blocks, mix: Mix | None = None):
     """Attention to chosen blocks: out, its log-sum-exp, and the union that `dq` walks too."""
     numbers, sizes, count = block_sizes(q, k, v, blocks)
     walk, N = walk_sizes(sizes["R"], ids.shape[3]), sizes["N"]
     entries, counts = union(ids, walk["U"], count)
     out, lse = empty_like_rows(q, v.shape[3])
     selected_forward[(counts.shape[2], k.shape[0] * k.shape[1])](
-        q, box(k, 1, N), box(v, 1, N), entries, counts, out, lse, q.stride(), out.stride(),
-        *numbers, **sizes, **walk,
-        **fit(tiles_for("selected", q, v), q, v, (walk["M"], 0), (N, N)),
+        q, box(k, 1, N), box(v, 1, N), entries, counts, out, lse,
+        *(mix or (None,) * len(Mix._fields)), q.stride(), out.stride(), *numbers, **sizes, **walk,
+        **fit(tiles_for("selected", q, v), q, v, (walk["HEADS"] * walk["U"], 0), (N, N)),
     )
     return out, lse, (entries, counts)
 
@@ -206,21 +237,26 @@ def selected_gradients(
     """dq, dk and dv of `selected`; all tensors with rows that are contiguous."""
     numbers, sizes, count = block_sizes(q, k, v, blocks)
     gates, options = gated_arguments(gated)
-    row_lse, row_delta, dq = buffers_for_gradient(q, lse, gated)
-    walk, N = walk_sizes(sizes["R"], ids.shape[3]), sizes["N"]
+    dq = torch.empty_like(q) if gated is None else gated.dq
+    walk, N, heads = walk_sizes(sizes["R"], ids.shape[3]), sizes["N"], padded(sizes["R"])
+    row_lse, row_delta = room_for_rows(q, k.shape[1], heads, 1)
+    size, kept = (walk["HEADS"], walk["U"]), walk["HEADS"] * walk["U"]
+    tile = fit(tiles_for("selected_dq", q, v), q, v, (kept, kept), (N, N))
     pairs, boxes = k.shape[0] * k.shape[1], (box(k, 1, N), box(v, 1, N))
     selected_dq[(route[1].shape[2], pairs)](
-        q, *boxes, *route, out, dout, lse, *gates, row_lse, row_delta, dq, q.stride(),
-        out.stride(), dout.stride(), dq.stride(), *numbers, **sizes, **options,
-        **walk, **fit(tiles_for("selected_dq", q, v), q, v, (walk["M"], walk["M"]), (N, N)),
+        group_box(q, *size, tile), *boxes, *route, out, group_box(dout, *size, tile), lse, *gates,
+        row_lse, row_delta, dq, q.stride(), out.stride(), dout.stride(), dq.stride(),
+        row_lse.stride(0), *numbers, **sizes, **walk, **tile, **options, ROW_HEADS=heads,
     )
-    who, heads = readers(ids, count), padded(sizes["R"])
+    who = readers(ids, count)
     parts = [torch.empty(len(who.owner), blocks.size, x.shape[3], device=x.device)
              for x in (k, v)]
+    tile = tiles_for("selected_dkdv", q, v)
+    rows = heads * TOGETHER.value if tile["HOLD"] else heads
     selected_dkdv[(len(who.owner),)](
         box(q, heads, 1), *boxes, box(dout, heads, 1), row_lse, row_delta, who.tokens, who.bounds,
         who.owner, who.chunk_bounds, *parts, *numbers, pairs * count, count, **sizes, HEADS=heads,
-        CHUNK=CHUNK, **fit(tiles_for("selected_dkdv", q, v), q, v, (N, N), (heads, heads)),
+        CHUNK=CHUNK, **fit(tile, q, v, (N, N), (rows, rows)),
     )
     return dq, *(add_up(x, part, who.chunk_bounds, count, blocks.size)
                  for x, part in zip((k, v), parts, strict=True))

@@ -10,7 +10,7 @@
              before it passes on.
 
     top-n    one warp (four, beyond 1024 blocks) owns one query: all its block scores are in
-             registers, and it takes the largest again and again
+             registers, and it lowers a bar from score to score until n blocks are above
 
 Only the (2, B, G, T, blocks) sums reach memory: no head's probabilities ever do.
 """
@@ -74,7 +74,7 @@ def block_scores(
 def top_blocks(
     score, ids, first, T, BLOCKS, start,
     SELECT: tl.constexpr, SELECTED: tl.constexpr, INITIAL: tl.constexpr, LOCAL: tl.constexpr,
-    ROUNDS: tl.constexpr, WIDTH: tl.constexpr,
+    FREE: tl.constexpr, WIDTH: tl.constexpr,
 ):
     token, queries = first + tl.program_id(0), tl.num_programs(1).to(tl.int64) * T
     query, own = tl.program_id(1).to(tl.int64) * T + token, (start + token) // SELECT
@@ -87,10 +87,10 @@ def top_blocks(
         rank = tl.where(rank == rank, rank, 0.0)  # NaN would win every comparison, or none
         rank = tl.where((j < INITIAL) | (j > own - LOCAL), float("inf"), rank)  # forced
         rank = tl.where(taken, rank, -1.0)
-        rest = rank
-        for _ in range(ROUNDS):  # one for each free block, and one for all that are forced
-            rest = tl.where(rest == tl.max(rest, 0), -2.0, rest)
-        taken = rest == -2.0
+        bar = float("inf")  # what the forced blocks have
+        for _ in range(FREE):
+            bar = tl.max(tl.where(rank < bar, rank, -1.0), 0)  # the next largest score
+        taken = taken & (rank >= bar)
         if tl.sum(taken.to(tl.int32), 0) > SELECTED:
             # Equal scores were taken together: now one by one, the lower id first.
             for _ in range(SELECTED):
@@ -106,15 +106,14 @@ def choose(
 ) -> None:
     """Fill ids with the best blocks; a tile is as wide as the blocks that its tokens can see."""
     batch, groups, length, blocks = score.shape[1:]
-    selected, forced = ids.shape[3], initial + local
-    width, first = 32, 0
+    selected, width, first = ids.shape[3], 32, 0
     while first < length:
         end = min(max(width * select_block_size - start, 0), length)  # up to it: `width` blocks
         if end > first:
             top_blocks[(end - first, batch * groups)](
                 score, ids, first, length, blocks, start, SELECT=select_block_size,
                 SELECTED=selected, INITIAL=initial, LOCAL=local,
-                ROUNDS=selected - forced + (forced > 0), WIDTH=width,
+                FREE=selected - initial - local, WIDTH=width,
                 num_warps=1 if width <= 1024 else 4,
             )
         width, first = 2 * width, max(first, end)

@@ -11,8 +11,8 @@ least the forced blocks) and fill the 64 rows that the H100's fast matrix unit w
 import triton
 import triton.language as tl
 
-from kernels.boxes import load_box
-from kernels.tile import LOG2E, finish, fold_in, load_rows, row_offsets, store_rows
+from kernels.boxes import load_box, load_group, rows_of_a_box
+from kernels.tile import LOG2E, finish, fold_in, load_gate, load_rows, row_offsets, store_rows
 
 
 @triton.jit
@@ -30,23 +30,30 @@ def read_entry(entries, at, token, real, t, U: tl.constexpr, SELECT: tl.constexp
 
 @triton.jit
 def selected_forward(
-    q, k, v, entries, counts, out, lse, q_strides, out_strides, G, T, start, scale,
+    q, k, v, entries, counts, out, lse, gates, short, near, mixed,
+    q_strides, out_strides, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
 ):
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
-    row = tl.arange(0, M)
-    token, head = tl.program_id(0) * U + row // R, g * R + row % R
-    real, t = (row < U * R) & (token < T), start + token
+    token, head, real = rows_of_a_box(tl.program_id(0) * U, T, R, HEADS, U)
+    t = start + token
     tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
 
-    q_tile = load_rows(q, row_offsets(q_strides, b, head, token), real, D, DP)
-    m, total = tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32)
-    o = tl.zeros([M, DVP], tl.float32)
+    q_tile = load_group(q, q_strides, b, g, tl.program_id(0) * U, T, R, HEADS, U, D, DP, False)
+    m = tl.full([HEADS * U], -float("inf"), tl.float32)
+    total, o = tl.zeros([HEADS * U], tl.float32), tl.zeros([HEADS * U, DVP], tl.float32)
     for e in range(tl.load(counts + tile)):
         first, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
         k_tile, v_tile = load_box(k, b, g, first, N, DP), load_box(v, b, g, first, N, DVP)
         m, total, o = fold_in(q_tile, k_tile, v_tile, visible, scale * LOG2E, m, total, o)
     o, row_lse = finish(m, total, o)
-    store_rows(out, row_offsets(out_strides, b, head, token), o, real, DV, DVP)
-    tl.store(lse + (b.to(tl.int64) * G * R + head) * T + token, row_lse, mask=real)
+    to = row_offsets(out_strides, b, g * R + head, token)
+    at = ((b.to(tl.int64) * G + g) * R + head) * T + token
+    store_rows(out, to, o, real, DV, DVP)
+    tl.store(lse + at, row_lse, mask=real)
+    if gates is not None:  # Eq. 5: the outputs of the other two branches are there
+        mix = load_gate(gates, at, real, 1)[:, None] * o
+        mix += load_gate(gates, at, real, 0)[:, None] * load_rows(short, to, real, DV, DVP)
+        mix += load_gate(gates, at, real, 2)[:, None] * load_rows(near, to, real, DV, DVP)
+        store_rows(mixed, to, mix, real, DV, DVP)

@@ -89,18 +89,24 @@ def row_products(a, b):
 
 
 @triton.jit
+def load_gate(gates, at, real, BRANCH: tl.constexpr):
+    """A row's gate in float32; branch 0 is the compressed one, 1 the selected, 2 the window."""
+    return tl.load(gates + at * 3 + BRANCH, mask=real, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def prepare_gradient(
     o, do, lse, dlse, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH: tl.constexpr,
 ):
     """What a row's gradients need: its log-sum-exp, delta = sum(o do) - dlse, and its gate.
 
-    dk and dv find the first two in the order of the rows. Where an output was multiplied by a
+    dk and dv find the first two in the order of their boxes. Where an output was multiplied by a
     gate, its dout is gate * do: dk and dv get that by an exp2 that comes out gate times as large.
     """
     log_sum, delta = load_lse(lse, at, real), row_products(o, do)
     gate = tl.full(delta.shape, 1.0, tl.float32)
     if gates is not None:
-        gate = tl.load(gates + at * 3 + BRANCH, mask=real, other=0.0).to(tl.float32)
+        gate = load_gate(gates, at, real, BRANCH)
         tl.store(dgates + at * 3 + BRANCH, delta.to(dgates.dtype.element_ty), mask=real)
     if dlse is not None:
         delta -= tl.load(dlse + at, mask=real, other=0.0)
@@ -132,15 +138,6 @@ def score_gradient_by_key(q, k, v, dout, lse, delta, visible, scale):
         p = tl.where(visible, p, 0.0)
     dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
     return p, p * (dp - delta[None, :])
-
-
-@triton.jit
-def load_each(x, at, real):
-    """One number a row, 0 in unreal rows; all are real where `real` is None."""
-    if real is None:
-        return tl.load(x + at)
-    else:
-        return tl.load(x + at, mask=real, other=0.0)
 
 
 @triton.jit

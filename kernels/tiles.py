@@ -5,40 +5,44 @@ import triton
 
 # M rows or tokens, N keys. The H100's fast matrix unit takes 64 rows with 4 warps, 128 with 8.
 # Larger tiles load less, until the registers spill: `python -m benchmarks.compiled` counts that.
-# Each line is the fastest of those tried at 64k tokens; benchmarks/NOTES.md has the others' times.
-# num_stages is how many tiles may be on their way at most; `fitting` lowers it to what fits.
+# HOLD keeps what a program owns in registers, so that the matrix unit reads half as much from
+# shared memory; `fitting` then has more of it for num_stages, the tiles on their way at most.
+# Each line is the fastest of those tried at 64k tokens: `python -m benchmarks.tune` times them.
 HALF = {  # half precision, keys and values up to 128 wide
-    "forward": dict(M=128, N=128, num_warps=8, num_stages=3),
-    "window": dict(M=128, N=32, num_warps=4, num_stages=3),  # few keys: small edges waste less
-    "dq": dict(M=64, N=64, num_warps=4, num_stages=2),
-    "dkdv": dict(M=32, N=64, num_warps=4, num_stages=4),  # two programs overlap on a multiprocessor
-    "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=3),  # rows come from the cache anyway
+    "forward": dict(M=128, N=128, num_warps=8, num_stages=3, HOLD=False),
+    "window": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=True),  # small edges waste less
+    "dq": dict(M=64, N=64, num_warps=4, num_stages=3, HOLD=True),
+    "window_dq": dict(M=64, N=64, num_warps=4, num_stages=3, HOLD=True),
+    "dkdv": dict(M=64, N=64, num_warps=4, num_stages=2, HOLD=False),  # two programs overlap
+    "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=3, HOLD=False),
     "scores": dict(M=64, N=128, num_warps=4, num_stages=2),
     "selected": dict(num_warps=4, num_stages=3),  # a block's number, its keys, their product
-    "selected_dq": dict(num_warps=4, num_stages=3),
-    "selected_dkdv": dict(num_warps=4, num_stages=8),  # a stage is one token's rows: small
+    "selected_dq": dict(num_warps=4, num_stages=3, HOLD=True),
+    "selected_dkdv": dict(num_warps=4, num_stages=4, HOLD=True),
 }
 WIDE = {  # half precision, wider than 128: 256 columns in memory and registers
-    "forward": dict(M=128, N=64, num_warps=8, num_stages=3),
-    "window": dict(M=64, N=32, num_warps=4, num_stages=3),
-    "dq": dict(M=64, N=32, num_warps=4, num_stages=2),
-    "dkdv": dict(M=64, N=128, num_warps=8, num_stages=2),  # 64 keys load the rows twice as often
-    "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=2),
+    "forward": dict(M=128, N=64, num_warps=8, num_stages=3, HOLD=False),
+    "window": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=False),
+    "dq": dict(M=64, N=32, num_warps=4, num_stages=2, HOLD=False),
+    "window_dq": dict(M=64, N=32, num_warps=4, num_stages=2, HOLD=False),
+    "dkdv": dict(M=64, N=128, num_warps=8, num_stages=2, HOLD=False),
+    "window_dkdv": dict(M=64, N=128, num_warps=8, num_stages=2, HOLD=False),
     "scores": dict(M=64, N=128, num_warps=8, num_stages=1),
     "selected": dict(num_warps=4, num_stages=3),
-    "selected_dq": dict(num_warps=4, num_stages=3),
-    "selected_dkdv": dict(num_warps=4, num_stages=8),
+    "selected_dq": dict(num_warps=4, num_stages=3, HOLD=False),
+    "selected_dkdv": dict(num_warps=4, num_stages=8, HOLD=False),  # a stage is one token's rows
 }
 FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
-    "forward": dict(M=64, N=32, num_warps=4, num_stages=1),
-    "window": dict(M=64, N=32, num_warps=4, num_stages=1),
-    "dq": dict(M=32, N=32, num_warps=4, num_stages=1),
-    "dkdv": dict(M=32, N=32, num_warps=4, num_stages=1),
-    "window_dkdv": dict(M=32, N=32, num_warps=4, num_stages=1),
+    "forward": dict(M=64, N=32, num_warps=4, num_stages=1, HOLD=False),
+    "window": dict(M=64, N=32, num_warps=4, num_stages=1, HOLD=False),
+    "dq": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
+    "window_dq": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
+    "dkdv": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
+    "window_dkdv": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
     "scores": dict(M=32, N=128, num_warps=4, num_stages=1),
     "selected": dict(num_warps=8, num_stages=1),
-    "selected_dq": dict(num_warps=8, num_stages=1),
-    "selected_dkdv": dict(num_warps=8, num_stages=2),
+    "selected_dq": dict(num_warps=8, num_stages=1, HOLD=False),
+    "selected_dkdv": dict(num_warps=8, num_stages=2, HOLD=False),
 }
 SHARED = 225 * 1024  # bytes of fast memory on a multiprocessor, less what Triton needs beside tiles
 

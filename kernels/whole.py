@@ -23,7 +23,7 @@ from kernels.checks import (
     check_keys_reach,
     scale_or_default,
 )
-from kernels.gates import check_gates, mix_rows
+from kernels.gates import check_gates
 from kernels.launch import Blocks, Gated, Run, rows_contiguous
 from kernels.select import select_blocks
 
@@ -37,11 +37,13 @@ class Whole(torch.autograd.Function):
         gates = gates.contiguous()
         out_c, lse_c = launch.flash(q, *kv[:2], short)
         ids = choose(lse_c).contiguous()
-        out_s, lse_s, route = launch.selected(q, *kv[2:4], ids, blocks)
         out_w, lse_w = launch.flash(q, *kv[4:], near)
+        mixed = torch.empty_like(out_c)
+        out_s, lse_s, route = launch.selected(
+            q, *kv[2:4], ids, blocks, launch.Mix(gates, out_c, out_w, mixed))
         ctx.sizes = short, blocks, near
         ctx.save_for_backward(q, gates, *kv, ids, *route, out_c, lse_c, out_s, lse_s, out_w, lse_w)
-        return mix_rows(gates, out_c, out_s, out_w)
+        return mixed
 
     @staticmethod
     @once_differentiable

@@ -20,7 +20,6 @@ from benchmarks.cases import (
     shared_with_neighbour,
 )
 from kernels import flash, flash_backward, select, selected, selected_backward
-from kernels.tiles import HALF
 from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
@@ -200,16 +199,16 @@ def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
 
 
 def test_the_chosen_tiles_are_among_those_tried():
-    assert set(tune.TRIED) == set(HALF)
-    for row, (_, _, tried) in tune.TRIED.items():
-        assert HALF[row] in tried, row
+    for table, rows in tune.TABLES.values():
+        assert set(rows) == set(table)
+        for row, (_, _, tried) in rows.items():
+            assert table[row] in tried, row
 
 
-def test_tuning_runs_every_branch_and_names_its_kernels(monkeypatch, capsys):
+def test_tuning_runs_every_branch_and_names_its_kernels(capsys):
     """On a CPU with the tiny sizes: the runs run, and each row's kernel is one that they launch."""
-    monkeypatch.setattr(tune, "SIZES", TINY)
     x = inputs(TINY, 32, "cpu", torch.float32)
-    runs = tune.branches(x, random_ids(TINY, 32, "cpu"))
+    runs = tune.branches(x, TINY, random_ids(TINY, 32, "cpu"))
     assert {branch for branch, _, _ in tune.TRIED.values()} == set(runs)
     for run in runs.values():
         run()

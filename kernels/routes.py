@@ -21,6 +21,11 @@ CHUNK = 1024  # tokens of a list that one program of the backward walks through
 
 
 @triton.jit
+def either(a, b):
+    return a | b
+
+
+@triton.jit
 def list_union(
     ids, entries, counts, T, TILES, BLOCKS, n: tl.constexpr, U: tl.constexpr, E: tl.constexpr,
 ):
@@ -32,10 +37,7 @@ def list_union(
     same = (block[:, None] == block[None, :]) & real[None, :]
     new = real & (tl.sum((same & (e[None, :] < e[:, None])).to(tl.int32), 1) == 0)
     # One bit a token, and a bit counts once even where a token names a block twice.
-    who = tl.zeros([E], tl.int32)
-    for u in tl.static_range(U):
-        named = tl.max((same & (e // n == u)[None, :]).to(tl.int32), 1)
-        who |= named << u
+    who = tl.reduce(tl.where(same, 1 << (e // n)[None, :], 0), 1, either)
     slot = tl.cumsum(new.to(tl.int32), 0) - 1
     tile = tl.program_id(1).to(tl.int64) * TILES + tl.program_id(0)
     tl.store(entries + tile * U * n + slot, block * 16 + who, mask=new)

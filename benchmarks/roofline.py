@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
-import triton
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -237,7 +236,7 @@ def selected(
     """
     config, group = sizes.config, sizes.config.group_size
     U = neighbours(config) if U is None else U
-    M, N = max(16, U * triton.next_power_of_2(group)), padded(config.select_block_size)
+    M, N = max(16, U * rows_of(group, 1)[0]), padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
     rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 3)}  # as in flash

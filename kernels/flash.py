@@ -1,10 +1,10 @@
 """Attention to a run of keys: the dense, the window and the compressed branch, forward.
 
            keys ->    0  ..  low           full_low        full_high     high
-    rows 0..M-1     |  unread  |  edge: masked  |  all see all  |  edge: masked  |  unread  |
+    a box of rows   |  unread  |  edge: masked  |  all see all  |  edge: masked  |  unread  |
 
-One program owns M rows (tokens x heads of one group) and walks over the keys that any of them
-sees, N at a time. Key j ends at token j * STRIDE + BLOCK - 1 and may be read from there on:
+One program owns a box of rows (HEADS x STEP tokens) and walks over the keys that any of them sees,
+N at a time. Key j ends at token j * STRIDE + BLOCK - 1 and may be read from there on:
 raw keys have STRIDE = BLOCK = 1, compressed keys have d and l. Only the edges need a mask.
 """
 

@@ -1,6 +1,6 @@
 """The gradients of flash.py, recomputed from the log-sum-exp that the forward stored.
 
-    dq      one program owns M rows and walks over their keys, as the forward does;
+    dq      one program owns a box of rows and walks over their keys, as the forward does;
     dk, dv  one program owns N keys and walks over the tokens that see them, STEP at a time:
 
     keys 0..N-1      tokens ->  low          full_low        full_high        high
@@ -9,8 +9,8 @@
 With ds = p (dout v - delta), delta = sum(out dout) - dlse:  dq = ds k,  dk = ds' q,  dv = p' dout.
 The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
 added up afterwards in a fixed order. No atomics, so two runs agree bit by bit. dq also leaves each
-row's log-sum-exp and delta, in the order of the rows, where dk and dv load them side by side. A box
-of HEADS, R rounded up to a power of two, may reach into the next group's heads: they are masked.
+row's log-sum-exp and delta, in the order of the boxes that dk and dv load: then these numbers are
+boxes too, and no thread has to fetch them.
 """
 
 import triton

@@ -1,6 +1,6 @@
 """The selected branch, forward: neighbouring tokens read the union of their blocks.
 
-    program (i, g):  U tokens x R heads = M rows        U = 4 for 16 heads
+    program (i, g):  U tokens x R heads, a box of rows      U = 4 for 16 heads
                      for each block of their union:     l' keys, loaded once
                          rows of tokens that did not choose it are masked
 

@@ -1,15 +1,15 @@
 """The gradients of selected.py.
 
     dq      by query: the forward's walk over the union of a few tokens' blocks;
-    dk, dv  by block: its readers, gathered from all over the sequence, a token's R rows at a time
+    dk, dv  by block: its readers, gathered from all over the sequence, each a token's R rows
 
     block j:  reader lists (last token first) | chunk | chunk | ..   one program a chunk
                                                   \\   |    /
                                                 sum in this order -> dk, dv of the block
 
 Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
-walking all of it, and their sums are added in list order, so two runs agree bit by bit. A box of
-HEADS, R rounded up to a power of two and 16 at least, may reach into the next group: masked.
+walking all of it, and their sums are added in list order, so two runs agree bit by bit. HEADS is 16
+here at least, as the matrix unit wants.
 """
 
 import triton
@@ -91,6 +91,7 @@ def selected_dkdv(
     b, g = group // G, group % G
     begin = tl.load(bounds + readers) + (chunk - tl.load(chunk_bounds + readers)) * CHUNK
     end = tl.minimum(tl.load(bounds + readers + 1), begin + CHUNK)
+    tl.assume(end > begin)  # else products wait for each other, for a walk that took no step
     rows = group.to(tl.int64) * T * HEADS  # where this group's rows begin
     first_key, column, head = block * SELECT, tl.arange(0, N), tl.arange(0, HEADS)
     held = column < SELECT

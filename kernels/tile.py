@@ -1,10 +1,7 @@
 """What every attention kernel here does with one tile: load rows, score them, fold them in.
 
-    the rows of a tile          token 0: heads 0 1 .. R-1, token 1: heads 0 1 .. R-1, ...
-    (of a box, see boxes.py:    head 0: tokens 0 1 .., head 1: tokens 0 1 .., ...)
-
-The R heads of a group read the same keys, so a tile packs them as rows: row r belongs to token
-r // R and to head r % R. One load of a key then serves all of them, whatever R is.
+The R heads of a group read the same keys, so a tile packs them as rows: those of some tokens, head
+after head (boxes.py). One load of a key then serves all of them.
 """
 
 import triton

@@ -1,11 +1,12 @@
 """Eq. 5 in one function: three branches, the choice between them, gates.
 
     forward    compressed -> lse -> ids          backward    compressed, selected, window: the
-               selected(ids), window                         first writes dq, the others add to
-               gates * outputs, added up                     it; each fills its column of dgates
+               window                                        first writes dq, the others add to
+               selected(ids), and gates * outputs            it; each fills its column of dgates
 
 Apart, each branch would get its own gate * dout and give its own dq: six tensors as large as q that
-are written only to be read once more. Here the kernels of dq multiply by the gate themselves.
+are written only to be read once more. Here the kernels of dq multiply by the gate themselves, and
+the selected forward, whose own work waits for the cache, adds up the three outputs.
 """
 
 from collections.abc import Callable

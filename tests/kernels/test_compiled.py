@@ -36,8 +36,10 @@ def test_products_run_on_the_fast_unit_and_registers_last():
     for row in table:
         assert (row["HGMMA"] > 0) == (row["kernel"] in WITH_PRODUCTS), row
         assert row["HMMA"] == 0 and row["shared"] <= 227 * 1024, row
-        # The windowed dk/dv spills about 50 registers and is still the fastest of 12 tiles timed.
-        assert row["spills"] <= (64 if row["kernel"] == "flash_dkdv" else 0), row
+        # dk and dv of a run of keys spill a few and are still the fastest of the tiles timed.
+        assert row["spills"] <= (16 if row["kernel"] == "flash_dkdv" else 0), row
+        # As many waits as products: the assembler has put them one behind the other.
+        assert row["waits"] < row["HGMMA"] or row["HGMMA"] == 0, row
 
 
 @pytest.mark.parametrize("width, value", [(192, 128), (100, 256)])

@@ -242,23 +242,32 @@ def selected_gradients(
     row_lse, row_delta = room_for_rows(q, k.shape[1], heads, 1)
     size, kept = (walk["HEADS"], walk["U"]), walk["HEADS"] * walk["U"]
     tile = fit(tiles_for("selected_dq", q, v), q, v, (kept, kept), (N, N))
-    pairs, boxes = k.shape[0] * k.shape[1], (box(k, 1, N), box(v, 1, N))
-    selected_dq[(route[1].shape[2], pairs)](
-        group_box(q, *size, tile), *boxes, *route, out, group_box(dout, *size, tile), lse, *gates,
-        row_lse, row_delta, dq, q.stride(), out.stride(), dout.stride(), dq.stride(),
-        row_lse.stride(0), *numbers, **sizes, **walk, **tile, **options, ROW_HEADS=heads,
+    selected_dq[(route[1].shape[2], k.shape[0] * k.shape[1])](
+        group_box(q, *size, tile), box(k, 1, N), box(v, 1, N), *route, out,
+        group_box(dout, *size, tile), lse, *gates, row_lse, row_delta, dq, q.stride(), out.stride(),
+        dout.stride(), dq.stride(), row_lse.stride(0), *numbers, **sizes, **walk, **tile, **options,
+        ROW_HEADS=heads,
     )
-    who = readers(ids, count)
+    return dq, *selected_key_gradients(q, k, v, ids, dout, row_lse, row_delta, blocks)
+
+
+def selected_key_gradients(
+    q, k, v, ids, dout, row_lse, row_delta, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """dk and dv of each block from its readers, whose chunks are added up in order."""
+    numbers, sizes, count = block_sizes(q, k, v, blocks)
+    N, heads, who = sizes["N"], padded(sizes["R"]), readers(ids, count)
     parts = [torch.empty(len(who.owner), blocks.size, x.shape[3], device=x.device)
              for x in (k, v)]
     tile = tiles_for("selected_dkdv", q, v)
     rows = heads * TOGETHER.value if tile["HOLD"] else heads
     selected_dkdv[(len(who.owner),)](
-        box(q, heads, 1), *boxes, box(dout, heads, 1), row_lse, row_delta, who.tokens, who.bounds,
-        who.owner, who.chunk_bounds, *parts, *numbers, pairs * count, count, **sizes, HEADS=heads,
-        CHUNK=CHUNK, **fit(tile, q, v, (N, N), (rows, rows)),
+        box(q, heads, 1), box(k, 1, N), box(v, 1, N), box(dout, heads, 1), row_lse, row_delta,
+        who.tokens, who.bounds, who.owner, who.chunk_bounds, *parts, *numbers,
+        k.shape[0] * k.shape[1] * count, count, **sizes, HEADS=heads, CHUNK=CHUNK,
+        **fit(tile, q, v, (N, N), (rows, rows)),
     )
-    return dq, *(add_up(x, part, who.chunk_bounds, count, blocks.size)
+    return tuple(add_up(x, part, who.chunk_bounds, count, blocks.size)
                  for x, part in zip((k, v), parts, strict=True))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import kernels
 import nsa_lite
 from kernels import launch, routes
-from kernels.tiles import FLOAT32
+from kernels.tiles import FLOAT32, HALF, WIDE
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -376,3 +376,12 @@ def test_the_layer_is_the_same_on_both_backends():
     assert_alike([y_], [y], 1e-5)
     for a, b in zip(layer.parameters(), other.parameters(), strict=True):
         assert_alike([b.grad], [a.grad], 1e-4)
+
+
+@pytest.mark.parametrize("row", ["dkdv", "window_dkdv"])
+def test_a_box_of_numbers_fills_128_bytes(row):
+    """The copy engine writes from whole 128 bytes on: 32 float32 at least, or it stops."""
+    for table in (HALF, WIDE, FLOAT32):
+        for R in range(1, 65):
+            heads, step = launch.rows_of(R, table[row]["M"])
+            assert heads * step >= 32 and heads >= R

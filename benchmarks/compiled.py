@@ -4,10 +4,11 @@
     python -m benchmarks.compiled --json     the same as data
 
 The wrappers run with a driver that only names its target: each launch is compiled, none is
-started. A register that does not fit is spilled to memory (STL), which costs more than any idea
-about tiles gains; a product that does not use the fast matrix unit has no HGMMA. `waits` counts the
-groups of its instructions. As many groups as instructions: the assembler, mostly for want of
-registers, lets each one end before the next begins, which cost dk and dv a quarter of their speed.
+started. `shared` is in bytes a program, `registers` are a thread's. `spills` counts the stores of
+registers that did not fit (STL): many are slow, a few may not be. HGMMA counts the instructions of
+the fast matrix unit, HMMA those of the slow one, `waits` the groups that HGMMAs come in. As many
+groups as HGMMAs: the assembler, mostly for want of registers, lets each one end before the next
+begins. dk and dv took a quarter longer so.
 """
 
 import argparse

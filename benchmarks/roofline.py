@@ -22,7 +22,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kernels.launch import rows_of, token_walk, walk_sizes
+from kernels.launch import box_sides, token_walk, walk_sizes
 from kernels.routes import CHUNK
 from kernels.select import blocks_in_a_tile
 from kernels.tiles import padded, tiles
@@ -200,7 +200,7 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
     for what in rows:
         near = {"forward": "window", "dq": "window_dq"}
         M, N = (sizes.tile(what if keys.window is None else near[what])[side] for side in "MN")
-        heads, step = rows_of(group, M)
+        heads, step = box_sides(group, M)
         M, met = heads * step, sizes.groups * key_tiles(keys, sizes.length, step, N)
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * sizes.config.heads * pairs),
@@ -236,7 +236,7 @@ def selected(
     """
     config, group = sizes.config, sizes.config.group_size
     U = neighbours(config) if U is None else U
-    M, N = max(16, U * rows_of(group, 1)[0]), padded(config.select_block_size)
+    M, N = max(16, U * box_sides(group, 1)[0]), padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
     rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 3)}  # as in flash

@@ -5,7 +5,8 @@
     python -m benchmarks.tune --config paper    the rows of WIDE, at the paper's widths
 
 kernels/tiles.py holds the fastest of these; after a change of a kernel or of Triton, look again.
-A tile that does not fit or compile prints why.
+num_stages is what was asked for: where memory is short, `fitting` lowers it without a word. A tile
+that cannot fit or compile prints why.
 """
 
 import argparse

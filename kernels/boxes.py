@@ -9,9 +9,9 @@
 
 The H100's copy engine (TMA) fetches a box: it computes the addresses, so that no thread needs
 registers for them, and it gives 0 for all that lies outside x. It wants an address and positive
-strides of whole 16 bytes, and contiguous rows; other tensors are copied first. A box has HEADS x
-STEP rows, HEADS being R rounded up to a power of two: it may reach into the next group's heads,
-which are no rows of ours.
+strides of whole 16 bytes, and contiguous rows; other tensors are copied first. A box of q has HEADS
+x STEP rows: STEP tokens of HEADS heads. HEADS is a power of two and at least R, so a box may reach
+into the next group's heads, which are no rows of ours. A box of k or v: one head, N keys.
 """
 
 import triton

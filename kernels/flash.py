@@ -3,9 +3,9 @@
            keys ->    0  ..  low           full_low        full_high     high
     a box of rows   |  unread  |  edge: masked  |  all see all  |  edge: masked  |  unread  |
 
-One program owns a box of rows (HEADS x STEP tokens) and walks over the keys that any of them sees,
-N at a time. Key j ends at token j * STRIDE + BLOCK - 1 and may be read from there on:
-raw keys have STRIDE = BLOCK = 1, compressed keys have d and l. Only the edges need a mask.
+One program owns a box of HEADS x STEP rows (STEP tokens of HEADS heads) and walks over the keys
+that any of them sees, N at a time. Key j ends at token j * STRIDE + BLOCK - 1 and may be read from
+there on: raw keys have STRIDE = BLOCK = 1, compressed keys d and l. Only the edges need a mask.
 """
 
 import triton

@@ -6,7 +6,8 @@
     keys 0..N-1      tokens ->  low          full_low        full_high        high
                               |  edge: masked  |  all see all  |  edge: masked  |
 
-With ds = p (dout v - delta), delta = sum(out dout) - dlse:  dq = ds k,  dk = ds' q,  dv = p' dout.
+With ds = p (dout v - delta), delta = sum(out dout) - dlse, and ' for the transpose:
+dq = scale ds k,  dk = scale ds' q,  dv = p' dout.
 The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
 added up afterwards in a fixed order. No atomics, so two runs agree bit by bit. dq also leaves each
 row's log-sum-exp and delta, in the order of the boxes that dk and dv load: then these numbers are
@@ -45,6 +46,7 @@ def flash_dq(
     HEADS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, HOLD: tl.constexpr,
     ROW_STEP: tl.constexpr, BRANCH: tl.constexpr, ADD: tl.constexpr,
 ):
+    # STEP: tokens of a program here. ROW_STEP: of a step of dk and dv, whose order row_lse has.
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * STEP
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
     token, head, real = rows_of_a_box(first, T, R, HEADS, STEP)

@@ -2,6 +2,8 @@
 
     program:  M rows of (B H T, Dv);  forward reads 3 outputs, writes 1 sum
                                       backward reads 3 outputs and dout, writes 3 douts, 3 dgates
+
+For branches that ran apart; nsa_attention adds the outputs up in its selected kernel (selected.py).
 """
 
 import torch

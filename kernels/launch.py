@@ -13,16 +13,20 @@ from kernels.flash import flash_forward
 from kernels.flash_backward import flash_dkdv, flash_dq
 from kernels.routes import CHUNK, NEIGHBOURS, readers, union
 from kernels.selected import selected_forward
-from kernels.selected_backward import TOGETHER, add_chunks, selected_dkdv, selected_dq
+from kernels.selected_backward import USES, add_chunks, selected_dkdv, selected_dq
 from kernels.tiles import fitting, padded, tiles
 
-ENOUGH, PROGRAMS = 1024, 4096  # programs of the dk, dv walk: some waves on a GPU, few sums to add
+ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
+PROGRAMS = 4096  # with fewer, walks are cut into chunks until there are about so many
 SHORTEST = 256  # tokens of a chunk of that walk
 
 
 @dataclass(frozen=True)
 class Run:
-    """Which keys a query sees: key j ends at token j * stride + block_size - 1."""
+    """A run of keys: key j ends at token j * stride + block_size - 1.
+
+    Query i stands at token start + i and sees keys of the last `window` tokens (None: of all).
+    """
 
     block_size: int
     stride: int
@@ -33,7 +37,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How long a selected block is."""
+    """Selected blocks of `size` keys; scale and start as in Run."""
 
     size: int
     scale: float
@@ -78,11 +82,15 @@ def tiles_for(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
 
 
 def fit(tile: dict[str, int], q: Tensor, v: Tensor, kept: tuple, each: tuple) -> dict[str, int]:
-    """The tile for a kernel that keeps, and in each step loads, so many rows of D and of Dv."""
+    """The tile with as many stages as fit; `kept` and `each` are (rows of D, rows of Dv).
+
+    kept: what a program keeps in shared memory for all its walk; with HOLD, nothing. each: what a
+    step of the walk loads.
+    """
     width, value = padded(q.shape[3]), padded(v.shape[3])
-    beside, step = ((rows * width + values * value) * q.element_size()
-                    for rows, values in (kept, each))
-    return fitting(tile, 0 if tile.get("HOLD") else beside, step)
+    kept_bytes, step_bytes = ((rows * width + values * value) * q.element_size()
+                              for rows, values in (kept, each))
+    return fitting(tile, 0 if tile.get("HOLD") else kept_bytes, step_bytes)
 
 
 def empty_like_rows(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -99,13 +107,13 @@ def gated_arguments(gated: Gated | None) -> tuple[tuple, dict]:
 
 
 def room_for_rows(q: Tensor, groups: int, heads: int, step: int) -> tuple[Tensor, Tensor]:
-    """Room for each row's log-sum-exp and delta, in boxes of heads x step: 0 where no row is."""
+    """row_lse and row_delta, (B G, rows), box after box of heads x step; 0 where no row is."""
     shape = q.shape[0] * groups, triton.cdiv(q.shape[2], step) * step * heads
     return tuple(torch.zeros(shape, dtype=torch.float32, device=q.device) for _ in range(2))
 
 
 def group_box(x: Tensor, heads: int, step: int, tile: dict) -> Tensor | TensorDescriptor:
-    """What `load_group` takes for x."""
+    """What `load_group` takes for x: boxes with HOLD, else the tensor itself."""
     return box(x, heads, step) if tile["HOLD"] else x
 
 
@@ -118,8 +126,8 @@ def run_sizes(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[tuple, dict]:
     return (k.shape[1], q.shape[2], k.shape[2], run.start, run.scale), sizes
 
 
-def rows_of(R: int, M: int) -> tuple[int, int]:
-    """The heads and tokens of a box of about M rows; heads are padded to a power of two."""
+def box_sides(R: int, M: int) -> tuple[int, int]:
+    """How many heads and tokens a box of about M rows has; heads are a power of two."""
     heads = triton.next_power_of_2(R)
     return heads, max(M // heads, 1)
 
@@ -129,7 +137,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     numbers, sizes = run_sizes(q, k, v, run)
     out, lse = empty_like_rows(q, v.shape[3])
     tile = tiles_for("window" if run.window else "forward", q, v)
-    heads, step = rows_of(sizes["R"], tile.pop("M"))
+    heads, step = box_sides(sizes["R"], tile.pop("M"))
     tile = fit(tile, q, v, (heads * step, 0), (tile["N"], tile["N"]))
     flash_forward[(triton.cdiv(q.shape[2], step), k.shape[0] * k.shape[1])](
         group_box(q, heads, step, tile), box(k, 1, tile["N"]), box(v, 1, tile["N"]), out, lse,
@@ -142,11 +150,11 @@ def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None
     """dq, dk and dv of `flash`; all tensors with rows that are contiguous."""
     numbers, sizes = run_sizes(q, k, v, run)
     tile = tiles_for("window_dq" if run.window else "dq", q, v)
-    heads, step = rows_of(sizes["R"], tile.pop("M"))
+    heads, step = box_sides(sizes["R"], tile.pop("M"))
     tile = fit(tile, q, v, (heads * step, heads * step), (tile["N"], tile["N"]))
     gates, options = gated_arguments(gated)
     dq = torch.empty_like(q) if gated is None else gated.dq
-    row_step = rows_of(sizes["R"], key_tile(q, v, run)["M"])[1]
+    row_step = box_sides(sizes["R"], key_tile(q, v, run)["M"])[1]
     row_lse, row_delta = room_for_rows(q, k.shape[1], heads, row_step)
     flash_dq[(triton.cdiv(q.shape[2], step), k.shape[0] * k.shape[1])](
         group_box(q, heads, step, tile), box(k, 1, tile["N"]), box(v, 1, tile["N"]), out,
@@ -188,11 +196,12 @@ def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Te
 def token_walk(
     length: int, window: int | None, R: int, M: int, N: int, programs: int
 ) -> tuple[int, int, int, int]:
-    """The dk, dv walk, some M rows a step: its heads and tokens, a chunk's tokens, and the chunks.
+    """How dk and dv walk: (heads, step) of a box of about M rows, a chunk's tokens, and the chunks.
 
-    A chunk costs a sum in memory, so nothing is cut where the key tiles are programs enough.
+    N keys a tile; programs = key tiles x batch x groups. A chunk costs a sum in memory, so nothing
+    is cut where there are ENOUGH of them.
     """
-    heads, step = rows_of(R, M)
+    heads, step = box_sides(R, M)
     reach = length if window is None else min(length, window + N + step)
     wanted = 1 if programs >= ENOUGH else PROGRAMS // max(programs, 1)
     chunks = min(wanted, triton.cdiv(reach, SHORTEST))
@@ -245,8 +254,7 @@ def selected_gradients(
     selected_dq[(route[1].shape[2], k.shape[0] * k.shape[1])](
         group_box(q, *size, tile), box(k, 1, N), box(v, 1, N), *route, out,
         group_box(dout, *size, tile), lse, *gates, row_lse, row_delta, dq, q.stride(), out.stride(),
-        dout.stride(), dq.stride(), row_lse.stride(0), *numbers, **sizes, **walk, **tile, **options,
-        ROW_HEADS=heads,
+        dout.stride(), dq.stride(), *numbers, **sizes, **walk, **tile, **options, ROW_HEADS=heads,
     )
     return dq, *selected_key_gradients(q, k, v, ids, dout, row_lse, row_delta, blocks)
 
@@ -260,7 +268,7 @@ def selected_key_gradients(
     parts = [torch.empty(len(who.owner), blocks.size, x.shape[3], device=x.device)
              for x in (k, v)]
     tile = tiles_for("selected_dkdv", q, v)
-    rows = heads * TOGETHER.value if tile["HOLD"] else heads
+    rows = heads * USES.value if tile["HOLD"] else heads
     selected_dkdv[(len(who.owner),)](
         box(q, heads, 1), box(k, 1, N), box(v, 1, N), box(dout, heads, 1), row_lse, row_delta,
         who.tokens, who.bounds, who.owner, who.chunk_bounds, *parts, *numbers,

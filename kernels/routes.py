@@ -65,8 +65,8 @@ def union(ids: Tensor, neighbours: int, blocks: int) -> tuple[Tensor, Tensor]:
 class Readers:
     """Who reads each block. Lists of all (batch, group) pairs lie end to end, as do the chunks.
 
-    Shapes: tokens (B G T n,), bounds (B G blocks + 1,) into tokens, owner (chunks,) the list of
-    each chunk (B G blocks where there is none), chunk_bounds (B G blocks + 1,).
+    Shapes: tokens (B G T n,), bounds (lists + 1,) into tokens, owner (chunks at most,) the list of
+    each chunk, or `lists` where there is none, chunk_bounds (lists + 1,). lists = B G blocks.
     """
 
     tokens: Tensor

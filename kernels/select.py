@@ -9,8 +9,9 @@
              most. Each has its own sum, and a block's score is its own plus what the block
              before it passes on.
 
-    top-n    one warp (four, beyond 1024 blocks) owns one query: all its block scores are in
-             registers, and it lowers a bar from score to score until n blocks are above
+    top-n    one warp (four, beyond 1024 blocks) owns one query, all its block scores in registers.
+             Forced blocks score inf. FREE = n - forced times a bar falls to the next lower score:
+             chosen is what is not below it. Too many, through equal scores: one by one
 
 Only the (2, B, G, T, blocks) sums reach memory: no head's probabilities ever do.
 """

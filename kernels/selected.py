@@ -4,8 +4,9 @@
                      for each block of their union:     l' keys, loaded once
                          rows of tokens that did not choose it are masked
 
-One program a token loads every block for 16 rows; four tokens share what they have in common (at
-least the forced blocks) and fill the 64 rows that the H100's fast matrix unit wants.
+With a program for each token, a block would be loaded for R rows only. U tokens, 4 at most, load
+what they have in common once: at least the forced blocks. For R = 16 they fill the 64 rows that the
+H100's fast matrix unit wants.
 """
 
 import triton
@@ -30,7 +31,7 @@ def read_entry(entries, at, token, real, t, U: tl.constexpr, SELECT: tl.constexp
 
 @triton.jit
 def selected_forward(
-    q, k, v, entries, counts, out, lse, gates, short, near, mixed,
+    q, k, v, entries, counts, out, lse, gates, out_c, out_w, mixed,
     q_strides, out_strides, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
@@ -52,8 +53,8 @@ def selected_forward(
     at = ((b.to(tl.int64) * G + g) * R + head) * T + token
     store_rows(out, to, o, real, DV, DVP)
     tl.store(lse + at, row_lse, mask=real)
-    if gates is not None:  # Eq. 5: the outputs of the other two branches are there
+    if gates is not None:  # Eq. 5, with the outputs of the compressed branch and of the window
         mix = load_gate(gates, at, real, 1)[:, None] * o
-        mix += load_gate(gates, at, real, 0)[:, None] * load_rows(short, to, real, DV, DVP)
-        mix += load_gate(gates, at, real, 2)[:, None] * load_rows(near, to, real, DV, DVP)
+        mix += load_gate(gates, at, real, 0)[:, None] * load_rows(out_c, to, real, DV, DVP)
+        mix += load_gate(gates, at, real, 2)[:, None] * load_rows(out_w, to, real, DV, DVP)
         store_rows(mixed, to, mix, real, DV, DVP)

@@ -8,20 +8,15 @@
                                                 sum in this order -> dk, dv of the block
 
 Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
-walking all of it, and their sums are added in list order, so two runs agree bit by bit. HEADS is 16
-here at least, as the matrix unit wants.
+walking all of it, and their sums are added in list order, so two runs agree bit by bit. In dk and
+dv a token's HEADS rows are R padded to 16 at least, as the matrix unit wants; dq calls that
+ROW_HEADS, as its own HEADS may be smaller.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.boxes import (
-    hold,
-    load_box,
-    load_group,
-    place_in_boxes,
-    rows_of_a_box,
-)
+from kernels.boxes import hold, load_box, load_group, rows_of_a_box
 from kernels.selected import read_entry
 from kernels.tile import (
     LOG2E,
@@ -34,20 +29,20 @@ from kernels.tile import (
     store_rows,
 )
 
-# Triton keeps a held tile in registers only if it sees two products with it or more. So dq walks in
-# two loops, and dk, dv takes two readers a step.
-TOGETHER = tl.constexpr(2)
+# Products that use a held tile: with one alone, Triton would fill the registers anew in every step.
+# dq has two from two loops, dk and dv from two readers a step.
+USES = tl.constexpr(2)
 
 
 @triton.jit
 def selected_dq(
     q, k, v, entries, counts, out, dout, lse, gates, dgates, row_lse, row_delta, dq,
-    q_strides, out_strides, dout_strides, dq_strides, row_stride, G, T, start, scale,
+    q_strides, out_strides, dout_strides, dq_strides, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
     HOLD: tl.constexpr, ROW_HEADS: tl.constexpr, BRANCH: tl.constexpr, ADD: tl.constexpr,
 ):
-    """The same walk for dq = sum of ds k; it leaves each row's lse and delta for dk and dv."""
+    """dq = scale * sum of ds k, by the forward's walk; leaves lse and delta for dk and dv."""
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
     first = tl.program_id(0) * U
     token, head, real = rows_of_a_box(first, T, R, HEADS, U)
@@ -58,12 +53,12 @@ def selected_dq(
     do_tile = load_group(dout, dout_strides, b, g, first, T, R, HEADS, U, DV, DVP, HOLD)
     o_tile = load_group(out, out_strides, b, g, first, T, R, HEADS, U, DV, DVP, False)
     at = ((b.to(tl.int64) * G + g) * R + head) * T + token
-    by_row = tl.program_id(1).to(tl.int64) * row_stride + place_in_boxes(token, head, ROW_HEADS, 1)
+    by_row = (tl.program_id(1).to(tl.int64) * T + token) * ROW_HEADS + head
     log_sum, delta, gate = prepare_gradient(
         o_tile, do_tile, lse, None, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH)
     dq_tile = tl.zeros([HEADS * U, DP], tl.float32)
     count = tl.load(counts + tile)
-    PARTS: tl.constexpr = TOGETHER if HOLD else 1
+    PARTS: tl.constexpr = USES if HOLD else 1
     for part in tl.static_range(PARTS):
         for e in range(part * count // PARTS, (part + 1) * count // PARTS):
             key, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
@@ -91,7 +86,7 @@ def selected_dkdv(
     b, g = group // G, group % G
     begin = tl.load(bounds + readers) + (chunk - tl.load(chunk_bounds + readers)) * CHUNK
     end = tl.minimum(tl.load(bounds + readers + 1), begin + CHUNK)
-    tl.assume(end > begin)  # else products wait for each other, for a walk that took no step
+    tl.assume(end > begin)  # not knowing it, the assembler lets each product wait
     rows = group.to(tl.int64) * T * HEADS  # where this group's rows begin
     first_key, column, head = block * SELECT, tl.arange(0, N), tl.arange(0, HEADS)
     held = column < SELECT
@@ -99,7 +94,7 @@ def selected_dkdv(
     v_tile = hold(load_box(v, b, g, first_key, N, DVP), held, HOLD)
 
     dk_tile, dv_tile = tl.zeros([N, DP], tl.float32), tl.zeros([N, DVP], tl.float32)
-    STEP: tl.constexpr = TOGETHER if HOLD else 1
+    STEP: tl.constexpr = USES if HOLD else 1
     for some in range(begin, end, STEP):
         for i in tl.static_range(STEP):
             token = tl.load(tokens + tl.minimum(some + i, end - 1))

@@ -95,10 +95,11 @@ def load_gate(gates, at, real, BRANCH: tl.constexpr):
 def prepare_gradient(
     o, do, lse, dlse, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH: tl.constexpr,
 ):
-    """What a row's gradients need: its log-sum-exp, delta = sum(o do) - dlse, and its gate.
+    """A row's log-sum-exp (in powers of 2), delta = sum(o do) - dlse, and its gate (1 if None).
 
-    dk and dv find the first two in the order of their boxes. Where an output was multiplied by a
-    gate, its dout is gate * do: dk and dv get that by an exp2 that comes out gate times as large.
+    Writes dgates, which is sum(o do), and for dk and dv two numbers in the order in which they load
+    rows: delta, and lse - log2(gate). exp2(s - that) is gate * p, so they get the true dout, gate *
+    do, without a multiplication. A gate of 0 gives p = 0, a negative one NaN.
     """
     log_sum, delta = load_lse(lse, at, real), row_products(o, do)
     gate = tl.full(delta.shape, 1.0, tl.float32)

@@ -5,9 +5,10 @@ import triton
 
 # M rows or tokens, N keys. The H100's fast matrix unit takes 64 rows with 4 warps, 128 with 8.
 # Larger tiles load less, until the registers spill: `python -m benchmarks.compiled` counts that.
-# HOLD keeps what a program owns in registers, so that the matrix unit reads half as much from
-# shared memory; `fitting` then has more of it for num_stages, the tiles on their way at most.
-# Each line is the fastest of those tried at 64k tokens: `python -m benchmarks.tune` times them.
+# HOLD: what a program owns waits in registers, not in shared memory. The matrix unit then reads
+# half as much from there, and `fitting` has room for more num_stages, tiles on their way at once.
+# Each line of HALF and WIDE is the fastest of those that `python -m benchmarks.tune` times, at 64k
+# tokens; FLOAT32 was only made to fit.
 HALF = {  # half precision, keys and values up to 128 wide
     "forward": dict(M=128, N=128, num_warps=8, num_stages=3, HOLD=False),
     "window": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=True),  # small edges waste less

@@ -33,16 +33,16 @@ Pair = tuple[Tensor, Tensor]
 
 class Whole(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, gates, choose, short, blocks, near, *keys_values):
+    def forward(ctx, q, gates, choose, run_c, blocks, run_w, *keys_values):
         q, *kv = (rows_contiguous(x) for x in (q, *keys_values))
         gates = gates.contiguous()
-        out_c, lse_c = launch.flash(q, *kv[:2], short)
+        out_c, lse_c = launch.flash(q, *kv[:2], run_c)
         ids = choose(lse_c).contiguous()
-        out_w, lse_w = launch.flash(q, *kv[4:], near)
+        out_w, lse_w = launch.flash(q, *kv[4:], run_w)
         mixed = torch.empty_like(out_c)
         out_s, lse_s, route = launch.selected(
             q, *kv[2:4], ids, blocks, launch.Mix(gates, out_c, out_w, mixed))
-        ctx.sizes = short, blocks, near
+        ctx.sizes = run_c, blocks, run_w
         ctx.save_for_backward(q, gates, *kv, ids, *route, out_c, lse_c, out_s, lse_s, out_w, lse_w)
         return mixed
 
@@ -51,14 +51,14 @@ class Whole(torch.autograd.Function):
     def backward(ctx, dout):
         q, gates, *kv, ids, entries, counts = ctx.saved_tensors[:11]
         out_c, lse_c, out_s, lse_s, out_w, lse_w = ctx.saved_tensors[11:]
-        short, blocks, near = ctx.sizes
+        run_c, blocks, run_w = ctx.sizes
         dout, dq, dgates = rows_contiguous(dout), torch.empty_like(q), torch.empty_like(gates)
         gated = [Gated(gates, dgates, i, dq) for i in range(3)]
-        _, *d_short = launch.flash_gradients(q, *kv[:2], out_c, lse_c, dout, None, short, gated[0])
-        _, *d_raw = launch.selected_gradients(
+        _, *d_c = launch.flash_gradients(q, *kv[:2], out_c, lse_c, dout, None, run_c, gated[0])
+        _, *d_s = launch.selected_gradients(
             q, *kv[2:4], ids, (entries, counts), out_s, lse_s, dout, blocks, gated[1])
-        _, *d_near = launch.flash_gradients(q, *kv[4:], out_w, lse_w, dout, None, near, gated[2])
-        return dq, dgates, None, None, None, None, *d_short, *d_raw, *d_near
+        _, *d_w = launch.flash_gradients(q, *kv[4:], out_w, lse_w, dout, None, run_w, gated[2])
+        return dq, dgates, None, None, None, None, *d_c, *d_s, *d_w
 
 
 def nsa_attention(
@@ -83,7 +83,7 @@ def nsa_attention(
     check_int("window_size", window_size, 1)
     check_gates(gates, q)
     scale = scale_or_default(scale, q.shape[3])
-    near = None if window_size >= start + q.shape[2] else window_size
+    window_or_none = None if window_size >= start + q.shape[2] else window_size
 
     def best(lse: Tensor) -> Tensor:
         return select_blocks(
@@ -98,5 +98,5 @@ def nsa_attention(
 
     return Whole.apply(
         q, gates, chosen, Run(block_size, stride, None, scale, start),
-        Blocks(select_block_size, scale, start), Run(1, 1, near, scale, start),
+        Blocks(select_block_size, scale, start), Run(1, 1, window_or_none, scale, start),
         *compressed, *selected, *window)

@@ -383,5 +383,5 @@ def test_a_box_of_numbers_fills_128_bytes(row):
     """The copy engine writes from whole 128 bytes on: 32 float32 at least, or it stops."""
     for table in (HALF, WIDE, FLOAT32):
         for R in range(1, 65):
-            heads, step = launch.rows_of(R, table[row]["M"])
+            heads, step = launch.box_sides(R, table[row]["M"])
             assert heads * step >= 32 and heads >= R

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from kernels.launch import box_sides, token_walk, walk_sizes
 from kernels.routes import CHUNK
 from kernels.select import blocks_in_a_tile
-from kernels.tiles import padded, tiles
+from kernels.tiles import padded, row_name, tiles
 from nsa_lite import plots
 from nsa_lite.blocks import num_compressed, num_select_blocks
 from nsa_lite.checks import require
@@ -198,8 +198,7 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
             "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, row_lse and row_delta
     works = {}
     for what in rows:
-        near = {"forward": "window", "dq": "window_dq"}
-        M, N = (sizes.tile(what if keys.window is None else near[what])[side] for side in "MN")
+        M, N = (sizes.tile(row_name(what, keys.window))[side] for side in "MN")
         heads, step = box_sides(group, M)
         M, met = heads * step, sizes.groups * key_tiles(keys, sizes.length, step, N)
         works[what] = Work(
@@ -213,7 +212,7 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
 
 def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work:
     """Key tiles walk over tokens; where the walk is cut, float32 parts are written and read."""
-    M, N = (sizes.tile("dkdv" if keys.window is None else "window_dkdv")[side] for side in "MN")
+    M, N = (sizes.tile(row_name("dkdv", keys.window))[side] for side in "MN")
     heads, step, _, chunks = token_walk(sizes.length, keys.window, sizes.config.group_size, M, N,
                                         -(-keys.count // N) * sizes.groups)
     met = sizes.groups * token_steps(keys, sizes.length, step, N)

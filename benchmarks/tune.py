@@ -25,64 +25,57 @@ from kernels.tiles import HALF, WIDE
 LENGTH = 65536
 
 
-def flat(hold: bool, *tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
-    """Tiles from (M, N, warps, stages)."""
-    return [dict(zip(("M", "N", "num_warps", "num_stages"), tile, strict=True), HOLD=hold)
-            for tile in tiles]
+def flat(hold: bool | None, *tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
+    """Tiles from (M, N, warps, stages); `hold` is None for kernels that hold nothing."""
+    return [dict(M=M, N=N) | walk for M, N, *sizes in tiles for walk in walks(hold, sizes)]
 
 
-def walks(hold: bool, *tiles: tuple[int, int]) -> list[dict[str, int]]:
+def walks(hold: bool | None, *tiles: tuple[int, int]) -> list[dict[str, int]]:
     """Tiles of the selected branch, whose sizes follow from the blocks: (warps, stages)."""
-    return [dict(num_warps=warps, num_stages=stages, HOLD=hold) for warps, stages in tiles]
+    held = {} if hold is None else dict(HOLD=hold)
+    return [dict(num_warps=warps, num_stages=stages) | held for warps, stages in tiles]
 
 
-def without_hold(tiles: list[dict[str, int]]) -> list[dict[str, int]]:
-    """For the kernels that hold nothing in registers."""
-    return [{name: tile[name] for name in tile if name != "HOLD"} for tile in tiles]
-
-
-# Row of the table -> the branch to run, the kernel to time, and what was tried.
+KERNELS = {  # row of the table -> the branch to run, the kernel to time
+    "forward": ("compressed", "flash_forward"),
+    "window_forward": ("window", "flash_forward"),
+    "dq": ("compressed", "flash_dq"),
+    "window_dq": ("window", "flash_dq"),
+    "dkdv": ("compressed", "flash_dkdv"),
+    "window_dkdv": ("window", "flash_dkdv"),
+    "scores": ("scores + top-n", "block_scores"),
+    "selected": ("selected", "selected_forward"),
+    "selected_dq": ("selected", "selected_dq"),
+    "selected_dkdv": ("selected", "selected_dkdv"),
+}
 TRIED = {
-    "forward": ("compressed", "flash_forward",
-                flat(False, (128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3))
-                + flat(True, (128, 128, 8, 3), (64, 64, 4, 3))),
-    "window": ("window", "flash_forward",
-               flat(True, (64, 32, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2))
-               + flat(False, (128, 32, 4, 3))),
-    "dq": ("compressed", "flash_dq",
-           flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 6))
-           + flat(False, (64, 64, 4, 2))),
-    "window_dq": ("window", "flash_dq",
-                  flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4))
-                  + flat(False, (64, 64, 4, 2))),
-    "dkdv": ("compressed", "flash_dkdv",
-             flat(False, (64, 64, 4, 2), (64, 128, 8, 3), (64, 128, 8, 2), (32, 64, 4, 4))
-             + flat(True, (32, 64, 4, 3))),
-    "window_dkdv": ("window", "flash_dkdv",
-                    flat(False, (64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 4), (64, 64, 4, 2))
-                    + flat(True, (32, 64, 4, 4))),
-    "scores": ("scores + top-n", "block_scores", without_hold(
-        flat(False, (64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)))),
-    "selected": ("selected", "selected_forward", without_hold(
-        walks(False, (4, 3), (4, 2), (4, 1), (8, 2)))),
-    "selected_dq": ("selected", "selected_dq", walks(True, (4, 3), (4, 2)) + walks(False, (4, 2))),
-    "selected_dkdv": ("selected", "selected_dkdv",
-                      walks(True, (4, 4), (4, 3), (4, 2)) + walks(False, (4, 8))),
+    "forward": flat(False, (128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3))
+    + flat(True, (128, 128, 8, 3), (64, 64, 4, 3)),
+    "window_forward": flat(True, (64, 32, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2))
+    + flat(False, (128, 32, 4, 3)),
+    "dq": flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 6)) + flat(False, (64, 64, 4, 2)),
+    "window_dq": flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4))
+    + flat(False, (64, 64, 4, 2)),
+    "dkdv": flat(False, (64, 64, 4, 2), (64, 128, 8, 3), (64, 128, 8, 2), (32, 64, 4, 4))
+    + flat(True, (32, 64, 4, 3)),
+    "window_dkdv": flat(False, (64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 4), (64, 64, 4, 2))
+    + flat(True, (32, 64, 4, 4)),
+    "scores": flat(None, (64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)),
+    "selected": walks(None, (4, 3), (4, 2), (4, 1), (8, 2)),
+    "selected_dq": walks(True, (4, 3), (4, 2)) + walks(False, (4, 2)),
+    "selected_dkdv": walks(True, (4, 4), (4, 3), (4, 2)) + walks(False, (4, 8)),
 }
 TRIED_WIDE = {
-    "forward": (*TRIED["forward"][:2], flat(False, (128, 64, 8, 3), (64, 64, 4, 1))),
-    "window": (*TRIED["window"][:2], flat(False, (64, 32, 4, 3), (128, 32, 8, 3))),
-    "dq": (*TRIED["dq"][:2], flat(False, (64, 32, 4, 2), (64, 64, 8, 2))),
-    "window_dq": (*TRIED["window_dq"][:2], flat(False, (64, 32, 4, 2), (64, 64, 8, 2))),
-    "dkdv": (*TRIED["dkdv"][:2],
-             flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3))),
-    "window_dkdv": (*TRIED["window_dkdv"][:2],
-                    flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3))),
-    "scores": (*TRIED["scores"][:2], without_hold(
-        flat(False, (64, 128, 8, 1), (64, 128, 4, 1), (64, 64, 4, 1)))),
-    "selected": (*TRIED["selected"][:2], without_hold(walks(False, (4, 3), (8, 3)))),
-    "selected_dq": (*TRIED["selected_dq"][:2], walks(False, (4, 3), (8, 2), (8, 3))),
-    "selected_dkdv": (*TRIED["selected_dkdv"][:2], walks(False, (4, 8), (8, 4), (8, 8))),
+    "forward": flat(False, (128, 64, 8, 3), (64, 64, 4, 1)),
+    "window_forward": flat(False, (64, 32, 4, 3), (128, 32, 8, 3)),
+    "dq": flat(False, (64, 32, 4, 2), (64, 64, 8, 2)),
+    "window_dq": flat(False, (64, 32, 4, 2), (64, 64, 8, 2)),
+    "dkdv": flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
+    "window_dkdv": flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
+    "scores": flat(None, (64, 128, 8, 1), (64, 128, 4, 1), (64, 64, 4, 1)),
+    "selected": walks(None, (4, 3), (8, 3)),
+    "selected_dq": walks(False, (4, 3), (8, 2), (8, 3)),
+    "selected_dkdv": walks(False, (4, 8), (8, 4), (8, 8)),
 }
 TABLES = {"A": (HALF, TRIED), "paper": (WIDE, TRIED_WIDE)}
 
@@ -99,7 +92,7 @@ def branches(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Calla
 
         return run
 
-    used = {branch for branch, _, _ in TRIED.values()}
+    used = {branch for branch, _ in KERNELS.values()}
     return {name: trained(forward) for name, forward in ours(x, sizes, ids).items()
             if name in used}
 
@@ -142,21 +135,20 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune",
                                      description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(TRIED)}")
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(KERNELS)}")
     parser.add_argument("--config", choices=TABLES, default="A")
     args = parser.parse_args(arguments)
-    if unknown := set(args.rows) - set(TRIED):
-        parser.error(f"row = {unknown.pop()}: must be one of {', '.join(TRIED)}")
+    if unknown := set(args.rows) - set(KERNELS):
+        parser.error(f"row = {unknown.pop()}: must be one of {', '.join(KERNELS)}")
     if not torch.cuda.is_available():
         print("error: no CUDA device: times of interpreted kernels mean nothing", file=sys.stderr)
         return 2
     sizes, (table, tried) = CONFIGS[args.config], TABLES[args.config]
     x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
     runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
-    for row in args.rows or tried:
-        branch, kernel, tiles = tried[row]
-        chosen = table[row]
-        for tile in tiles:
+    for row in args.rows or KERNELS:
+        (branch, kernel), chosen = KERNELS[row], table[row]
+        for tile in tried[row]:
             table[row] = tile
             try:
                 found = f"{milliseconds(runs[branch], kernel):8.2f} ms"

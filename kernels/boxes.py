@@ -88,12 +88,14 @@ def hold(tile, real, HOLD: tl.constexpr):
 
 @triton.jit
 def load_group(
-    x, strides, b, g, first, T, R: tl.constexpr, HEADS: tl.constexpr, STEP: tl.constexpr,
+    x, strides, b, first_head, first, head, token, real,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, HOLD: tl.constexpr,
 ):
-    """The rows of a group's heads from `first` on; x is a box to hold, else a pointer."""
-    token, head, real = rows_of_a_box(first, T, R, HEADS, STEP)
+    """The rows of a box that begins at first_head and token `first`, as rows_of_a_box names them.
+
+    With HOLD x is made of such boxes, and the tile is held; without, x is a pointer.
+    """
     if HOLD:
-        return hold(load_box(x, b, g * R, first, HEADS * STEP, PADDED), real, HOLD)
+        return hold(load_box(x, b, first_head, first, real.shape[0], PADDED), real, HOLD)
     else:
-        return load_rows(x, row_offsets(strides, b, g * R + head, token), real, WIDTH, PADDED)
+        return load_rows(x, row_offsets(strides, b, first_head + head, token), real, WIDTH, PADDED)

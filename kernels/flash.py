@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels.boxes import load_box, load_group, rows_of_a_box
-from kernels.tile import LOG2E, finish, fold_in, row_offsets, store_rows
+from kernels.tile import LOG2E, finish, fold_in, number_offsets, row_offsets, store_rows
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def flash_forward(
     low, full_low, full_high, high = key_range(
         start + first, last, S, BLOCK, STRIDE, WINDOW, N)
 
-    q_tile = load_group(q, q_strides, b, g, first, T, R, HEADS, STEP, D, DP, HOLD)
+    q_tile = load_group(q, q_strides, b, g * R, first, head, token, real, D, DP, HOLD)
     m = tl.full([HEADS * STEP], -float("inf"), tl.float32)
     total, o = tl.zeros([HEADS * STEP], tl.float32), tl.zeros([HEADS * STEP, DVP], tl.float32)
     for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
@@ -75,4 +75,4 @@ def flash_forward(
             m, total, o = fold_in(q_tile, k_tile, v_tile, visible, scale * LOG2E, m, total, o)
     o, row_lse = finish(m, total, o)
     store_rows(out, row_offsets(out_strides, b, g * R + head, token), o, real, DV, DVP)
-    tl.store(lse + ((b.to(tl.int64) * G + g) * R + head) * T + token, row_lse, mask=real)
+    tl.store(lse + number_offsets(b, g, head, token, G, T, R), row_lse, mask=real)

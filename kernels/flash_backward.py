@@ -29,6 +29,7 @@ from kernels.flash import key_range, may_read
 from kernels.tile import (
     LOG2E,
     add_rows,
+    number_offsets,
     prepare_gradient,
     row_offsets,
     score_gradient,
@@ -54,10 +55,11 @@ def flash_dq(
     low, full_low, full_high, high = key_range(
         start + first, last, S, BLOCK, STRIDE, WINDOW, N)
 
-    q_tile = load_group(q, q_strides, b, g, first, T, R, HEADS, STEP, D, DP, HOLD)
-    do_tile = load_group(dout, dout_strides, b, g, first, T, R, HEADS, STEP, DV, DVP, HOLD)
-    o_tile = load_group(out, out_strides, b, g, first, T, R, HEADS, STEP, DV, DVP, False)
-    at = ((b.to(tl.int64) * G + g) * R + head) * T + token
+    q_tile = load_group(q, q_strides, b, g * R, first, head, token, real, D, DP, HOLD)
+    do_tile = load_group(
+        dout, dout_strides, b, g * R, first, head, token, real, DV, DVP, HOLD)
+    o_tile = load_group(out, out_strides, b, g * R, first, head, token, real, DV, DVP, False)
+    at = number_offsets(b, g, head, token, G, T, R)
     by_row = tl.program_id(1).to(tl.int64) * row_stride + place_in_boxes(
         token, head, HEADS, ROW_STEP)
     log_sum, delta, gate = prepare_gradient(

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check, check_tensor
-from kernels.tile import load_rows, row_products, store_rows
+from kernels.tile import load_gate, load_rows, row_products, store_rows
 from kernels.tiles import padded
 
 ROWS = 32
@@ -26,7 +26,7 @@ def mix(gates, a, b, c, out, ROWS_IN_ALL, WIDTH: tl.constexpr, PADDED: tl.conste
     total = tl.zeros([M, PADDED], tl.float32)
     for i in tl.static_range(3):
         branch = load_rows(a if i == 0 else b if i == 1 else c, row * WIDTH, real, WIDTH, PADDED)
-        gate = tl.load(gates + row * 3 + i, mask=real, other=0.0).to(tl.float32)
+        gate = load_gate(gates, row, real, i)
         total += gate[:, None] * branch.to(tl.float32)
     store_rows(out, row * WIDTH, total, real, WIDTH, PADDED)
 
@@ -39,7 +39,7 @@ def mix_backward(gates, a, b, c, dout, dgates, da, db, dc, ROWS_IN_ALL,
     do = load_rows(dout, row * WIDTH, real, WIDTH, PADDED).to(tl.float32)
     for i in tl.static_range(3):
         branch = load_rows(a if i == 0 else b if i == 1 else c, row * WIDTH, real, WIDTH, PADDED)
-        gate = tl.load(gates + row * 3 + i, mask=real, other=0.0).to(tl.float32)
+        gate = load_gate(gates, row, real, i)
         dgate = row_products(do, branch)
         tl.store(dgates + row * 3 + i, dgate.to(dgates.dtype.element_ty), mask=real)
         store_rows(da if i == 0 else db if i == 1 else dc, row * WIDTH, gate[:, None] * do, real,

@@ -14,7 +14,7 @@ from kernels.flash_backward import flash_dkdv, flash_dq
 from kernels.routes import CHUNK, NEIGHBOURS, readers, union
 from kernels.selected import selected_forward
 from kernels.selected_backward import USES, add_chunks, selected_dkdv, selected_dq
-from kernels.tiles import fitting, padded, tiles
+from kernels.tiles import fitting, padded, row_name, tiles
 
 ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
 PROGRAMS = 4096  # with fewer, walks are cut into chunks until there are about so many
@@ -136,7 +136,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Attention to a run of keys: out (B, H, T, Dv) and its log-sum-exp (B, H, T)."""
     numbers, sizes = run_sizes(q, k, v, run)
     out, lse = empty_like_rows(q, v.shape[3])
-    tile = tiles_for("window" if run.window else "forward", q, v)
+    tile = tiles_for(row_name("forward", run.window), q, v)
     heads, step = box_sides(sizes["R"], tile.pop("M"))
     tile = fit(tile, q, v, (heads * step, 0), (tile["N"], tile["N"]))
     flash_forward[(triton.cdiv(q.shape[2], step), k.shape[0] * k.shape[1])](
@@ -149,7 +149,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None = None):
     """dq, dk and dv of `flash`; all tensors with rows that are contiguous."""
     numbers, sizes = run_sizes(q, k, v, run)
-    tile = tiles_for("window_dq" if run.window else "dq", q, v)
+    tile = tiles_for(row_name("dq", run.window), q, v)
     heads, step = box_sides(sizes["R"], tile.pop("M"))
     tile = fit(tile, q, v, (heads * step, heads * step), (tile["N"], tile["N"]))
     gates, options = gated_arguments(gated)
@@ -167,7 +167,7 @@ def flash_gradients(q, k, v, out, lse, dout, dlse, run: Run, gated: Gated | None
 
 def key_tile(q: Tensor, v: Tensor, run: Run) -> dict[str, int]:
     """The tile of dk and dv."""
-    return tiles_for("window_dkdv" if run.window else "dkdv", q, v)
+    return tiles_for(row_name("dkdv", run.window), q, v)
 
 
 def flash_key_gradients(q, k, v, dout, row_lse, row_delta, run: Run) -> tuple[Tensor, Tensor]:

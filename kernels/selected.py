@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 
 from kernels.boxes import load_box, load_group, rows_of_a_box
-from kernels.tile import LOG2E, finish, fold_in, load_gate, load_rows, row_offsets, store_rows
+from kernels.tile import (
+    LOG2E,
+    finish,
+    fold_in,
+    load_gate,
+    load_rows,
+    number_offsets,
+    row_offsets,
+    store_rows,
+)
 
 
 @triton.jit
@@ -37,20 +46,21 @@ def selected_forward(
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
 ):
     b, g = tl.program_id(1) // G, tl.program_id(1) % G
-    token, head, real = rows_of_a_box(tl.program_id(0) * U, T, R, HEADS, U)
+    first = tl.program_id(0) * U
+    token, head, real = rows_of_a_box(first, T, R, HEADS, U)
     t = start + token
     tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
 
-    q_tile = load_group(q, q_strides, b, g, tl.program_id(0) * U, T, R, HEADS, U, D, DP, False)
+    q_tile = load_group(q, q_strides, b, g * R, first, head, token, real, D, DP, False)
     m = tl.full([HEADS * U], -float("inf"), tl.float32)
     total, o = tl.zeros([HEADS * U], tl.float32), tl.zeros([HEADS * U, DVP], tl.float32)
     for e in range(tl.load(counts + tile)):
-        first, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
-        k_tile, v_tile = load_box(k, b, g, first, N, DP), load_box(v, b, g, first, N, DVP)
+        key, visible = read_entry(entries, tile * U * n + e, token, real, t, U, SELECT, N)
+        k_tile, v_tile = load_box(k, b, g, key, N, DP), load_box(v, b, g, key, N, DVP)
         m, total, o = fold_in(q_tile, k_tile, v_tile, visible, scale * LOG2E, m, total, o)
     o, row_lse = finish(m, total, o)
     to = row_offsets(out_strides, b, g * R + head, token)
-    at = ((b.to(tl.int64) * G + g) * R + head) * T + token
+    at = number_offsets(b, g, head, token, G, T, R)
     store_rows(out, to, o, real, DV, DVP)
     tl.store(lse + at, row_lse, mask=real)
     if gates is not None:  # Eq. 5, with the outputs of the compressed branch and of the window

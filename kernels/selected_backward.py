@@ -22,6 +22,7 @@ from kernels.tile import (
     LOG2E,
     add_rows,
     load_rows,
+    number_offsets,
     prepare_gradient,
     row_offsets,
     score_gradient,
@@ -49,10 +50,11 @@ def selected_dq(
     t = start + token
     tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
 
-    q_tile = load_group(q, q_strides, b, g, first, T, R, HEADS, U, D, DP, HOLD)
-    do_tile = load_group(dout, dout_strides, b, g, first, T, R, HEADS, U, DV, DVP, HOLD)
-    o_tile = load_group(out, out_strides, b, g, first, T, R, HEADS, U, DV, DVP, False)
-    at = ((b.to(tl.int64) * G + g) * R + head) * T + token
+    q_tile = load_group(q, q_strides, b, g * R, first, head, token, real, D, DP, HOLD)
+    do_tile = load_group(
+        dout, dout_strides, b, g * R, first, head, token, real, DV, DVP, HOLD)
+    o_tile = load_group(out, out_strides, b, g * R, first, head, token, real, DV, DVP, False)
+    at = number_offsets(b, g, head, token, G, T, R)
     by_row = (tl.program_id(1).to(tl.int64) * T + token) * ROW_HEADS + head
     log_sum, delta, gate = prepare_gradient(
         o_tile, do_tile, lse, None, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH)

@@ -19,16 +19,17 @@ def row_offsets(strides, b, head, token):
 
 
 @triton.jit
+def number_offsets(b, g, head, token, G, T, R: tl.constexpr):
+    """Where the numbers of a group's rows lie in a contiguous (B, H, T) tensor; 64 bits."""
+    return ((b.to(tl.int64) * G + g) * R + head) * T + token
+
+
+@triton.jit
 def load_rows(x, offsets, real, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """A (rows, PADDED) tile of x: 0 outside WIDTH and, unless `real` is None, in unreal rows."""
+    """A (rows, PADDED) tile of x: 0 outside WIDTH and in unreal rows."""
     column = tl.arange(0, PADDED)
     at = x + offsets[:, None] + column[None, :]
-    if real is not None:
-        return tl.load(at, mask=real[:, None] & (column < WIDTH)[None, :], other=0.0)
-    elif WIDTH == PADDED:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=(column < WIDTH)[None, :], other=0.0)
+    return tl.load(at, mask=real[:, None] & (column < WIDTH)[None, :], other=0.0)
 
 
 @triton.jit

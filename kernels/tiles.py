@@ -11,7 +11,7 @@ import triton
 # tokens; FLOAT32 was only made to fit.
 HALF = {  # half precision, keys and values up to 128 wide
     "forward": dict(M=128, N=128, num_warps=8, num_stages=3, HOLD=False),
-    "window": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=True),  # small edges waste less
+    "window_forward": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=True),  # edges waste less
     "dq": dict(M=64, N=64, num_warps=4, num_stages=3, HOLD=True),
     "window_dq": dict(M=64, N=64, num_warps=4, num_stages=3, HOLD=True),
     "dkdv": dict(M=64, N=64, num_warps=4, num_stages=2, HOLD=False),  # two programs overlap
@@ -23,7 +23,7 @@ HALF = {  # half precision, keys and values up to 128 wide
 }
 WIDE = {  # half precision, wider than 128: 256 columns in memory and registers
     "forward": dict(M=128, N=64, num_warps=8, num_stages=3, HOLD=False),
-    "window": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=False),
+    "window_forward": dict(M=64, N=32, num_warps=4, num_stages=3, HOLD=False),
     "dq": dict(M=64, N=32, num_warps=4, num_stages=2, HOLD=False),
     "window_dq": dict(M=64, N=32, num_warps=4, num_stages=2, HOLD=False),
     "dkdv": dict(M=64, N=128, num_warps=8, num_stages=2, HOLD=False),
@@ -35,7 +35,7 @@ WIDE = {  # half precision, wider than 128: 256 columns in memory and registers
 }
 FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
     "forward": dict(M=64, N=32, num_warps=4, num_stages=1, HOLD=False),
-    "window": dict(M=64, N=32, num_warps=4, num_stages=1, HOLD=False),
+    "window_forward": dict(M=64, N=32, num_warps=4, num_stages=1, HOLD=False),
     "dq": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
     "window_dq": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
     "dkdv": dict(M=32, N=32, num_warps=4, num_stages=1, HOLD=False),
@@ -53,6 +53,11 @@ def tiles(kernel: str, width: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return dict(FLOAT32[kernel])
     return dict((WIDE if width > 128 else HALF)[kernel])
+
+
+def row_name(kernel: str, window: int | None) -> str:
+    """The row of a kernel that walks along a run of keys: a window has rows of its own."""
+    return kernel if window is None else f"window_{kernel}"
 
 
 def fitting(tile: dict[str, int], kept: int, each: int) -> dict[str, int]:

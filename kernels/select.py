@@ -31,7 +31,7 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.flash import may_read
-from kernels.tile import LOG2E, load_lse, load_rows, number_offsets, row_offsets
+from kernels.tile import LOG2E, load_lse, load_rows, row_offsets
 from kernels.tiles import padded, tiles
 
 
@@ -56,7 +56,7 @@ def block_scores(
     k_tile = load_rows(k, row_offsets(k_strides, b, g, key), inside, D, DP)
     for r in range(R):
         q_tile = load_box(q, b, g * R + r, tl.program_id(1) * M, M, DP)
-        at = number_offsets(b, g, r, token, G, T, R)
+        at = (b.to(tl.int64) * G * R + g * R + r) * T + token
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         total += tl.exp2(s * (scale * LOG2E) - load_lse(lse, at, real)[:, None])
     total = tl.where(visible, total, 0.0)  # Eq. 10 is a sum of probabilities

@@ -254,7 +254,8 @@ def selected_gradients(
     selected_dq[(route[1].shape[2], k.shape[0] * k.shape[1])](
         group_box(q, *size, tile), box(k, 1, N), box(v, 1, N), *route, out,
         group_box(dout, *size, tile), lse, *gates, row_lse, row_delta, dq, q.stride(), out.stride(),
-        dout.stride(), dq.stride(), *numbers, **sizes, **walk, **tile, **options, ROW_HEADS=heads,
+        dout.stride(), dq.stride(), row_lse.stride(0), *numbers, **sizes, **walk, **tile, **options,
+        ROW_HEADS=heads,
     )
     return dq, *selected_key_gradients(q, k, v, ids, dout, row_lse, row_delta, blocks)
 

@@ -16,7 +16,7 @@ ROW_HEADS, as its own HEADS may be smaller.
 import triton
 import triton.language as tl
 
-from kernels.boxes import hold, load_box, load_group, rows_of_a_box
+from kernels.boxes import hold, load_box, load_group, place_in_boxes, rows_of_a_box
 from kernels.selected import read_entry
 from kernels.tile import (
     LOG2E,
@@ -38,7 +38,7 @@ USES = tl.constexpr(2)
 @triton.jit
 def selected_dq(
     q, k, v, entries, counts, out, dout, lse, gates, dgates, row_lse, row_delta, dq,
-    q_strides, out_strides, dout_strides, dq_strides, G, T, start, scale,
+    q_strides, out_strides, dout_strides, dq_strides, row_stride, G, T, start, scale,
     R: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
     n: tl.constexpr, SELECT: tl.constexpr, U: tl.constexpr, HEADS: tl.constexpr, N: tl.constexpr,
     HOLD: tl.constexpr, ROW_HEADS: tl.constexpr, BRANCH: tl.constexpr, ADD: tl.constexpr,
@@ -55,7 +55,7 @@ def selected_dq(
         dout, dout_strides, b, g * R, first, head, token, real, DV, DVP, HOLD)
     o_tile = load_group(out, out_strides, b, g * R, first, head, token, real, DV, DVP, False)
     at = number_offsets(b, g, head, token, G, T, R)
-    by_row = (tl.program_id(1).to(tl.int64) * T + token) * ROW_HEADS + head
+    by_row = tl.program_id(1).to(tl.int64) * row_stride + place_in_boxes(token, head, ROW_HEADS, 1)
     log_sum, delta, gate = prepare_gradient(
         o_tile, do_tile, lse, None, gates, dgates, row_lse, row_delta, at, by_row, real, BRANCH)
     dq_tile = tl.zeros([HEADS * U, DP], tl.float32)

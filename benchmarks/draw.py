@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from benchmarks import roofline
 from benchmarks.bench import KEEP, OUR_DENSE, RESULTS
 from benchmarks.cases import CONFIGS
-from nsa_lite import NSAConfig, plots
+from nsa_lite import NSAConfig
+from nsa_lite.show import plots
 
 LINES = {  # (name, ids) -> label, colour, dashes, marker
     ("FlashAttention-2", "random"): ("FlashAttention-2", "#000000", "--", "s"),

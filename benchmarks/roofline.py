@@ -26,11 +26,11 @@ from kernels.launch import box_sides, token_walk, walk_sizes
 from kernels.routes import CHUNK
 from kernels.select import blocks_in_a_tile
 from kernels.tiles import padded, row_name, tiles
-from nsa_lite import plots
 from nsa_lite.blocks import num_compressed, num_select_blocks
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
 from nsa_lite.cost import sequence_cost
+from nsa_lite.show import plots
 
 # What a device gives at most: operations a second in bf16 matrix products, bytes a second.
 H100 = {

@@ -162,8 +162,11 @@ def _is_the_stubs(error: BaseException) -> bool:
 
 def _raised(error: BaseException) -> str:
     """ "ValueError: text (line 3: the learner's line)"."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__)
-              if f.line and not f.filename.startswith(OURS) and "site-packages" not in f.filename]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.line and not f.filename.startswith(OURS) and "site-packages" not in f.filename
+    ]
     try:
         text = f": {error}" if str(error) else ""
     except Exception:  # an error whose text is an error

@@ -35,8 +35,11 @@ def form(got: object, expected: object) -> str | None:
 def wrong_value(got: object, expected: object, axes: Axes = ()) -> str | None:
     """Where a value of the right form is wrong first."""
     if isinstance(expected, tuple):
-        names = axes if isinstance(axes, dict) else {f"result {n + 1}": () for n in
-                                                     range(len(expected))}
+        names = (
+            axes
+            if isinstance(axes, dict)
+            else {f"result {n + 1}": () for n in range(len(expected))}
+        )
         for (name, its_axes), one, other in zip(names.items(), got, expected, strict=True):
             if said := wrong_value(one, other, its_axes):
                 return f"{name}: {said}"

@@ -44,6 +44,7 @@ class World:
 
 def world(generator: torch.Generator) -> World:
     """A sequence of topics and facts, and questions about both."""
+
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
@@ -137,8 +138,13 @@ def votes(products: Tensor) -> Tensor:
     return (products * WIDTH**-0.5).softmax(-1).sum(0)
 
 
-RULES = {"random": Random, "most recent": MostRecent, "block means": BlockMeans,
-         "compressed importance": Importance, "minimum and maximum": MinAndMax}
+RULES = {
+    "random": Random,
+    "most recent": MostRecent,
+    "block means": BlockMeans,
+    "compressed importance": Importance,
+    "minimum and maximum": MinAndMax,
+}
 
 
 # --- the game ---
@@ -167,8 +173,10 @@ def play(rule, sequences: list[World], budgets=BUDGETS) -> dict[int, tuple[float
             for budget in budgets:
                 ids = choose(score, own, 0 if rule is None else kept.shape[1], budget)
                 found[budget].append((float(w.mass[i, ids].sum()), int(w.answer[i]) in ids))
-    return {budget: tuple(torch.tensor(x, dtype=torch.float64).mean(0).tolist())
-            for budget, x in found.items()}
+    return {
+        budget: tuple(torch.tensor(x, dtype=torch.float64).mean(0).tolist())
+        for budget, x in found.items()
+    }
 
 
 def board(rules: dict[str, type]) -> None:

@@ -81,9 +81,14 @@ def run(nb: NotebookNode, strict: bool, allow_errors: bool = False) -> NotebookN
     """
     nb = copy.deepcopy(nb)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NSA_LITE_STRICT": str(int(strict))}
-    client = NotebookClient(nb, timeout=120, record_timing=False, allow_errors=allow_errors,
-                            resources={"metadata": {"path": str(ROOT)}},
-                            interrupt_on_timeout=allow_errors)
+    client = NotebookClient(
+        nb,
+        timeout=120,
+        record_timing=False,
+        allow_errors=allow_errors,
+        resources={"metadata": {"path": str(ROOT)}},
+        interrupt_on_timeout=allow_errors,
+    )
     client.execute(env=environment)
     return nb
 
@@ -115,8 +120,11 @@ def packed(number: str) -> dict[str, bytes]:
     for pattern in ("exercises/*.py", "nsa_lite/*.py", "kernels/*.py", f"exercises/{number}_*/*.*"):
         paths += sorted(ROOT.glob(pattern))
     hidden = {*FOR_TEACHERS, solutions(number).name}
-    files = {path.relative_to(ROOT).as_posix(): path.read_bytes()
-             for path in paths if path.name not in hidden}
+    files = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for path in paths
+        if path.name not in hidden
+    }
     notebook = exercises(number).relative_to(ROOT).as_posix()
     readme = PACK_README.format(number=number, notebook=notebook)
     return {"README.md": readme.encode(), **files}
@@ -128,8 +136,9 @@ def pack(number: str, target: Path = ROOT / "build") -> Path:
     path = target / f"exercises_{number}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in packed(number).items():
-            archive.writestr(zipfile.ZipInfo(f"exercises_{number}/{name}"), content,
-                             zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(f"exercises_{number}/{name}"), content, zipfile.ZIP_DEFLATED
+            )
     return path
 
 

@@ -13,8 +13,22 @@ from nsa_lite.selection import (
 )
 
 __all__ = [
-    "ATTENTIONS", "BRANCHES", "DecoderLM", "DenseAttention", "ModelConfig", "NSAConfig",
-    "NSAttention", "Phi", "Trace", "block_importance", "choose_blocks", "compressed_attention",
-    "dense_attention", "gated_sum", "generate", "select_blocks", "selected_attention",
+    "ATTENTIONS",
+    "BRANCHES",
+    "DecoderLM",
+    "DenseAttention",
+    "ModelConfig",
+    "NSAConfig",
+    "NSAttention",
+    "Phi",
+    "Trace",
+    "block_importance",
+    "choose_blocks",
+    "compressed_attention",
+    "dense_attention",
+    "gated_sum",
+    "generate",
+    "select_blocks",
+    "selected_attention",
     "window_attention",
 ]

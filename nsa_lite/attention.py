@@ -60,8 +60,13 @@ def attention_probabilities(
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, *,
-    window: int | None = None, scale: float | None = None, start: int = 0,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    start: int = 0,
 ) -> Tensor:
     """Causal attention to the last `window` keys, the query's own included; None is dense.
 

@@ -50,15 +50,13 @@ def require_queries_and_keys(q: Tensor, k: Tensor) -> None:
     require_float_tensor("k", k, "B, G, S, D")
     require_alike("k", k, "q", q)
     require(
-        min(q.shape) >= 1, "q.shape", tuple(q.shape),
+        min(q.shape) >= 1,
+        "q.shape",
+        tuple(q.shape),
         "must hold at least one query, and no axis may be empty",
     )
-    require(
-        k.shape[0] == q.shape[0], "k.shape", tuple(k.shape), f"batch must be q's, {q.shape[0]}"
-    )
-    require(
-        k.shape[3] == q.shape[3], "k.shape", tuple(k.shape), f"width must be q's, {q.shape[3]}"
-    )
+    require(k.shape[0] == q.shape[0], "k.shape", tuple(k.shape), f"batch must be q's, {q.shape[0]}")
+    require(k.shape[3] == q.shape[3], "k.shape", tuple(k.shape), f"width must be q's, {q.shape[3]}")
     heads, groups = q.shape[1], k.shape[1]
     require(
         groups >= 1 and heads % groups == 0,

@@ -30,8 +30,9 @@ class Phi(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require_float_tensor("x", x, "B, G, T, D")
-        require(x.shape[3] == self.width, "x.shape", tuple(x.shape),
-                f"its width must be {self.width}")
+        require(
+            x.shape[3] == self.width, "x.shape", tuple(x.shape), f"its width must be {self.width}"
+        )
         blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
         summary = self.mlp((blocks + self.position).flatten(-2))
         return summary + blocks.mean(-2) if self.kind == "mean+mlp" else summary
@@ -49,8 +50,14 @@ def split_blocks(x: Tensor, block_size: int, stride: int) -> Tensor:
 
 
 def compressed_attention(
-    q: Tensor, k: Tensor, v: Tensor, *,
-    block_size: int, stride: int, scale: float | None = None, start: int = 0,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_size: int,
+    stride: int,
+    scale: float | None = None,
+    start: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
 

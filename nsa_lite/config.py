@@ -40,10 +40,18 @@ class NSAConfig:
 
     def _check_rules(self) -> None:
         l, d, l_sel = self.block_size, self.stride, self.select_block_size  # noqa: E741
-        require(self.heads % self.kv_heads == 0, "heads", self.heads,
-                f"must be a multiple of kv_heads = {self.kv_heads}")
-        require(self.head_dim % 2 == 0, "head_dim", self.head_dim,
-                "must be even: rotary encoding turns pairs")
+        require(
+            self.heads % self.kv_heads == 0,
+            "heads",
+            self.heads,
+            f"must be a multiple of kv_heads = {self.kv_heads}",
+        )
+        require(
+            self.head_dim % 2 == 0,
+            "head_dim",
+            self.head_dim,
+            "must be even: rotary encoding turns pairs",
+        )
         require_geometry(l, d, l_sel)
         require_counts(self.num_selected, self.num_initial, self.num_local)
 
@@ -55,8 +63,18 @@ class NSAConfig:
     @classmethod
     def small(cls, **changes: int | str) -> "NSAConfig":
         """A layer small enough to print and to train on a laptop; `changes` override fields."""
-        sizes = dict(dim=64, heads=4, kv_heads=2, head_dim=16, value_dim=16, block_size=8,
-                     stride=4, select_block_size=8, num_selected=5, window=16)
+        sizes = dict(
+            dim=64,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            value_dim=16,
+            block_size=8,
+            stride=4,
+            select_block_size=8,
+            num_selected=5,
+            window=16,
+        )
         return cls(**{**sizes, **changes})
 
     def as_dict(self) -> dict[str, int | str]:
@@ -72,10 +90,18 @@ def require_geometry(block_size: int, stride: int, select_block_size: int | None
     if select_block_size is None:
         return
     require_int("select_block_size", select_block_size, at_least=1)
-    require(select_block_size % stride == 0, "select_block_size", select_block_size,
-            f"must be a multiple of stride = {stride}")
-    require(block_size <= select_block_size, "block_size", block_size,
-            f"must not exceed select_block_size = {select_block_size}")
+    require(
+        select_block_size % stride == 0,
+        "select_block_size",
+        select_block_size,
+        f"must be a multiple of stride = {stride}",
+    )
+    require(
+        block_size <= select_block_size,
+        "block_size",
+        block_size,
+        f"must not exceed select_block_size = {select_block_size}",
+    )
 
 
 def require_counts(num_selected: int, num_initial: int, num_local: int) -> None:
@@ -83,5 +109,9 @@ def require_counts(num_selected: int, num_initial: int, num_local: int) -> None:
     require_int("num_selected", num_selected, at_least=1)
     require_int("num_initial", num_initial, at_least=0)
     require_int("num_local", num_local, at_least=0)
-    require(num_selected >= num_initial + num_local, "num_selected", num_selected,
-            f"must be at least num_initial + num_local = {num_initial + num_local}")
+    require(
+        num_selected >= num_initial + num_local,
+        "num_selected",
+        num_selected,
+        f"must be at least num_initial + num_local = {num_initial + num_local}",
+    )

@@ -11,10 +11,10 @@ from nsa_lite.backend import operations
 from nsa_lite.checks import require, require_alike, require_float_tensor, require_int
 from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
+from nsa_lite.rivals.rules import Choice, Known
+from nsa_lite.rivals.taught import ROUTINGS, scaled_selected_attention
 from nsa_lite.rope import rotate
-from nsa_lite.routing import Choice, Known
 from nsa_lite.selection import block_importance, compressed_probabilities
-from nsa_lite.selectors import ROUTINGS, scaled_selected_attention
 
 BRANCHES = ("compressed", "selected", "window")
 Cache = dict[str, Tensor]
@@ -48,7 +48,10 @@ class NSAttention(nn.Module):
     """
 
     def __init__(
-        self, config: NSAConfig, backend: str = "auto", routing: str = "importance",
+        self,
+        config: NSAConfig,
+        backend: str = "auto",
+        routing: str = "importance",
         closed: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -76,7 +79,10 @@ class NSAttention(nn.Module):
         self.auxiliary_loss: Tensor | None = None  # of the newest pass, where its rule has one
 
     def forward(
-        self, x: Tensor, cache: Cache | None = None, return_trace: bool = False,
+        self,
+        x: Tensor,
+        cache: Cache | None = None,
+        return_trace: bool = False,
         last: int | None = None,
     ) -> Tensor | tuple[Tensor, Trace]:
         require_input(x, self.query.weight)
@@ -99,14 +105,15 @@ class NSAttention(nn.Module):
         if self.routing == "importance" and not return_trace and hasattr(ops, "nsa_attention"):
             self.auxiliary_loss = None
             mixed = ops.nsa_attention(  # the lines below as one function, for the kernels' speed
-                q, short, raw["selected"], raw["window"], gates, **self._sizes(), start=start)
+                q, short, raw["selected"], raw["window"], gates, **self._sizes(), start=start
+            )
             return self.output(mixed.transpose(1, 2).flatten(2))
         out_c, lse = ops.compressed_attention(
             q, *short, block_size=c.block_size, stride=c.stride, start=start
         )
-        choice = self._choose(Known(
-            c, ops, seen, q, short[0], lse, raw["selected"][0], start, self.training
-        ))
+        choice = self._choose(
+            Known(c, ops, seen, q, short[0], lse, raw["selected"][0], start, self.training)
+        )
         out_s = self._read(ops, q, raw["selected"], choice, start)
         out_w = ops.window_attention(q, *raw["window"], window=c.window, start=start)
 
@@ -119,9 +126,15 @@ class NSAttention(nn.Module):
 
     def _sizes(self) -> dict[str, int]:
         c = self.config
-        return dict(block_size=c.block_size, stride=c.stride, select_block_size=c.select_block_size,
-                    num_selected=c.num_selected, num_initial=c.num_initial,
-                    num_local=c.num_local, window_size=c.window)
+        return dict(
+            block_size=c.block_size,
+            stride=c.stride,
+            select_block_size=c.select_block_size,
+            num_selected=c.num_selected,
+            num_initial=c.num_initial,
+            num_local=c.num_local,
+            window_size=c.window,
+        )
 
     def _choose(self, known: Known) -> Choice:
         rule = ROUTINGS[self.routing]  # looked up anew: a trained layer may be given another one
@@ -171,8 +184,12 @@ def require_input(x: Tensor, weight: Tensor) -> None:
     """Raise unless x is (B, T, C), not empty, and fits a layer's first weight (..., C)."""
     require_float_tensor("x", x, "B, T, C")
     require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
-    require(x.shape[2] == weight.shape[1], "x.shape", tuple(x.shape),
-            f"C must be config.dim = {weight.shape[1]}")
+    require(
+        x.shape[2] == weight.shape[1],
+        "x.shape",
+        tuple(x.shape),
+        f"C must be config.dim = {weight.shape[1]}",
+    )
     if not torch.is_autocast_enabled(weight.device.type):  # autocast mixes dtypes on purpose
         require_alike("x", x, "weight", weight)
 
@@ -240,9 +257,7 @@ class DenseAttention(nn.Module):
         self.value = nn.Linear(config.dim, config.kv_heads * config.value_dim, bias=False)
         self.output = nn.Linear(config.heads * config.value_dim, config.dim, bias=False)
 
-    def forward(
-        self, x: Tensor, cache: Cache | None = None, last: int | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, last: int | None = None) -> Tensor:
         require_input(x, self.query.weight)
         if self.instead is not None:
             return newest(self._read_by(self.instead, x, cache), 0, last)[0]

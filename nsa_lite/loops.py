@@ -34,7 +34,9 @@ def window_attention(
             for t in range(length):
                 first = 0 if window is None else max(0, t - window + 1)
                 out[b, h, t], _ = softmax_rows(
-                    q[b, h, t], k[b, g, first : t + 1], v[b, g, first : t + 1],
+                    q[b, h, t],
+                    k[b, g, first : t + 1],
+                    v[b, g, first : t + 1],
                     scale_of(scale, width),
                 )
     return out
@@ -59,8 +61,14 @@ def compressed_attention(
 
 
 def block_importance(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, select_block_size: int, scale: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    scale: float | None = None,
 ) -> Tensor:
     """Every token of an overlap hands 1/d of the compressed block's probability on (Eq. 8-10)."""
     batch, heads, length, width = q.shape
@@ -81,8 +89,12 @@ def block_importance(
 
 
 def choose_blocks(
-    score: Tensor, *,
-    select_block_size: int, num_selected: int, num_initial: int = 1, num_local: int = 2,
+    score: Tensor,
+    *,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int = 1,
+    num_local: int = 2,
 ) -> Tensor:
     """Forced blocks first, then the best of the rest, one block at a time (Eq. 11)."""
     batch, groups, length, _ = score.shape
@@ -101,20 +113,45 @@ def choose_blocks(
 
 
 def select_blocks(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, select_block_size: int, num_selected: int,
-    num_initial: int = 1, num_local: int = 2, scale: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int = 1,
+    num_local: int = 2,
+    scale: float | None = None,
 ) -> Tensor:
     """Score the blocks, then choose: Eq. 8-11 in two calls."""
-    importance = block_importance(q, k, lse, block_size=block_size, stride=stride,
-                                  select_block_size=select_block_size, scale=scale)
-    return choose_blocks(importance, select_block_size=select_block_size,
-                         num_selected=num_selected, num_initial=num_initial, num_local=num_local)
+    importance = block_importance(
+        q,
+        k,
+        lse,
+        block_size=block_size,
+        stride=stride,
+        select_block_size=select_block_size,
+        scale=scale,
+    )
+    return choose_blocks(
+        importance,
+        select_block_size=select_block_size,
+        num_selected=num_selected,
+        num_initial=num_initial,
+        num_local=num_local,
+    )
 
 
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, *,
-    select_block_size: int, scale: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    *,
+    select_block_size: int,
+    scale: float | None = None,
 ) -> Tensor:
     """Query t reads the tokens of its group's chosen blocks, none after t (Eq. 12)."""
     batch, heads, length, width = q.shape
@@ -125,8 +162,10 @@ def selected_attention(
             for t in range(length):
                 tokens = [
                     s
-                    for j in ids[b, g, t].tolist() if j >= 0
-                    for s in range(j * select_block_size, (j + 1) * select_block_size) if s <= t
+                    for j in ids[b, g, t].tolist()
+                    if j >= 0
+                    for s in range(j * select_block_size, (j + 1) * select_block_size)
+                    if s <= t
                 ]
                 out[b, h, t], _ = softmax_rows(
                     q[b, h, t], k[b, g, tokens], v[b, g, tokens], scale_of(scale, width)

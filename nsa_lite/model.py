@@ -39,8 +39,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_int("vocab_size", self.vocab_size, at_least=1)
         require_int("layers", self.layers, at_least=1)
-        require(self.attention in ATTENTIONS, "attention", repr(self.attention),
-                f"must be one of {list(ATTENTIONS)}")
+        require(
+            self.attention in ATTENTIONS,
+            "attention",
+            repr(self.attention),
+            f"must be one of {list(ATTENTIONS)}",
+        )
         if not isinstance(self.nsa, NSAConfig):
             raise TypeError(f"nsa: must be an NSAConfig, got {type(self.nsa).__name__}")
 
@@ -60,7 +64,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(
-        self, x: Tensor, cache: Cache | None = None, traces: list | None = None,
+        self,
+        x: Tensor,
+        cache: Cache | None = None,
+        traces: list | None = None,
         last: int | None = None,
     ) -> Tensor:
         h = self.norm_attention(x)
@@ -92,13 +99,20 @@ class DecoderLM(nn.Module):
         self.unembedding = nn.Linear(config.nsa.dim, config.vocab_size, bias=False)
 
     def forward(
-        self, tokens: Tensor, caches: list[Cache] | None = None, return_traces: bool = False,
+        self,
+        tokens: Tensor,
+        caches: list[Cache] | None = None,
+        return_traces: bool = False,
         last: int | None = None,
     ) -> Tensor | tuple[Tensor, list[Trace]]:
         self._check_tokens(tokens)
         if caches is not None:
-            require(len(caches) == len(self.blocks), "len(caches)", len(caches),
-                    f"must hold one for each of {len(self.blocks)} layers")
+            require(
+                len(caches) == len(self.blocks),
+                "len(caches)",
+                len(caches),
+                f"must hold one for each of {len(self.blocks)} layers",
+            )
         traces = [] if return_traces else None
         x = self.embedding(tokens)
         x = x.sum(dim=2) if tokens.dim() == 3 else x
@@ -121,12 +135,20 @@ class DecoderLM(nn.Module):
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
             got = getattr(tokens, "dtype", type(tokens).__name__)
             raise TypeError(f"tokens: must be an int64 tensor (B, T), got {got}")
-        require(tokens.dim() in (2, 3) and tokens.shape[1] >= 1, "tokens.shape",
-                tuple(tokens.shape), "must be (B, T) or (B, T, S) with at least one token")
+        require(
+            tokens.dim() in (2, 3) and tokens.shape[1] >= 1,
+            "tokens.shape",
+            tuple(tokens.shape),
+            "must be (B, T) or (B, T, S) with at least one token",
+        )
         if tokens.numel():
             low, high = int(tokens.min()), int(tokens.max())
-            require(low >= 0 and high < self.config.vocab_size, "tokens", f"{low} .. {high}",
-                    f"must lie in 0 .. vocab_size - 1 = {self.config.vocab_size - 1}")
+            require(
+                low >= 0 and high < self.config.vocab_size,
+                "tokens",
+                f"{low} .. {high}",
+                f"must lie in 0 .. vocab_size - 1 = {self.config.vocab_size - 1}",
+            )
 
 
 @torch.no_grad()

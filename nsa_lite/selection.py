@@ -27,8 +27,14 @@ from nsa_lite.config import require_counts, require_geometry
 
 @torch.no_grad()
 def compressed_probabilities(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, scale: float | None = None, start: int = 0,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    block_size: int,
+    stride: int,
+    scale: float | None = None,
+    start: int = 0,
 ) -> Tensor:
     """The compressed branch's softmax again, from its log-sum-exp: p = exp(s - lse) (Eq. 8).
 
@@ -45,9 +51,15 @@ def compressed_probabilities(
 
 @torch.no_grad()
 def block_importance(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, select_block_size: int,
-    scale: float | None = None, start: int = 0,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    scale: float | None = None,
+    start: int = 0,
 ) -> Tensor:
     """How much each selection block matters to each query and group (Eq. 8-10); no gradient.
 
@@ -69,8 +81,12 @@ def block_importance(
 
 @torch.no_grad()
 def choose_blocks(
-    score: Tensor, *,
-    select_block_size: int, num_selected: int, num_initial: int = 1, num_local: int = 2,
+    score: Tensor,
+    *,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int = 1,
+    num_local: int = 2,
     start: int = 0,
 ) -> Tensor:
     """The n best legal blocks of each query, forced ones first, whatever made the score (Eq. 11).
@@ -97,9 +113,18 @@ def choose_blocks(
 
 
 def select_blocks(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, select_block_size: int, num_selected: int,
-    num_initial: int = 1, num_local: int = 2, scale: float | None = None, start: int = 0,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int = 1,
+    num_local: int = 2,
+    scale: float | None = None,
+    start: int = 0,
 ) -> Tensor:
     """The selection blocks each query reads, one set per group of heads (Eq. 8-11).
 
@@ -108,18 +133,34 @@ def select_blocks(
     Errors: ValueError or TypeError that names the argument.
     """
     importance = block_importance(
-        q, k, lse, block_size=block_size, stride=stride, select_block_size=select_block_size,
-        scale=scale, start=start,
+        q,
+        k,
+        lse,
+        block_size=block_size,
+        stride=stride,
+        select_block_size=select_block_size,
+        scale=scale,
+        start=start,
     )
     return choose_blocks(
-        importance, select_block_size=select_block_size, num_selected=num_selected,
-        num_initial=num_initial, num_local=num_local, start=start,
+        importance,
+        select_block_size=select_block_size,
+        num_selected=num_selected,
+        num_initial=num_initial,
+        num_local=num_local,
+        start=start,
     )
 
 
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, *,
-    select_block_size: int, scale: float | None = None, start: int = 0,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    *,
+    select_block_size: int,
+    scale: float | None = None,
+    start: int = 0,
 ) -> Tensor:
     """Attention to the raw tokens of the selected blocks, causal inside the own block (Eq. 12).
 
@@ -136,7 +177,12 @@ def selected_attention(
 
 
 def attend_to_blocks(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, scale: float | Tensor, select_block_size: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    scale: float | Tensor,
+    select_block_size: int,
     start: int,
 ) -> Tensor:
     """selected_attention without its checks; the scale may differ from key to key.
@@ -179,8 +225,12 @@ def selected_mask(ids: Tensor, positions: Tensor, select_block_size: int) -> Ten
 
 def _require_lse(lse: Tensor, q: Tensor) -> None:
     require_float_tensor("lse", lse, "B, H, T")
-    require(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape),
-            f"must be (B, H, T) = {tuple(q.shape[:3])}")
+    require(
+        lse.shape == q.shape[:3],
+        "lse.shape",
+        tuple(lse.shape),
+        f"must be (B, H, T) = {tuple(q.shape[:3])}",
+    )
     require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
@@ -189,8 +239,12 @@ def _require_score(score: Tensor, select_block_size: int, start: int) -> None:
     shape, last = tuple(score.shape), start + score.shape[2]
     require(shape[2] >= 1, "score.shape", shape, "must hold at least one query")
     blocks = num_select_blocks(last, select_block_size)
-    require(shape[3] == blocks, "score.shape", shape,
-            f"{last} tokens lie in {blocks} blocks of {select_block_size}")
+    require(
+        shape[3] == blocks,
+        "score.shape",
+        shape,
+        f"{last} tokens lie in {blocks} blocks of {select_block_size}",
+    )
 
 
 def _require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, start: int) -> None:
@@ -198,11 +252,19 @@ def _require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, star
         got = getattr(ids, "dtype", type(ids).__name__)
         raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
     expected = (k.shape[0], k.shape[1], q.shape[2])
-    require(ids.dim() == 4 and ids.shape[:3] == expected, "ids.shape", tuple(ids.shape),
-            f"must be (B, G, T, n) with (B, G, T) = {expected}")
+    require(
+        ids.dim() == 4 and ids.shape[:3] == expected,
+        "ids.shape",
+        tuple(ids.shape),
+        f"must be (B, G, T, n) with (B, G, T) = {expected}",
+    )
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
     if ids.numel():
         last = num_select_blocks(start + q.shape[2], select_block_size) - 1
         low, high = int(ids.min()), int(ids.max())
-        require(low >= -1 and high <= last, "ids", f"{low} .. {high}",
-                f"must lie in -1 .. {last}, the blocks of this sequence")
+        require(
+            low >= -1 and high <= last,
+            "ids",
+            f"{low} .. {high}",
+            f"must lie in -1 .. {last}, the blocks of this sequence",
+        )

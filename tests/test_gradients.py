@@ -15,11 +15,21 @@ from nsa_lite import (
     selected_attention,
     window_attention,
 )
-from nsa_lite.routing import Choice
-from nsa_lite.selectors import ROUTINGS
+from nsa_lite.rivals.rules import Choice
+from nsa_lite.rivals.taught import ROUTINGS
 
-TINY = NSAConfig(dim=4, heads=2, kv_heads=1, head_dim=2, value_dim=3, block_size=2, stride=1,
-                 select_block_size=2, num_selected=3, window=3)
+TINY = NSAConfig(
+    dim=4,
+    heads=2,
+    kv_heads=1,
+    head_dim=2,
+    value_dim=3,
+    block_size=2,
+    stride=1,
+    select_block_size=2,
+    num_selected=3,
+    window=3,
+)
 
 
 def leaves(keys, length=9):

@@ -20,11 +20,21 @@ from nsa_lite import (
     loops,
 )
 from nsa_lite.backend import operations
+from nsa_lite.rivals.rules import block_mass
 from nsa_lite.rope import rotate
-from nsa_lite.routing import block_mass
 
-SMALL = NSAConfig(dim=12, heads=4, kv_heads=2, head_dim=4, value_dim=3, block_size=4, stride=2,
-                  select_block_size=4, num_selected=4, window=5)
+SMALL = NSAConfig(
+    dim=12,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    value_dim=3,
+    block_size=4,
+    stride=2,
+    select_block_size=4,
+    num_selected=4,
+    window=5,
+)
 LENGTH = 27  # more than n l' = 16, and a multiple of nothing
 
 
@@ -68,8 +78,9 @@ def heads_of(x, weight, width):
 def test_rope_turns_pairs_as_complex_numbers_do():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 20, 6, dtype=torch.float64)
-    torch.testing.assert_close(rotate(x, torch.arange(20)), turned(x, range(20)),
-                               rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        rotate(x, torch.arange(20)), turned(x, range(20)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_rope_scores_depend_on_the_distance_only():
@@ -167,8 +178,13 @@ def test_the_trace_has_the_shapes_it_promises_and_no_gradient(length):
     assert trace.gates.shape == (2, 4, length, 3)
     assert [out.shape for out in trace.outputs.values()] == [(2, 4, length, 3)] * 3
     assert tuple(trace.outputs) == BRANCHES
-    for tensor in (trace.ids, trace.probabilities, trace.importance, trace.gates,
-                   *trace.outputs.values()):
+    for tensor in (
+        trace.ids,
+        trace.probabilities,
+        trace.importance,
+        trace.gates,
+        *trace.outputs.values(),
+    ):
         assert not tensor.requires_grad
 
 
@@ -239,9 +255,13 @@ def test_the_newest_positions_alone_get_the_same_logits_and_gradients(kind, last
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("last, message", [
-    (0, "last = 0: must be at least 1"), (28, "last = 28: must not exceed the 27 tokens of x"),
-])
+@pytest.mark.parametrize(
+    "last, message",
+    [
+        (0, "last = 0: must be at least 1"),
+        (28, "last = 28: must not exceed the 27 tokens of x"),
+    ],
+)
 def test_more_newest_positions_than_there_are_is_an_error(last, message):
     for kind in ("nsa", "dense"):
         with pytest.raises(ValueError, match=message):

@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
-LONG = "15_train_long_context"  # the one notebook that may train for minutes
+LONG = "16_train"  # the one notebook that may train for minutes
 
 
 class Notebook:
@@ -289,6 +289,7 @@ def small_notebook() -> NotebookNode:
 
 def quickest_notebook() -> NotebookNode:
     """The notebook of the course that says it runs in the fewest seconds."""
+
     def seconds(path: Path) -> int:
         said = re.search(r"runs on a CPU in (\d+) second", Notebook(path).markdown[0])
         return int(said[1]) if said else 10**6

@@ -31,8 +31,11 @@ COUNTS = [
     Wrong("strides counted, not blocks", lambda T, l, d: T // d, "would need token"),
     Wrong("blocks side by side only", lambda T, l, d: T // l, "another whole block fits"),
     Wrong("negative when too short", lambda T, l, d: (T - l) // d + 1, "fewer than 0 blocks"),
-    Wrong("true division", lambda T, l, d: max(0, (T - l) / d + 1),
-          "a float, and an int was asked for"),
+    Wrong(
+        "true division",
+        lambda T, l, d: max(0, (T - l) / d + 1),
+        "a float, and an int was asked for",
+    ),
     Wrong("too short not noticed", lambda T, l, d: max(1, (T - l) // d + 1), "would need token 3"),
 ]
 
@@ -59,6 +62,7 @@ def visible_by_lists(length, count, block_size, stride):
 
 def compare(rule):
     """A mask from a rule on query t (T, 1) and block i (1, N)."""
+
     def answer(length, count, block_size, stride):
         return rule(torch.arange(length)[:, None], torch.arange(count)[None], block_size, stride)
 
@@ -66,23 +70,45 @@ def compare(rule):
 
 
 VISIBLE = [
-    Wrong("seen once it has begun", compare(lambda t, i, l, d: i * d <= t),
-          "comes after the query"),
-    Wrong("one query too early", compare(lambda t, i, l, d: i * d + l - 2 <= t),
-          "comes after the query"),
-    Wrong("one query too late", compare(lambda t, i, l, d: i * d + l <= t),
-          "although it has passed all"),
-    Wrong("strictly before the query", compare(lambda t, i, l, d: i * d + l - 1 < t),
-          "although it has passed all"),
-    Wrong("the stride taken for the size", compare(lambda t, i, l, d: i * d + d - 1 <= t),
-          "comes after the query"),
-    Wrong("the size taken for the stride", compare(lambda t, i, l, d: i * l + l - 1 <= t),
-          "although it has passed all"),
+    Wrong(
+        "seen once it has begun", compare(lambda t, i, l, d: i * d <= t), "comes after the query"
+    ),
+    Wrong(
+        "one query too early",
+        compare(lambda t, i, l, d: i * d + l - 2 <= t),
+        "comes after the query",
+    ),
+    Wrong(
+        "one query too late",
+        compare(lambda t, i, l, d: i * d + l <= t),
+        "although it has passed all",
+    ),
+    Wrong(
+        "strictly before the query",
+        compare(lambda t, i, l, d: i * d + l - 1 < t),
+        "although it has passed all",
+    ),
+    Wrong(
+        "the stride taken for the size",
+        compare(lambda t, i, l, d: i * d + d - 1 <= t),
+        "comes after the query",
+    ),
+    Wrong(
+        "the size taken for the stride",
+        compare(lambda t, i, l, d: i * l + l - 1 <= t),
+        "although it has passed all",
+    ),
     Wrong("transposed", lambda T, N, l, d: visible_by_loops(T, N, l, d).T, "the shape is"),
-    Wrong("numbers, not truths", lambda T, N, l, d: visible_by_loops(T, N, l, d).int(),
-          "bool was asked for"),
-    Wrong("masked, not seen", lambda T, N, l, d: ~visible_by_loops(T, N, l, d),
-          "comes after the query"),
+    Wrong(
+        "numbers, not truths",
+        lambda T, N, l, d: visible_by_loops(T, N, l, d).int(),
+        "bool was asked for",
+    ),
+    Wrong(
+        "masked, not seen",
+        lambda T, N, l, d: ~visible_by_loops(T, N, l, d),
+        "comes after the query",
+    ),
 ]
 
 # --- 02.3 ---
@@ -107,9 +133,14 @@ def summary_in_double(x, position, weight, block_size, stride):
     return torch.stack([x[s : s + block_size].flatten() @ weight for s in starts]) + bias
 
 
-def summaries(change=lambda block: block, position_of=lambda position, i, d: position,
-              step=lambda l, d: d, tail=False):
+def summaries(
+    change=lambda block: block,
+    position_of=lambda position, i, d: position,
+    step=lambda l, d: d,
+    tail=False,
+):
     """The right answer with one step changed."""
+
     def answer(x, position, weight, block_size, stride):
         if tail:
             x = F.pad(x, (0, 0, 0, -(len(x) - block_size) % stride))
@@ -127,23 +158,35 @@ def mean_then_repeat(block):
 
 
 SUMMARIES = [
-    Wrong("no position encoding", summaries(position_of=lambda p, i, d: torch.zeros_like(p)),
-          "position encoding is missing"),
-    Wrong("flattened channel by channel", summaries(lambda block: block.T.contiguous()),
-          "went channel by channel"),
+    Wrong(
+        "no position encoding",
+        summaries(position_of=lambda p, i, d: torch.zeros_like(p)),
+        "position encoding is missing",
+    ),
+    Wrong(
+        "flattened channel by channel",
+        summaries(lambda block: block.T.contiguous()),
+        "went channel by channel",
+    ),
     Wrong("tokens in reverse", summaries(lambda block: block.flip(0)), "reverse order"),
     Wrong("mean, then the weight", summaries(mean_then_repeat), "averaged before the weight"),
     Wrong("stride ignored", summaries(step=lambda l, d: l), "overlapping blocks: the shape is"),
-    Wrong("a block at each token", summaries(step=lambda l, d: 1),
-          "blocks side by side: the shape is"),
-    Wrong("tail filled with zeros", summaries(tail=True),
-          "a tail too short for a block: the shape is"),
-    Wrong("position encoding moves with the block",
-          summaries(position_of=lambda p, i, d: p.roll(-i * d, 0)),
-          "places in the block, not in the sequence"),
-    Wrong("input changed in place",
-          lambda x, *others: summary_by_matrix(x.add_(others[0][0]), *others),
-          "changed its input x"),
+    Wrong(
+        "a block at each token", summaries(step=lambda l, d: 1), "blocks side by side: the shape is"
+    ),
+    Wrong(
+        "tail filled with zeros", summaries(tail=True), "a tail too short for a block: the shape is"
+    ),
+    Wrong(
+        "position encoding moves with the block",
+        summaries(position_of=lambda p, i, d: p.roll(-i * d, 0)),
+        "places in the block, not in the sequence",
+    ),
+    Wrong(
+        "input changed in place",
+        lambda x, *others: summary_by_matrix(x.add_(others[0][0]), *others),
+        "changed its input x",
+    ),
 ]
 
 # --- 02.4 ---
@@ -193,9 +236,17 @@ def attention_by_hand(q, k, v, block_size, stride):
     return out, (total.log() + top)[:, 0]
 
 
-def attention(scale=lambda width: width**-0.5, seen=seen_by, fill=-torch.inf, zero=True,
-              dim=-1, base=1.0, late_zero=False):
+def attention(
+    scale=lambda width: width**-0.5,
+    seen=seen_by,
+    fill=-torch.inf,
+    zero=True,
+    dim=-1,
+    base=1.0,
+    late_zero=False,
+):
     """The right answer with one step changed."""
+
     def answer(q, k, v, block_size, stride):
         mask = seen(q, k, block_size, stride)
         alive = mask.any(-1, keepdim=True)
@@ -219,25 +270,41 @@ def exp_without_the_largest(q, k, v, block_size, stride):
 
 
 ATTENTION = [
-    Wrong("NaN in empty rows", attention(zero=False),
-          "query 0 sees no block, and its output is NaN"),
-    Wrong("empty rows average everything", attention(zero=False, fill=-1e9),
-          "query 0 sees no block, and its output is not 0"),
-    Wrong("empty rows zeroed too late", attention(zero=False, late_zero=True),
-          "0 times NaN is NaN"),
-    Wrong("no mask", attention(seen=seen_all_after_the_first),
-          "reads all 7 blocks, and has passed 1"),
-    Wrong("seen once begun", attention(seen=seen_once_begun),
-          "query 0 sees no block, and its output is not 0"),
+    Wrong(
+        "NaN in empty rows", attention(zero=False), "query 0 sees no block, and its output is NaN"
+    ),
+    Wrong(
+        "empty rows average everything",
+        attention(zero=False, fill=-1e9),
+        "query 0 sees no block, and its output is not 0",
+    ),
+    Wrong(
+        "empty rows zeroed too late", attention(zero=False, late_zero=True), "0 times NaN is NaN"
+    ),
+    Wrong(
+        "no mask", attention(seen=seen_all_after_the_first), "reads all 7 blocks, and has passed 1"
+    ),
+    Wrong(
+        "seen once begun",
+        attention(seen=seen_once_begun),
+        "query 0 sees no block, and its output is not 0",
+    ),
     Wrong("no scale", attention(scale=lambda width: 1.0), "not divided by the root of the width"),
-    Wrong("scale by the width", attention(scale=lambda width: 1 / width),
-          "divided by the width, not by its root"),
+    Wrong(
+        "scale by the width",
+        attention(scale=lambda width: 1 / width),
+        "divided by the width, not by its root",
+    ),
     Wrong("lse in base 2", attention(base=0.6931471805599453), "another base than e"),
     Wrong("softmax over the queries", attention(dim=0, zero=False), "do not sum to 1"),
-    Wrong("exp without the largest score", exp_without_the_largest,
-          "exp of a large score overflows"),
-    Wrong("keys detached", lambda q, k, *others: attention()(q, k.detach(), *others),
-          "no gradient reaches k"),
+    Wrong(
+        "exp without the largest score", exp_without_the_largest, "exp of a large score overflows"
+    ),
+    Wrong(
+        "keys detached",
+        lambda q, k, *others: attention()(q, k.detach(), *others),
+        "no gradient reaches k",
+    ),
     Wrong("output only", lambda *x: attention()(*x)[0], "2 results were asked for"),
 ]
 

@@ -42,8 +42,13 @@ def explain_count(got, expected, length, block_size, stride):
 def visible_cases(generator: torch.Generator) -> list[Case]:
     def case(name, length, count, l, d):
         expected = torch.tensor([[i * d + l - 1 <= t for i in range(count)] for t in range(length)])
-        return Case(name, dict(length=length, count=count, block_size=l, stride=d), expected,
-                    axes=("query", "block"), explain=explain_visible)
+        return Case(
+            name,
+            dict(length=length, count=count, block_size=l, stride=d),
+            expected,
+            axes=("query", "block"),
+            explain=explain_visible,
+        )
 
     return [
         case("before the first block ends", 5, 1, 4, 2),
@@ -74,8 +79,13 @@ def summary_cases(generator: torch.Generator) -> list[Case]:
         position = numbers(l, width) if position is None else position
         weight = numbers(l * width, width)
         arguments = dict(x=x, position=position, weight=weight, block_size=l, stride=d)
-        return Case(name, arguments, summaries(**arguments), axes=("block", "channel"),
-                    explain=explain_summary)
+        return Case(
+            name,
+            arguments,
+            summaries(**arguments),
+            axes=("block", "channel"),
+            explain=explain_summary,
+        )
 
     return [
         case("one block", 4, 4, 4),
@@ -105,24 +115,34 @@ def explain_summary(got, expected, x, position, weight, block_size, stride):
     by_channel = weight.unflatten(0, (-1, block_size)).transpose(0, 1)
     mean = by_token.mean(0, keepdim=True).expand_as(by_token)
 
-    moving = torch.cat([
-        summaries(x[first : first + block_size], position.roll(-first, 0), weight, block_size, 1)
-        for first in range(0, len(x) - block_size + 1, stride)
-    ])
+    moving = torch.cat(
+        [
+            summaries(
+                x[first : first + block_size], position.roll(-first, 0), weight, block_size, 1
+            )
+            for first in range(0, len(x) - block_size + 1, stride)
+        ]
+    )
 
     def with_weight(rows):
         return summaries(x, position, rows.flatten(0, 1), block_size, stride)
 
-    return recognise(got, {
-        "the position encoding is missing":
-            summaries(x, torch.zeros_like(position), weight, block_size, stride),
-        "the weight's rows go token by token, these went channel by channel":
-            with_weight(by_channel),
-        "the tokens of a block are in the reverse order": with_weight(by_token.flip(0)),
-        "the tokens of a block are averaged before the weight, so their order is lost":
-            with_weight(mean),
-        "the position encoding belongs to places in the block, not in the sequence": moving,
-    })
+    return recognise(
+        got,
+        {
+            "the position encoding is missing": summaries(
+                x, torch.zeros_like(position), weight, block_size, stride
+            ),
+            "the weight's rows go token by token, these went channel by channel": with_weight(
+                by_channel
+            ),
+            "the tokens of a block are in the reverse order": with_weight(by_token.flip(0)),
+            "the tokens of a block are averaged before the weight, so their order is lost": with_weight(
+                mean
+            ),
+            "the position encoding belongs to places in the block, not in the sequence": moving,
+        },
+    )
 
 
 # --- 02.4 ---
@@ -136,8 +156,11 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
         axes = {"out": ("query", "channel"), "lse": ("query",)}
         expected = by_loop(q, k, v, l, d) if wanted is None else wanted(q, k, v, l, d)
         if wanted is not None:
-            axes = {"gradient of q": ("query", "channel"), "gradient of k": ("block", "channel"),
-                    "gradient of v": ("block", "channel")}
+            axes = {
+                "gradient of q": ("query", "channel"),
+                "gradient of k": ("block", "channel"),
+                "gradient of v": ("block", "channel"),
+            }
         arguments = dict(q=q, k=k, v=v, block_size=l, stride=d)
         return Case(name, arguments, expected, axes, explain, call)
 
@@ -152,8 +175,9 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
 
 def by_loop(q, k, v, block_size, stride):
     """The package's loop, for one head."""
-    out, lse = loops.compressed_attention(q[None, None], k[None, None], v[None, None],
-                                          block_size=block_size, stride=stride)
+    out, lse = loops.compressed_attention(
+        q[None, None], k[None, None], v[None, None], block_size=block_size, stride=stride
+    )
     return out[0, 0], lse[0, 0]
 
 
@@ -168,6 +192,7 @@ def gradients(answer, q, k, v, block_size, stride):
 
 def gradients_by_loop(q, k, v, block_size, stride):
     """The same for an attention over each query's own list of blocks, so no row is empty."""
+
     def one_query_at_a_time(q, k, v, block_size, stride):
         rows = []
         for t in range(len(q)):
@@ -196,8 +221,10 @@ def explain_gradient(got, expected, q, k, v, block_size, stride):
         if not part.any():
             return f"no gradient reaches {name}: was it detached, or turned into plain numbers?"
         if part.isnan().any():
-            return (f"the gradient of {name} is NaN: the rows that see no block were set to 0 "
-                    "after the softmax had made them NaN, and 0 times NaN is NaN")
+            return (
+                f"the gradient of {name} is NaN: the rows that see no block were set to 0 "
+                "after the softmax had made them NaN, and 0 times NaN is NaN"
+            )
     return None
 
 
@@ -209,8 +236,10 @@ def explain_leak(got, expected, q, k, v, block_size, stride):
     ended = scores.masked_fill(i * stride + block_size - 1 > t, -torch.inf)
     known = {
         f"query {alive} reads all {len(k)} blocks, and has passed 1": scores.softmax(1) @ v,
-        f"query {alive} reads block 1, whose last token is {stride + block_size - 1}":
-            begun.softmax(1) @ v,
+        f"query {alive} reads block 1, whose last token is {stride + block_size - 1}": begun.softmax(
+            1
+        )
+        @ v,
         "the weights that one query gives to its blocks do not sum to 1": ended.softmax(0) @ v,
     }
     return recognise(got[0][alive:], {says: value[alive:] for says, value in known.items()})
@@ -218,14 +247,20 @@ def explain_leak(got, expected, q, k, v, block_size, stride):
 
 def explain_scale(got, expected, q, k, v, block_size, stride):
     known = {
-        "the scores are not divided by the root of the width":
-            by_loop(q * q.shape[1] ** 0.5, k, v, block_size, stride),
-        "the scores are divided by the width, not by its root":
-            by_loop(q * q.shape[1] ** -0.5, k, v, block_size, stride),
-        "the output is right, but lse has another base than e":
-            (expected[0], expected[1] / torch.log(torch.tensor(2.0))),
-        "the output is right, but lse is the sum itself, without its logarithm":
-            (expected[0], expected[1].exp()),
+        "the scores are not divided by the root of the width": by_loop(
+            q * q.shape[1] ** 0.5, k, v, block_size, stride
+        ),
+        "the scores are divided by the width, not by its root": by_loop(
+            q * q.shape[1] ** -0.5, k, v, block_size, stride
+        ),
+        "the output is right, but lse has another base than e": (
+            expected[0],
+            expected[1] / torch.log(torch.tensor(2.0)),
+        ),
+        "the output is right, but lse is the sum itself, without its logarithm": (
+            expected[0],
+            expected[1].exp(),
+        ),
     }
     return recognise(got, known)
 
@@ -241,7 +276,11 @@ def explain_large(got, expected, q, k, v, block_size, stride):
 
 EXERCISES = [
     Exercise(
-        "02.1", "Count the blocks", "warm-up", 5, count_cases,
+        "02.1",
+        "Count the blocks",
+        "warm-up",
+        5,
+        count_cases,
         hints=(
             "Which token does block i end at? Which is the last token there is?",
             "Block i fits iff i d + l <= T. The largest such i is (T - l) / d, rounded down.",
@@ -249,7 +288,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "02.2", "Who sees which block", "core", 10, visible_cases,
+        "02.2",
+        "Who sees which block",
+        "core",
+        10,
+        visible_cases,
         hints=(
             "A block's key mixes all its tokens. Which of them is the last that a query may use?",
             "Query t sees block i iff i d + l - 1 <= t.",
@@ -257,7 +300,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "02.3", "A block becomes one token", "core", 15, summary_cases,
+        "02.3",
+        "A block becomes one token",
+        "core",
+        15,
+        summary_cases,
         hints=(
             "How many numbers does a block hold, and in which order does the weight want them?",
             "phi(block) = flatten(block + position) W, with W (l D, D'); row s D + e belongs to "
@@ -267,7 +314,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "02.4", "Attend to what is compressed", "stretch", 40, attention_cases,
+        "02.4",
+        "Attend to what is compressed",
+        "stretch",
+        40,
+        attention_cases,
         hints=(
             "What does softmax make of a row that is -inf everywhere? And its gradient?",
             "out_t = sum_i p_ti v_i and lse_t = ln sum_i exp(s_ti), over the blocks that t sees; "

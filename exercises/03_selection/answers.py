@@ -9,7 +9,8 @@ from exercises.records import Wrong
 
 def probabilities_where(scores, lse):
     return torch.where(scores == -torch.inf, 0.0, scores - lse[:, None]).exp() * (
-        scores > -torch.inf)
+        scores > -torch.inf
+    )
 
 
 def probabilities_by_loop(scores, lse):
@@ -28,16 +29,31 @@ def probabilities_repaired(scores, lse):
 PROBABILITIES = [
     Wrong("softmax again", lambda s, lse: s.softmax(-1).nan_to_num(nan=0.0), "normalised again"),
     Wrong("no exp", lambda s, lse: s - lse[:, None], "still a logarithm"),
-    Wrong("divided by the logarithm", lambda s, lse: s.exp() / lse[:, None],
-          "divided by lse, which is its logarithm"),
+    Wrong(
+        "divided by the logarithm",
+        lambda s, lse: s.exp() / lse[:, None],
+        "divided by lse, which is its logarithm",
+    ),
     Wrong("not divided", lambda s, lse: s.exp(), "nothing was divided"),
-    Wrong("NaN where nothing is seen", lambda s, lse: (s - lse[:, None]).exp(),
-          "query 0 sees no block, and -inf minus -inf is NaN"),
-    Wrong("exp before the difference",
-          lambda s, lse: (s.exp() / lse.exp()[:, None]).nan_to_num(nan=0.0, posinf=0.0)
-          if s.max() < 80 else s.exp() / lse.exp()[:, None], "overflows"),
-    Wrong("numpy instead of torch", lambda s, lse: (s - lse[:, None]).exp().numpy(),
-          "a torch.Tensor was asked for"),
+    Wrong(
+        "NaN where nothing is seen",
+        lambda s, lse: (s - lse[:, None]).exp(),
+        "query 0 sees no block, and -inf minus -inf is NaN",
+    ),
+    Wrong(
+        "exp before the difference",
+        lambda s, lse: (
+            (s.exp() / lse.exp()[:, None]).nan_to_num(nan=0.0, posinf=0.0)
+            if s.max() < 80
+            else s.exp() / lse.exp()[:, None]
+        ),
+        "overflows",
+    ),
+    Wrong(
+        "numpy instead of torch",
+        lambda s, lse: (s - lse[:, None]).exp().numpy(),
+        "a torch.Tensor was asked for",
+    ),
 ]
 
 # --- 03.2 ---
@@ -70,9 +86,11 @@ def spread_by_strides(p, block_size, stride, select_block_size, blocks):
 
 def spread(weight):
     """Each probability times a weight that depends on block i, block j and the sizes."""
+
     def answer(p, l, d, l_sel, blocks):
-        weights = torch.tensor([[float(weight(i, j, l, d, l_sel)) for j in range(blocks)]
-                                for i in range(p.shape[1])])
+        weights = torch.tensor(
+            [[float(weight(i, j, l, d, l_sel)) for j in range(blocks)] for i in range(p.shape[1])]
+        )
         return p @ weights
 
     return answer
@@ -97,13 +115,22 @@ SPREAD = [
     Wrong("the printed Eq. 9 with j from 0", printed, "the printed Eq. 9"),
     Wrong("j from 1, blocks from 0", lambda *x: printed(*x, shift=1), "one compression block late"),
     Wrong("every touched block counts alike", spread(lambda *x: common(*x) > 0), "the same share"),
-    Wrong("whole blocks only", spread(lambda i, j, l, d, s: (common(i, j, l, d, s) == l) * l / d),
-          "lie wholly inside"),
-    Wrong("to the block in which it starts",
-          spread(lambda i, j, l, d, s: (i * d // s == j) * l / d), "in which it starts"),
+    Wrong(
+        "whole blocks only",
+        spread(lambda i, j, l, d, s: (common(i, j, l, d, s) == l) * l / d),
+        "lie wholly inside",
+    ),
+    Wrong(
+        "to the block in which it starts",
+        spread(lambda i, j, l, d, s: (i * d // s == j) * l / d),
+        "in which it starts",
+    ),
     Wrong("tokens, not strides", spread(common), "counted in tokens"),
-    Wrong("divided by l", spread(lambda i, j, l, d, s: common(i, j, l, d, s) / l),
-          "divided by l, not by d"),
+    Wrong(
+        "divided by l",
+        spread(lambda i, j, l, d, s: common(i, j, l, d, s) / l),
+        "divided by l, not by d",
+    ),
     Wrong("transposed", lambda *x: spread_by_formula(*x).T, "the shape is"),
     Wrong("no return", lambda *x: None, "is a return missing"),
 ]
@@ -144,16 +171,26 @@ GROUP = [
     Wrong("logits averaged", group(lambda s: s.mean(1).softmax(-1)), "logits were averaged before"),
     Wrong("one head only", group(lambda s: s[:, 0].softmax(-1)), "only the first of the 2 heads"),
     Wrong("mean of the heads", group(lambda s: s.softmax(-1).mean(1)), "were averaged"),
-    Wrong("largest of the heads", group(lambda s: s.softmax(-1).amax(1)),
-          "the largest probability"),
-    Wrong("heads dealt out in turn", lambda s, g: s.unflatten(0, (-1, g)).softmax(-1).sum(0),
-          "a group's heads are neighbours"),
+    Wrong(
+        "largest of the heads", group(lambda s: s.softmax(-1).amax(1)), "the largest probability"
+    ),
+    Wrong(
+        "heads dealt out in turn",
+        lambda s, g: s.unflatten(0, (-1, g)).softmax(-1).sum(0),
+        "a group's heads are neighbours",
+    ),
     Wrong("softmax over the heads", group(lambda s: s.softmax(1).sum(1)), "ran over the heads"),
     Wrong("no softmax", group(lambda s: s.sum(1)), "no softmax taken"),
-    Wrong("all heads in every group",
-          lambda s, g: s.softmax(-1).sum(0).expand(g, *s.shape[1:]), "heads of all groups"),
-    Wrong("exp without the largest", group(lambda s: (s.exp() / s.exp().sum(-1, True)).sum(1)),
-          "overflows"),
+    Wrong(
+        "all heads in every group",
+        lambda s, g: s.softmax(-1).sum(0).expand(g, *s.shape[1:]),
+        "heads of all groups",
+    ),
+    Wrong(
+        "exp without the largest",
+        group(lambda s: (s.exp() / s.exp().sum(-1, True)).sum(1)),
+        "overflows",
+    ),
 ]
 
 # --- 03.4 ---
@@ -164,16 +201,29 @@ def choose_by_loop(score, select_block_size, num_selected, num_initial, num_loca
     for t in range(len(score)):
         own = t // select_block_size
         forced = [j for j in range(own + 1) if j < num_initial or own - j < num_local]
-        rest = sorted((j for j in range(own + 1) if j not in forced),
-                      key=lambda j: -float(score[t, j]))  # Python's sort keeps the order of ties
+        rest = sorted(
+            (j for j in range(own + 1) if j not in forced), key=lambda j: -float(score[t, j])
+        )  # Python's sort keeps the order of ties
         row = sorted((forced + rest)[:num_selected])
         rows.append(row + [-1] * (num_selected - len(row)))
     return torch.tensor(rows)
 
 
-def choose_by_rank(score, select_block_size, num_selected, num_initial, num_local, *,
-                   boost=torch.inf, again=True, own_too=True, local=True, initial=True,
-                   stable=True, ascending=True):
+def choose_by_rank(
+    score,
+    select_block_size,
+    num_selected,
+    num_initial,
+    num_local,
+    *,
+    boost=torch.inf,
+    again=True,
+    own_too=True,
+    local=True,
+    initial=True,
+    stable=True,
+    ascending=True,
+):
     """The right answer, in which one step can be changed."""
     length, blocks = score.shape
     own, j = torch.arange(length)[:, None] // select_block_size, torch.arange(blocks)
@@ -238,8 +288,11 @@ def one_too_few(score, select_block_size, num_selected, num_initial, num_local):
 
 CHOICE = [
     Wrong("no causal mask", no_mask_at_all, "query 0 selected block 5, which starts at token 20"),
-    Wrong("not masked again after the sort", changed(again=False),
-          "query 0 selected block 1, which starts at token 4"),
+    Wrong(
+        "not masked again after the sort",
+        changed(again=False),
+        "query 0 selected block 1, which starts at token 4",
+    ),
     Wrong("forced by adding 1.0", changed(boost=1.0), "lacks block 0, one of the first 1"),
     Wrong("no initial blocks", changed(initial=False), "one of the first"),
     Wrong("no local blocks", changed(local=False), "one of the last"),
@@ -247,14 +300,18 @@ CHOICE = [
     Wrong("block 0 twice when it is local too", chosen_twice, "query 0 selected block 0 twice"),
     Wrong("ties to the higher id", changed(stable=False), "a lower block with an equal score"),
     Wrong("best first, not ascending", changed(ascending=False), "ascend"),
-    Wrong("forced blocks on top of n",
-          lambda score, size, n, a, b: choose_by_loop(score, size, n + a + b, a, b),
-          "the shape is"),
+    Wrong(
+        "forced blocks on top of n",
+        lambda score, size, n, a, b: choose_by_loop(score, size, n + a + b, a, b),
+        "the shape is",
+    ),
     Wrong("lowest scores", lambda score, *rule: choose_by_rank(-score, *rule), "a higher score"),
     Wrong("one block too few", one_too_few, "has room for"),
-    Wrong("scores changed in place",
-          lambda score, *rule: choose_by_rank(score.clamp_(min=1.0), *rule),
-          "changed its input score"),
+    Wrong(
+        "scores changed in place",
+        lambda score, *rule: choose_by_rank(score.clamp_(min=1.0), *rule),
+        "changed its input score",
+    ),
 ]
 
 # --- 03.5 ---
@@ -285,9 +342,11 @@ def attend_by_gather(q, k, v, ids, select_block_size):
     return torch.einsum("ts,tsv->tv", e, v) / e.sum(1, True)
 
 
-def attend(causal=True, padding=lambda size: (), chosen=True, own=True,
-           scale=lambda width: width**-0.5):
+def attend(
+    causal=True, padding=lambda size: (), chosen=True, own=True, scale=lambda width: width**-0.5
+):
     """The right answer with one step changed."""
+
     def answer(q, k, v, ids, size):
         out, last = [], (len(k) - 1) // size
         for t in range(len(q)):
@@ -316,17 +375,21 @@ def exp_without_the_largest(q, k, v, ids, size):
 ATTENTION = [
     Wrong("not causal in the own block", attend(causal=False), "reads tokens after itself"),
     Wrong("-1 read as block 0", attend(padding=range), "was read as block 0"),
-    Wrong("-1 read from the end", attend(padding=lambda size: range(-size, 0)),
-          "was read as block -1"),
+    Wrong(
+        "-1 read from the end", attend(padding=lambda size: range(-size, 0)), "was read as block -1"
+    ),
     Wrong("the choice ignored", attend(chosen=False), "chosen or not"),
     Wrong("no scale", attend(scale=lambda width: 1.0), "not divided by the root of the width"),
     Wrong("scale by the width", attend(scale=lambda width: 1 / width), "not by its root"),
     Wrong("own block left out", attend(own=False), "own block was left out"),
     Wrong("exp without the largest", exp_without_the_largest, "exp of a large score"),
-    Wrong("tail read past its end",
-          lambda q, k, v, ids, size: torch.stack([v[ids[t].long() * size + size - 1].mean(0)
-                                                  for t in range(len(q))]),
-          "a ragged end: the function raised IndexError"),
+    Wrong(
+        "tail read past its end",
+        lambda q, k, v, ids, size: torch.stack(
+            [v[ids[t].long() * size + size - 1].mean(0) for t in range(len(q))]
+        ),
+        "a ragged end: the function raised IndexError",
+    ),
 ]
 
 RIGHT = {

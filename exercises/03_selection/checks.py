@@ -22,12 +22,24 @@ def probability_cases(generator: torch.Generator) -> list[Case]:
     sums = [sum(math.exp(s) for s in row) for row in logits]
     return [
         case("by hand", [[ln(2), ln(6)]], [ln(8)], [[0.25, 0.75]]),
-        case("random scores", logits, [ln(total) for total in sums],
-             [[math.exp(s) / total for s in row] for row, total in zip(logits, sums, strict=True)]),
-        case("blocks not seen", [[ln(3), nothing], [ln(3), ln(5)]], [ln(3), ln(8)],
-             [[1.0, 0.0], [0.375, 0.625]]),
-        case("a query that sees nothing", [[nothing, nothing], [ln(3), nothing]],
-             [nothing, ln(3)], [[0.0, 0.0], [1.0, 0.0]]),
+        case(
+            "random scores",
+            logits,
+            [ln(total) for total in sums],
+            [[math.exp(s) / total for s in row] for row, total in zip(logits, sums, strict=True)],
+        ),
+        case(
+            "blocks not seen",
+            [[ln(3), nothing], [ln(3), ln(5)]],
+            [ln(3), ln(8)],
+            [[1.0, 0.0], [0.375, 0.625]],
+        ),
+        case(
+            "a query that sees nothing",
+            [[nothing, nothing], [ln(3), nothing]],
+            [nothing, ln(3)],
+            [[0.0, 0.0], [1.0, 0.0]],
+        ),
         case("large scores", [[300.0, 300.0 + ln(3)]], [300.0 + ln(4)], [[0.25, 0.75]]),
         case("part of a row", [[ln(2)]], [ln(8)], [[0.25]]),
     ]
@@ -40,14 +52,19 @@ def explain_probabilities(got, expected, scores, lse):
         return f"query {t} sees no block, and -inf minus -inf is NaN"
     if not got.isfinite().all():
         return "exp of a large score overflows: make the number small before exp, not after"
-    return recognise(got[~dead], {
-        "the row was normalised again, but lse also counts blocks that are not in these scores":
-            scores.softmax(-1)[~dead],
-        "a difference of logarithms is still a logarithm": (scores - lse[:, None])[~dead],
-        "the sum of exponentials was divided by lse, which is its logarithm":
-            (scores.exp() / lse[:, None])[~dead],
-        "nothing was divided by the sum of the row": scores.exp()[~dead],
-    })
+    return recognise(
+        got[~dead],
+        {
+            "the row was normalised again, but lse also counts blocks that are not in these scores": scores.softmax(
+                -1
+            )[~dead],
+            "a difference of logarithms is still a logarithm": (scores - lse[:, None])[~dead],
+            "the sum of exponentials was divided by lse, which is its logarithm": (
+                scores.exp() / lse[:, None]
+            )[~dead],
+            "nothing was divided by the sum of the row": scores.exp()[~dead],
+        },
+    )
 
 
 # --- 03.2 ---
@@ -89,30 +106,38 @@ def explain_spread(got, expected, p, block_size, stride, select_block_size, bloc
         return sum(l_sel // d * j - m - n == i for m in range(l_sel // d) for n in range(l // d))
 
     def late(i, j):
-        return sum(l_sel // d * (j + 1) - m - n == i
-                   for m in range(l_sel // d) for n in range(l // d))
+        return sum(
+            l_sel // d * (j + 1) - m - n == i for m in range(l_sel // d) for n in range(l // d)
+        )
 
     def mistaken(weight):
         return by_weight(p, block_size, stride, select_block_size, blocks, weight)
 
-    return recognise(got, {
-        "these are the indices of the printed Eq. 9, in which blocks count from 1: "
-        f"selection block 0 gets only p[0], and misses others of its tokens 0 to {l_sel - 1}":
-            mistaken(printed),
-        "the blocks lie one compression block late: selection block 0 gets a share of block "
-        f"{l_sel // d}, which starts at token {l_sel}": mistaken(late),
-        "a compression block gives the same share to each selection block it touches, however "
-        "many tokens they have in common":
-            mistaken(lambda i, j: shared(i, j, l, d, l_sel) > 0),
-        "only compression blocks that lie wholly inside a selection block count":
-            mistaken(lambda i, j: (shared(i, j, l, d, l_sel) == l) * l / d),
-        "each compression block goes as a whole to the selection block in which it starts":
-            mistaken(lambda i, j: (i * d // l_sel == j) * l / d),
-        "the overlap is counted in tokens, not in strides":
-            mistaken(lambda i, j: shared(i, j, l, d, l_sel)),
-        "the overlap is divided by l, not by d":
-            mistaken(lambda i, j: shared(i, j, l, d, l_sel) / l),
-    })
+    return recognise(
+        got,
+        {
+            "these are the indices of the printed Eq. 9, in which blocks count from 1: "
+            f"selection block 0 gets only p[0], and misses others of its tokens 0 to {l_sel - 1}": mistaken(
+                printed
+            ),
+            "the blocks lie one compression block late: selection block 0 gets a share of block "
+            f"{l_sel // d}, which starts at token {l_sel}": mistaken(late),
+            "a compression block gives the same share to each selection block it touches, however "
+            "many tokens they have in common": mistaken(lambda i, j: shared(i, j, l, d, l_sel) > 0),
+            "only compression blocks that lie wholly inside a selection block count": mistaken(
+                lambda i, j: (shared(i, j, l, d, l_sel) == l) * l / d
+            ),
+            "each compression block goes as a whole to the selection block in which it starts": mistaken(
+                lambda i, j: (i * d // l_sel == j) * l / d
+            ),
+            "the overlap is counted in tokens, not in strides": mistaken(
+                lambda i, j: shared(i, j, l, d, l_sel)
+            ),
+            "the overlap is divided by l, not by d": mistaken(
+                lambda i, j: shared(i, j, l, d, l_sel) / l
+            ),
+        },
+    )
 
 
 # --- 03.3 ---
@@ -122,8 +147,9 @@ def group_cases(generator: torch.Generator) -> list[Case]:
     def case(name, heads, groups, blocks=5, scale=1.0):
         scores = scale * torch.randn(heads, 3, blocks, generator=generator)
         arguments = dict(scores=scores, kv_heads=groups)
-        return Case(name, arguments, summed_by_loop(**arguments), ("group", "query", "block"),
-                    explain_group)
+        return Case(
+            name, arguments, summed_by_loop(**arguments), ("group", "query", "block"), explain_group
+        )
 
     loud = torch.ones(4, 1, 1)
     loud[0] = 20.0  # one head with logits far larger than its neighbours'
@@ -155,19 +181,24 @@ def explain_group(got, expected, scores, kv_heads):
     apart = scores.unflatten(0, (-1, kv_heads)).softmax(-1).sum(0)
     if got.isnan().any():
         return "exp of a large score overflows"
-    return recognise(got, {
-        "logits were summed before the softmax, so a head with large logits drowns its neighbours":
-            by_group.sum(1).softmax(-1),
-        "logits were averaged before the softmax, so heads that disagree cancel out":
-            by_group.mean(1).softmax(-1),
-        f"only the first of the {sharing} heads of a group counts": p[:, 0],
-        f"the {sharing} heads of a group were averaged, and Eq. 10 adds them": p.mean(1),
-        "the largest probability of the group was taken, and Eq. 10 adds all": p.amax(1),
-        "head h was put into group h % G: a group's heads are neighbours": apart,
-        "the softmax ran over the heads, not over the blocks": by_group.softmax(1).sum(1),
-        "logits were added up, and no softmax taken": by_group.sum(1),
-        "the heads of all groups were added up": p.sum((0, 1)).expand_as(expected),
-    })
+    return recognise(
+        got,
+        {
+            "logits were summed before the softmax, so a head with large logits drowns its neighbours": by_group.sum(
+                1
+            ).softmax(-1),
+            "logits were averaged before the softmax, so heads that disagree cancel out": by_group.mean(
+                1
+            ).softmax(-1),
+            f"only the first of the {sharing} heads of a group counts": p[:, 0],
+            f"the {sharing} heads of a group were averaged, and Eq. 10 adds them": p.mean(1),
+            "the largest probability of the group was taken, and Eq. 10 adds all": p.amax(1),
+            "head h was put into group h % G: a group's heads are neighbours": apart,
+            "the softmax ran over the heads, not over the blocks": by_group.softmax(1).sum(1),
+            "logits were added up, and no softmax taken": by_group.sum(1),
+            "the heads of all groups were added up": p.sum((0, 1)).expand_as(expected),
+        },
+    )
 
 
 # --- 03.4 ---
@@ -214,8 +245,10 @@ def explain_choice(got, expected, score, select_block_size, num_selected, num_in
     for j in sorted(last - set(real)):
         return f"query {t} lacks block {j}, one of the last {num_local} up to its own, {own}"
     if len(real) < min(num_selected, own + 1):
-        return (f"query {t} selected {len(real)} of the {own + 1} blocks that have begun, and has "
-                f"room for {num_selected}")
+        return (
+            f"query {t} selected {len(real)} of the {own + 1} blocks that have begun, and has "
+            f"room for {num_selected}"
+        )
     if sorted(row) == sorted(expected[t].tolist()):
         return f"query {t} has the ids {row}: they do not ascend, or -1 is not at the end"
     out = [j for j in range(own + 1) if j not in real]
@@ -236,10 +269,12 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
     def case(name, length, n, l_sel=4, scale=1.0, width=8):
         q, k, v = scale * numbers(length, width), scale * numbers(length, width), numbers(length, 3)
         score = torch.rand(1, 1, length, -(-length // l_sel), generator=generator)
-        ids = loops.choose_blocks(score, select_block_size=l_sel, num_selected=n, num_initial=1,
-                                  num_local=1)
-        expected = loops.selected_attention(q[None, None], k[None, None], v[None, None], ids,
-                                            select_block_size=l_sel)[0, 0]
+        ids = loops.choose_blocks(
+            score, select_block_size=l_sel, num_selected=n, num_initial=1, num_local=1
+        )
+        expected = loops.selected_attention(
+            q[None, None], k[None, None], v[None, None], ids, select_block_size=l_sel
+        )[0, 0]
         arguments = dict(q=q, k=k, v=v, ids=ids[0, 0], select_block_size=l_sel)
         return Case(name, arguments, expected, ("query", "channel"), explain_attention)
 
@@ -255,8 +290,9 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
 
 def read(q, k, v, tokens, scale):
     """Attention of query t to the list tokens(t); a token may stand in it twice."""
-    return torch.stack([(k[tokens(t)] @ q[t] * scale).softmax(0) @ v[tokens(t)]
-                        for t in range(len(q))])
+    return torch.stack(
+        [(k[tokens(t)] @ q[t] * scale).softmax(0) @ v[tokens(t)] for t in range(len(q))]
+    )
 
 
 def explain_attention(got, expected, q, k, v, ids, select_block_size):
@@ -272,25 +308,34 @@ def explain_attention(got, expected, q, k, v, ids, select_block_size):
         return [s for s in tokens if late or s <= t]
 
     values = {
-        "query 0 reads tokens after itself, in its own block":
-            read(q, k, v, lambda t: chosen(t, late=True), width**-0.5),
-        "-1 is padding, and was read as block 0, whose tokens then count twice or more":
-            read(q, k, v, lambda t: chosen(t, padding=range(size)), width**-0.5),
-        f"-1 is padding, and was read as block -1: tokens {-size} to -1, the end of the sequence":
-            read(q, k, v, lambda t: chosen(t, padding=range(-size, 0)), width**-0.5),
-        "every token up to the query was read, chosen or not":
-            read(q, k, v, lambda t: list(range(t + 1)), width**-0.5),
+        "query 0 reads tokens after itself, in its own block": read(
+            q, k, v, lambda t: chosen(t, late=True), width**-0.5
+        ),
+        "-1 is padding, and was read as block 0, whose tokens then count twice or more": read(
+            q, k, v, lambda t: chosen(t, padding=range(size)), width**-0.5
+        ),
+        f"-1 is padding, and was read as block -1: tokens {-size} to -1, the end of the sequence": read(
+            q, k, v, lambda t: chosen(t, padding=range(-size, 0)), width**-0.5
+        ),
+        "every token up to the query was read, chosen or not": read(
+            q, k, v, lambda t: list(range(t + 1)), width**-0.5
+        ),
         "the scores are not divided by the root of the width": read(q, k, v, chosen, 1.0),
         "the scores are divided by the width, not by its root": read(q, k, v, chosen, 1 / width),
         "the query's own block was left out": read(
-            q, k, v, lambda t: [s for s in chosen(t) if s < t // size * size] or [t], width**-0.5),
+            q, k, v, lambda t: [s for s in chosen(t) if s < t // size * size] or [t], width**-0.5
+        ),
     }
     return recognise(got, values)
 
 
 EXERCISES = [
     Exercise(
-        "03.1", "Probabilities from the log-sum-exp", "warm-up", 5, probability_cases,
+        "03.1",
+        "Probabilities from the log-sum-exp",
+        "warm-up",
+        5,
+        probability_cases,
         hints=(
             "By what does a softmax divide exp(s)? What is the logarithm of that number?",
             "p_i = exp(s_i) / sum_u exp(s_u) = exp(s_i - lse)",
@@ -298,7 +343,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "03.2", "Eq. 9, 0-based", "core", 20, spread_cases,
+        "03.2",
+        "Eq. 9, 0-based",
+        "core",
+        20,
+        spread_cases,
         hints=(
             "Which tokens does compression block i cover, and which selection block j? How many "
             "are in both?",
@@ -309,7 +358,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "03.3", "One score for a group", "core", 10, group_cases,
+        "03.3",
+        "One score for a group",
+        "core",
+        10,
+        group_cases,
         hints=(
             "The heads of a group will read the same blocks. Whose wish counts how much?",
             "p'_g = sum over the R heads h of group g of softmax(scores_h); h belongs to h // R.",
@@ -317,7 +370,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "03.4", "Choose the blocks", "core", 20, choice_cases,
+        "03.4",
+        "Choose the blocks",
+        "core",
+        20,
+        choice_cases,
         hints=(
             "Which blocks may query t read at all? Which must it read, whatever their score?",
             "own = t // l'. Legal: j <= own. Forced: j < num_initial, or own - num_local < j; both "
@@ -327,7 +384,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "03.5", "Attend to the chosen blocks", "stretch", 40, attention_cases,
+        "03.5",
+        "Attend to the chosen blocks",
+        "stretch",
+        40,
+        attention_cases,
         hints=(
             "Which tokens does query t read, as a list? Where does its own block end for it?",
             "tokens = all s with j l' <= s < (j + 1) l' for an id j >= 0 of the query, and s <= t",

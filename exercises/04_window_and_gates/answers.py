@@ -29,18 +29,32 @@ def keys_from(first, last=lambda t, w: t):
 
 
 KEYS = [
-    Wrong("one key too many", keys_from(lambda t, w: max(0, t - w)),
-          "a full window: query 10, window 4: reads 5 keys"),
-    Wrong("own key left out", keys_from(lambda t, w: max(0, t - w), lambda t, w: t - 1),
-          "does not read the query's own key"),
-    Wrong("one key too few", keys_from(lambda t, w: max(0, t - w + 2)),
-          "reads 3 of the keys that the window holds"),
+    Wrong(
+        "one key too many",
+        keys_from(lambda t, w: max(0, t - w)),
+        "a full window: query 10, window 4: reads 5 keys",
+    ),
+    Wrong(
+        "own key left out",
+        keys_from(lambda t, w: max(0, t - w), lambda t, w: t - 1),
+        "does not read the query's own key",
+    ),
+    Wrong(
+        "one key too few",
+        keys_from(lambda t, w: max(0, t - w + 2)),
+        "reads 3 of the keys that the window holds",
+    ),
     Wrong("keys before the first", keys_from(lambda t, w: t - w + 1), "reads key -3"),
-    Wrong("window around the query", keys_from(lambda t, w: max(0, t - w // 2),
-                                               lambda t, w: t + w // 2),
-          "reads key 12, which comes after the query"),
-    Wrong("window after the query", keys_from(lambda t, w: t, lambda t, w: t + w - 1),
-          "reads key 13, which comes after the query"),
+    Wrong(
+        "window around the query",
+        keys_from(lambda t, w: max(0, t - w // 2), lambda t, w: t + w // 2),
+        "reads key 12, which comes after the query",
+    ),
+    Wrong(
+        "window after the query",
+        keys_from(lambda t, w: t, lambda t, w: t + w - 1),
+        "reads key 13, which comes after the query",
+    ),
     Wrong("newest first", lambda t, w: keys_by_listing(t, w)[::-1], "not in ascending order"),
     Wrong("the number of keys", lambda t, w: min(w, t + 1), "an int, and a list was asked for"),
     Wrong("no window", lambda t, w: list(range(t + 1)), "reads 11 keys"),
@@ -80,9 +94,14 @@ def window_in_double(q, k, v, window):
     return out
 
 
-def chunks(sees=lambda t, s, w: (s <= t) & (s > t - w), scale=lambda width: width**-0.5,
-           low=lambda first, w: max(0, first - w + 1), count=lambda length, w: -(-length // w)):
+def chunks(
+    sees=lambda t, s, w: (s <= t) & (s > t - w),
+    scale=lambda width: width**-0.5,
+    low=lambda first, w: max(0, first - w + 1),
+    count=lambda length, w: -(-length // w),
+):
     """The right answer with one step changed."""
+
     def answer(q, k, v, window):
         out = []
         for i in range(count(len(q), window)):
@@ -109,26 +128,48 @@ def scaled_in_place(q, k, v, window):
 
 
 WINDOWS = [
-    Wrong("w + 1 keys", chunks(lambda t, s, w: (s <= t) & (s >= t - w),
-                               low=lambda first, w: max(0, first - w)),
-          "query 4 reads key 0 too: that makes 5 keys"),
-    Wrong("w + 1 keys, but not at a chunk's start",
-          chunks(lambda t, s, w: (s <= t) & (s >= t - w)),
-          "only the first query of a chunk is right"),
-    Wrong("no mask", chunks(lambda t, s, w: (s >= 0) & (t >= 0)),
-          "reads every key of its chunk's slice"),
-    Wrong("only the causal mask", chunks(lambda t, s, w: (s <= t)),
-          "older than its window, from where its chunk's slice begins"),
-    Wrong("only the window's edge", chunks(lambda t, s, w: s > t - w),
-          "query 0 reads keys that come after it"),
-    Wrong("the chunk's own keys only", chunks(low=lambda first, w: first),
-          "query 4 reads only keys of its own chunk"),
+    Wrong(
+        "w + 1 keys",
+        chunks(lambda t, s, w: (s <= t) & (s >= t - w), low=lambda first, w: max(0, first - w)),
+        "query 4 reads key 0 too: that makes 5 keys",
+    ),
+    Wrong(
+        "w + 1 keys, but not at a chunk's start",
+        chunks(lambda t, s, w: (s <= t) & (s >= t - w)),
+        "only the first query of a chunk is right",
+    ),
+    Wrong(
+        "no mask",
+        chunks(lambda t, s, w: (s >= 0) & (t >= 0)),
+        "reads every key of its chunk's slice",
+    ),
+    Wrong(
+        "only the causal mask",
+        chunks(lambda t, s, w: s <= t),
+        "older than its window, from where its chunk's slice begins",
+    ),
+    Wrong(
+        "only the window's edge",
+        chunks(lambda t, s, w: s > t - w),
+        "query 0 reads keys that come after it",
+    ),
+    Wrong(
+        "the chunk's own keys only",
+        chunks(low=lambda first, w: first),
+        "query 4 reads only keys of its own chunk",
+    ),
     Wrong("dense", lambda q, k, v, w: window_by_loop(q, k, v, len(q)), "there is no window"),
     Wrong("no scale", chunks(scale=lambda width: 1.0), "not divided by the root"),
-    Wrong("scale by the width", chunks(scale=lambda width: 1 / width),
-          "divided by the width, not by its root"),
-    Wrong("the short chunk dropped", chunks(count=lambda length, w: length // w),
-          "a last chunk that is short: the shape is (8, 3)"),
+    Wrong(
+        "scale by the width",
+        chunks(scale=lambda width: 1 / width),
+        "divided by the width, not by its root",
+    ),
+    Wrong(
+        "the short chunk dropped",
+        chunks(count=lambda length, w: length // w),
+        "a last chunk that is short: the shape is (8, 3)",
+    ),
     Wrong("all scores, then the band", all_scores, "a tensor of 16384 numbers"),
     Wrong("queries scaled in place", scaled_in_place, "changed its input q"),
 ]
@@ -151,14 +192,21 @@ def gates_by_columns(logits, compressed, selected, window):
 
 def gates_in_double(logits, compressed, selected, window):
     g = 0.5 + 0.5 * torch.tanh(logits.double() / 2)  # the sigmoid by another name
-    parts = [g[:, c::3].T.unsqueeze(-1) * x for c, x in enumerate((window, selected, compressed))
-             for c in (2 - c,)]
+    parts = [
+        g[:, c::3].T.unsqueeze(-1) * x
+        for c, x in enumerate((window, selected, compressed))
+        for c in (2 - c,)
+    ]
     return parts[0] + parts[1] + parts[2]
 
 
-def mix(gate=torch.sigmoid, split=lambda logits, heads: logits.unflatten(1, (heads, 3))
-        .transpose(0, 1), after=lambda out: out):
+def mix(
+    gate=torch.sigmoid,
+    split=lambda logits, heads: logits.unflatten(1, (heads, 3)).transpose(0, 1),
+    after=lambda out: out,
+):
     """The right answer with one step changed."""
+
     def answer(logits, *branches):
         g = gate(split(logits, len(branches[0])))  # (H, T, 3)
         return after(sum(g[..., c, None] * branch for c, branch in enumerate(branches)))
@@ -176,14 +224,26 @@ GATES = [
     Wrong("sigmoid, then normalised", mix(normalised), "divided by their sum"),
     Wrong("no sigmoid", mix(lambda logits: logits), "the logits themselves weigh the branches"),
     Wrong("mean of the branches", mix(after=lambda out: out / 3), "is divided by 3"),
-    Wrong("branch by branch", mix(split=lambda x, heads: x.unflatten(1, (3, heads))
-                                  .permute(2, 0, 1)), "they go head by head"),
-    Wrong("a view instead of a transpose", mix(split=lambda x, heads: x.reshape(heads, -1, 3)),
-          "without moving the axis of queries"),
-    Wrong("one gate for all heads", mix(lambda x: x[:1].sigmoid().expand_as(x)),
-          "every head uses the gates of head 0"),
-    Wrong("gates averaged over heads", mix(lambda x: x.sigmoid().mean(0, True).expand_as(x)),
-          "the mean of all heads' gates"),
+    Wrong(
+        "branch by branch",
+        mix(split=lambda x, heads: x.unflatten(1, (3, heads)).permute(2, 0, 1)),
+        "they go head by head",
+    ),
+    Wrong(
+        "a view instead of a transpose",
+        mix(split=lambda x, heads: x.reshape(heads, -1, 3)),
+        "without moving the axis of queries",
+    ),
+    Wrong(
+        "one gate for all heads",
+        mix(lambda x: x[:1].sigmoid().expand_as(x)),
+        "every head uses the gates of head 0",
+    ),
+    Wrong(
+        "gates averaged over heads",
+        mix(lambda x: x.sigmoid().mean(0, True).expand_as(x)),
+        "the mean of all heads' gates",
+    ),
     Wrong("branches in reverse", mix(lambda x: x.sigmoid().flip(-1)), "in the reverse order"),
     Wrong("queries before heads", mix(after=lambda out: out.transpose(0, 1)), "the shape is"),
     Wrong("nothing returned", lambda *x: None, "returned None"),
@@ -201,8 +261,10 @@ def parts_by_two_leaves(loss, weight):
 def parts_one_at_a_time(loss, weight):
     far, window = weight.clone().requires_grad_(), weight.clone().requires_grad_()
     losses = (loss(far, weight), far), (loss(weight, window), window)
-    return [torch.autograd.grad(x, leaf)[0] if x.requires_grad else torch.zeros_like(weight)
-            for x, leaf in losses]
+    return [
+        torch.autograd.grad(x, leaf)[0] if x.requires_grad else torch.zeros_like(weight)
+        for x, leaf in losses
+    ]
 
 
 def parts_from_a_stack(loss, weight):
@@ -212,6 +274,7 @@ def parts_from_a_stack(loss, weight):
 
 def shared(finish):
     """One leaf in both places."""
+
     def answer(loss, weight):
         leaf = weight.clone().requires_grad_()
         return finish(torch.autograd.grad(loss(leaf, leaf), leaf)[0])
@@ -247,9 +310,11 @@ PARTS = [
     Wrong("the other weight 0", others_zero, "was set to 0 to measure the other"),
     Wrong("an unused weight gives None", unused_is_none, "through the window is None"),
     Wrong("an unused weight raises", unused_raises, "raised RuntimeError"),
-    Wrong("sizes of the gradients", lambda loss, w: [g.norm() for g in
-                                                      parts_by_two_leaves(loss, w)],
-          "the shape is (), and (3, 2) was asked for"),
+    Wrong(
+        "sizes of the gradients",
+        lambda loss, w: [g.norm() for g in parts_by_two_leaves(loss, w)],
+        "the shape is (), and (3, 2) was asked for",
+    ),
 ]
 
 # --- 04.5 ---
@@ -268,8 +333,9 @@ def decode_with_lists(cache, q, k, v, gates, window, block_size, stride):
     if len(cache["window"]) > window:
         cache["window"].pop(0)
     if len(cache["tail"]) == block_size:
-        cache["blocks"].append([torch.stack(rows).mean(0) for rows in zip(*cache["tail"],
-                                                                         strict=True)])
+        cache["blocks"].append(
+            [torch.stack(rows).mean(0) for rows in zip(*cache["tail"], strict=True)]
+        )
         cache["tail"] = cache["tail"][stride:]
     out = torch.zeros_like(v[0])
     for gate, rows in zip(gates, (cache["blocks"], cache["window"]), strict=True):
@@ -289,8 +355,10 @@ def decode_with_a_ring(cache, q, k, v, gates, window, block_size, stride):
     for name, branch, size in (("near", 1, window), ("raw", 0, block_size)):
         cache[name][0][t % size], cache[name][1][t % size] = k[branch], v[branch]
     if t >= block_size - 1 and (t - block_size + 1) % stride == 0:
-        cache["short"] = tuple(torch.cat([old, raw.mean(0, keepdim=True)])
-                               for old, raw in zip(cache["short"], cache["raw"], strict=True))
+        cache["short"] = tuple(
+            torch.cat([old, raw.mean(0, keepdim=True)])
+            for old, raw in zip(cache["short"], cache["raw"], strict=True)
+        )
     cache["t"] = t + 1
     near = [x[: t + 1] for x in cache["near"]]
     return gates[0] * attend(q, *cache["short"]) + gates[1] * attend(q, *near)
@@ -312,9 +380,17 @@ def decode_in_double(cache, q, k, v, gates, window, block_size, stride):
     return out
 
 
-def step(keep=lambda w: w, ends=lambda t, l, d: t + 1 >= l and (t + 1 - l) % d == 0,
-         whose=(0, 1), own=True, gate=lambda gates: gates, tail=lambda l: l, late=False):
+def step(
+    keep=lambda w: w,
+    ends=lambda t, l, d: t + 1 >= l and (t + 1 - l) % d == 0,
+    whose=(0, 1),
+    own=True,
+    gate=lambda gates: gates,
+    tail=lambda l: l,
+    late=False,
+):
     """The right answer with one step changed."""
+
     def answer(cache, q, k, v, gates, window, block_size, stride):
         t = cache["t"] = cache.get("t", -1) + 1
 
@@ -331,8 +407,10 @@ def step(keep=lambda w: w, ends=lambda t, l, d: t + 1 >= l and (t + 1 - l) % d =
                 rows("short v", raw_v[-block_size:].mean(0))
 
         before = rows("near k"), rows("near v")
-        near = (rows("near k", k[whose[1]], keep(window)),
-                rows("near v", v[whose[1]], keep(window)))
+        near = (
+            rows("near k", k[whose[1]], keep(window)),
+            rows("near v", v[whose[1]], keep(window)),
+        )
         raw_k = rows("raw k", k[whose[0]], tail(block_size))
         raw_v = rows("raw v", v[whose[0]], tail(block_size))
         if not late:
@@ -354,14 +432,26 @@ STEPS = [
     Wrong("w + 1 keys", step(keep=lambda w: w + 1), "the window reads 4 keys"),
     Wrong("w - 1 keys", step(keep=lambda w: w - 1), "and the oldest is missing"),
     Wrong("the window never forgets", step(keep=lambda w: None), "the window reads all keys"),
-    Wrong("attends before it appends", step(keep=lambda w: w - 1, own=False),
-          "does not hold the query's own key"),
-    Wrong("blocks before they are whole", step(ends=lambda t, l, d: (t + 1) % d == 0),
-          "query 1 reads a block of fewer than 4 tokens"),
-    Wrong("blocks side by side", step(ends=lambda t, l, d: (t + 1) % l == 0),
-          "the blocks lie side by side"),
-    Wrong("a block at every token", step(ends=lambda t, l, d: t + 1 >= l),
-          "a block is compressed at every token"),
+    Wrong(
+        "attends before it appends",
+        step(keep=lambda w: w - 1, own=False),
+        "does not hold the query's own key",
+    ),
+    Wrong(
+        "blocks before they are whole",
+        step(ends=lambda t, l, d: (t + 1) % d == 0),
+        "query 1 reads a block of fewer than 4 tokens",
+    ),
+    Wrong(
+        "blocks side by side",
+        step(ends=lambda t, l, d: (t + 1) % l == 0),
+        "the blocks lie side by side",
+    ),
+    Wrong(
+        "a block at every token",
+        step(ends=lambda t, l, d: t + 1 >= l),
+        "a block is compressed at every token",
+    ),
     Wrong("a block is read one token late", step(late=True), "query 3 ends a block"),
     Wrong("one pair of keys for both", step(whose=(1, 1)), "reads the window's keys and values"),
     Wrong("keys crossed", step(whose=(1, 0)), "keys and values"),

@@ -61,8 +61,14 @@ def window_cases(generator: torch.Generator) -> list[Case]:
             expected = (expected, most_numbers(length))
             axes = {"output": axes, "largest tensor": ()}
         arguments = dict(q=q, k=k, v=v, window=window)
-        return Case(name, arguments, expected, axes, explain_window if call is None else
-                    explain_memory, call)
+        return Case(
+            name,
+            arguments,
+            expected,
+            axes,
+            explain_window if call is None else explain_memory,
+            call,
+        )
 
     return [
         case("whole chunks", 12, 4),
@@ -87,8 +93,10 @@ def with_largest(answer, q, k, v, window):
 def explain_memory(got, expected, q, k, v, window):
     out, largest = got
     if largest > expected[1] and close(out, expected[0]).all():
-        return (f"the output is right, but a tensor of {largest} numbers was made for {len(q)} "
-                f"queries with a window of {window}")
+        return (
+            f"the output is right, but a tensor of {largest} numbers was made for {len(q)} "
+            f"queries with a window of {window}"
+        )
     return None
 
 
@@ -104,8 +112,8 @@ def explain_window(got, expected, q, k, v, window):
     chunk, row = t // window * window, first_wrong(got, expected)
     band, in_slice = (s <= t) & (s > t - window), (s > chunk - window) & (s < chunk + window)
     known = {
-        f"query {row} reads key {row - window} too: that makes {window + 1} keys":
-            (s <= t) & (s >= t - window),
+        f"query {row} reads key {row - window} too: that makes {window + 1} keys": (s <= t)
+        & (s >= t - window),
         f"query {row} reads key {row - window} too, which makes {window + 1} keys, and only the "
         "first query of a chunk is right": in_slice & (s <= t) & (s >= t - window),
         f"query {row} does not read its own key": (s < t) & (s > t - window),
@@ -117,12 +125,16 @@ def explain_window(got, expected, q, k, v, window):
         f"query {row} reads its whole past: there is no window": s <= t,
     }
     masks = {says: read(q, k, v, mask) for says, mask in known.items() if (mask != band).any()}
-    return recognise(got, {
-        **masks,
-        "the scores are not divided by the root of the width": read(q, k, v, band, 1.0),
-        "the scores are divided by the width, not by its root":
-            read(q, k, v, band, 1 / q.shape[1]),
-    })
+    return recognise(
+        got,
+        {
+            **masks,
+            "the scores are not divided by the root of the width": read(q, k, v, band, 1.0),
+            "the scores are divided by the width, not by its root": read(
+                q, k, v, band, 1 / q.shape[1]
+            ),
+        },
+    )
 
 
 # --- 04.3 ---
@@ -140,8 +152,13 @@ def gate_cases(generator: torch.Generator) -> list[Case]:
             logits = torch.full_like(logits, fill)
         branches = {name: numbers(heads, length, 2) for name in BRANCHES}
         expected = mixed(logits, *branches.values())
-        return Case(name, dict(logits=logits, **branches), expected, ("head", "query", "channel"),
-                    explain_gates if fill is None else explain_equal_gates)
+        return Case(
+            name,
+            dict(logits=logits, **branches),
+            expected,
+            ("head", "query", "channel"),
+            explain_gates if fill is None else explain_equal_gates,
+        )
 
     return [
         case("one head", 4, 1),
@@ -167,8 +184,10 @@ def explain_equal_gates(got, expected, logits, compressed, selected, window):
     whole = compressed + selected + window
     share = float((got * whole).sum() / whole.square().sum())
     if close(got, share * whole).all():
-        return (f"every logit is {float(logits[0, 0]):.0f}, and the output is {share:.2f} times "
-                "the sum of the three branches")
+        return (
+            f"every logit is {float(logits[0, 0]):.0f}, and the output is {share:.2f} times "
+            "the sum of the three branches"
+        )
     return None
 
 
@@ -182,21 +201,29 @@ def explain_gates(got, expected, logits, compressed, selected, window):
     def mix(gates):
         return (branches * gates[:, :, None]).sum(-1)
 
-    return recognise(got, {
-        "the three gates are a softmax: they sum to 1, and opening one shuts the others":
-            mix(raw.softmax(-1)),
-        "the sigmoids are divided by their sum, and Eq. 5 does not normalise them":
-            mix(gates / gates.sum(-1, keepdim=True)),
-        "the logits themselves weigh the branches: a gate lies between 0 and 1": mix(raw),
-        "the sum of the three gated branches is divided by 3": mix(gates / 3),
-        "the columns were read branch by branch, and they go head by head":
-            mix(by_branch.sigmoid()),
-        "the columns were cut without moving the axis of queries: head 1 gets the gates of "
-        "other queries": mix(logits.reshape(heads, length, 3).sigmoid()),
-        "every head uses the gates of head 0": mix(gates[:1].expand_as(gates)),
-        "every head uses the mean of all heads' gates": mix(gates.mean(0, True).expand_as(gates)),
-        "the three gates are in the reverse order of the branches": mix(gates.flip(-1)),
-    })
+    return recognise(
+        got,
+        {
+            "the three gates are a softmax: they sum to 1, and opening one shuts the others": mix(
+                raw.softmax(-1)
+            ),
+            "the sigmoids are divided by their sum, and Eq. 5 does not normalise them": mix(
+                gates / gates.sum(-1, keepdim=True)
+            ),
+            "the logits themselves weigh the branches: a gate lies between 0 and 1": mix(raw),
+            "the sum of the three gated branches is divided by 3": mix(gates / 3),
+            "the columns were read branch by branch, and they go head by head": mix(
+                by_branch.sigmoid()
+            ),
+            "the columns were cut without moving the axis of queries: head 1 gets the gates of "
+            "other queries": mix(logits.reshape(heads, length, 3).sigmoid()),
+            "every head uses the gates of head 0": mix(gates[:1].expand_as(gates)),
+            "every head uses the mean of all heads' gates": mix(
+                gates.mean(0, True).expand_as(gates)
+            ),
+            "the three gates are in the reverse order of the branches": mix(gates.flip(-1)),
+        },
+    )
 
 
 # --- 04.4 ---
@@ -208,9 +235,14 @@ def gradient_cases(generator: torch.Generator) -> list[Case]:
 
     def case(name, loss):
         weight = numbers(3, 2)
-        return Case(name, dict(loss=loss, weight=weight), by_differences(loss, weight),
-                    {"through the far branch": ("row", "column"),
-                     "through the window": ("row", "column")}, explain_gradients, both_parts)
+        return Case(
+            name,
+            dict(loss=loss, weight=weight),
+            by_differences(loss, weight),
+            {"through the far branch": ("row", "column"), "through the window": ("row", "column")},
+            explain_gradients,
+            both_parts,
+        )
 
     a, b, y = numbers(4, 3), numbers(4, 3), numbers(4, 2)
     x, q = numbers(6, 3), numbers(6, 2)
@@ -236,8 +268,10 @@ def by_differences(loss, weight: Tensor) -> tuple[Tensor, Tensor]:
     for index in range(weight.numel()):
         moved = torch.zeros_like(weight)
         moved.view(-1)[index] = step
-        ends = [(loss(weight + moved, weight), loss(weight - moved, weight)),
-                (loss(weight, weight + moved), loss(weight, weight - moved))]
+        ends = [
+            (loss(weight + moved, weight), loss(weight - moved, weight)),
+            (loss(weight, weight + moved), loss(weight, weight - moved)),
+        ]
         for part, (high, low) in zip(parts, ends, strict=True):
             part.view(-1)[index] = (high - low) / (2 * step)
     return parts[0], parts[1]
@@ -254,22 +288,32 @@ def both_parts(answer, loss, weight):
 def explain_gradients(got, expected, loss, weight):
     for name, part in zip(("far branch", "window"), got, strict=True):
         if part.isnan().all():
-            return (f"the gradient through the {name} is None: the loss does not use that weight, "
-                    "so its gradient is 0")
+            return (
+                f"the gradient through the {name} is None: the loss does not use that weight, "
+                "so its gradient is 0"
+            )
     far, window = expected
     both = far + window
     with torch.enable_grad():
         far_alone, window_alone = weight.clone().requires_grad_(), weight.clone().requires_grad_()
         nothing = torch.zeros_like(weight)
-        alone = (gradient(loss(far_alone, nothing), far_alone),
-                 gradient(loss(nothing, window_alone), window_alone))
-    return recognise(got, {
-        "both results are the sum of the two parts: one weight stood in both places": (both, both),
-        "both results are half of the sum: the parts were not told apart": (both / 2, both / 2),
-        "the two parts are in the wrong order": (window, far),
-        "one branch's weight was set to 0 to measure the other: that changes the loss, and the "
-        "gradient with it": alone,
-    })
+        alone = (
+            gradient(loss(far_alone, nothing), far_alone),
+            gradient(loss(nothing, window_alone), window_alone),
+        )
+    return recognise(
+        got,
+        {
+            "both results are the sum of the two parts: one weight stood in both places": (
+                both,
+                both,
+            ),
+            "both results are half of the sum: the parts were not told apart": (both / 2, both / 2),
+            "the two parts are in the wrong order": (window, far),
+            "one branch's weight was set to 0 to measure the other: that changes the loss, and the "
+            "gradient with it": alone,
+        },
+    )
 
 
 def gradient(loss: Tensor, weight: Tensor) -> Tensor:
@@ -314,8 +358,22 @@ def ends_of_blocks(length, block_size, stride):
     return range(block_size - 1, length, stride)
 
 
-def prefill(q, k, v, gates, window, block_size, stride, *, late=0, whose=(0, 1),
-            own=True, over=0, every=None, first=None):
+def prefill(
+    q,
+    k,
+    v,
+    gates,
+    window,
+    block_size,
+    stride,
+    *,
+    late=0,
+    whose=(0, 1),
+    own=True,
+    over=0,
+    every=None,
+    first=None,
+):
     """Both branches for every query at once: the definition, and some mistakes by keyword."""
     t, (slow, near) = torch.arange(len(q))[:, None], whose
     last = torch.arange(block_size - 1 if first is None else first, len(q), every or stride)
@@ -334,8 +392,16 @@ def decode(answer, q, k, v, gates, window, block_size, stride, cache=None):
     """One call a token, with one cache."""
     cache, rows = {} if cache is None else cache, []
     for t in range(len(q)):
-        row = answer(cache, q[t].clone(), k[:, t].clone(), v[:, t].clone(), gates[t].clone(),
-                     window, block_size, stride)
+        row = answer(
+            cache,
+            q[t].clone(),
+            k[:, t].clone(),
+            v[:, t].clone(),
+            gates[t].clone(),
+            window,
+            block_size,
+            stride,
+        )
         if not isinstance(row, Tensor):
             return row
         rows.append(row)
@@ -359,9 +425,11 @@ def numbers_needed(q, k, v, gates, window, block_size, stride):
 def explain_cache(got, expected, q, k, v, gates, window, block_size, stride):
     if got[1] > expected[1] and close(got[0], expected[0]).all():
         width = k.shape[-1] + v.shape[-1]
-        return (f"the output is right, but after {len(q)} tokens the cache holds {got[1]} "
-                f"numbers, {got[1] / width:.0f} rows of a key and a value: more than the window, "
-                "one block and the compressed tokens")
+        return (
+            f"the output is right, but after {len(q)} tokens the cache holds {got[1]} "
+            f"numbers, {got[1] / width:.0f} rows of a key and a value: more than the window, "
+            "one block and the compressed tokens"
+        )
     return None
 
 
@@ -369,29 +437,45 @@ def explain_decoding(got, expected, q, k, v, gates, window, block_size, stride):
     row, given = first_wrong(got, expected), (q, k, v, gates, window, block_size, stride)
     plain_sum = (q, k, v, torch.ones_like(gates), *given[4:])
     swapped = (q, k, v, gates.flip(1), *given[4:])
-    return recognise(got, {
-        f"query {row}: the window reads {window + 1} keys": prefill(*given, over=1),
-        f"query {row}: the window reads {window - 1} keys, and the oldest is missing":
-            prefill(*given, over=-1),
-        f"query {row}: the window reads all keys so far": prefill(*given, over=len(q)),
-        f"query {row}: the window does not hold the query's own key": prefill(*given, own=False),
-        f"query {row} ends a block, and does not read it yet": prefill(*given, late=1),
-        f"query {row} reads a block of fewer than {block_size} tokens":
-            prefill(*given, first=stride - 1),
-        f"query {row}: the blocks lie side by side, and one should begin every {stride} tokens":
-            prefill(*given, every=block_size),
-        f"query {row}: a block is compressed at every token": prefill(*given, every=1),
-        "the window reads the compressed branch's keys and values": prefill(*given, whose=(0, 0)),
-        "the compressed branch reads the window's keys and values": prefill(*given, whose=(1, 1)),
-        "the two branches read each other's keys and values": prefill(*given, whose=(1, 0)),
-        "the branches are added without their gates": prefill(*plain_sum),
-        "each branch has the other one's gate": prefill(*swapped),
-    })
+    return recognise(
+        got,
+        {
+            f"query {row}: the window reads {window + 1} keys": prefill(*given, over=1),
+            f"query {row}: the window reads {window - 1} keys, and the oldest is missing": prefill(
+                *given, over=-1
+            ),
+            f"query {row}: the window reads all keys so far": prefill(*given, over=len(q)),
+            f"query {row}: the window does not hold the query's own key": prefill(
+                *given, own=False
+            ),
+            f"query {row} ends a block, and does not read it yet": prefill(*given, late=1),
+            f"query {row} reads a block of fewer than {block_size} tokens": prefill(
+                *given, first=stride - 1
+            ),
+            f"query {row}: the blocks lie side by side, and one should begin every {stride} tokens": prefill(
+                *given, every=block_size
+            ),
+            f"query {row}: a block is compressed at every token": prefill(*given, every=1),
+            "the window reads the compressed branch's keys and values": prefill(
+                *given, whose=(0, 0)
+            ),
+            "the compressed branch reads the window's keys and values": prefill(
+                *given, whose=(1, 1)
+            ),
+            "the two branches read each other's keys and values": prefill(*given, whose=(1, 0)),
+            "the branches are added without their gates": prefill(*plain_sum),
+            "each branch has the other one's gate": prefill(*swapped),
+        },
+    )
 
 
 EXERCISES = [
     Exercise(
-        "04.1", "The keys of a window", "warm-up", 5, key_cases,
+        "04.1",
+        "The keys of a window",
+        "warm-up",
+        5,
+        key_cases,
         hints=(
             "How many keys are there from key a to key b, both included? Is the query's own key "
             "among the w?",
@@ -400,7 +484,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "04.2", "A window in chunks", "core", 20, window_cases,
+        "04.2",
+        "A window in chunks",
+        "core",
+        20,
+        window_cases,
         hints=(
             "Take queries 4 to 7 and a window of 4. Which is the oldest key that any of them "
             "reads? Which key does query 7 not read, although query 4 does?",
@@ -412,7 +500,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "04.3", "Three gates for each head", "core", 10, gate_cases,
+        "04.3",
+        "Three gates for each head",
+        "core",
+        10,
+        gate_cases,
         hints=(
             "May all three gates be close to 1 at once? May all be close to 0?",
             "out[h, t] = sum over c of sigmoid(logits[t, 3 h + c]) times branch c [h, t].",
@@ -421,7 +513,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "04.4", "Who trains shared keys", "core", 15, gradient_cases,
+        "04.4",
+        "Who trains shared keys",
+        "core",
+        15,
+        gradient_cases,
         hints=(
             "If one tensor stands in both places, whose gradient does autograd return?",
             "For L(a, b) with a = b = W: dW of the shared weight is dL/da + dL/db, and you want "
@@ -431,7 +527,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "04.5", "Decode one token at a time", "stretch", 45, decode_cases,
+        "04.5",
+        "Decode one token at a time",
+        "stretch",
+        45,
+        decode_cases,
         hints=(
             "After which tokens is a new block whole? Which raw keys will no later block and no "
             "later window need?",

@@ -23,8 +23,11 @@ def split_by_unfold(x, block_size, stride):
 
 
 def split_by_matrix(x, block_size, stride):
-    rows = [torch.eye(len(x))[i : i + block_size] for i in range(0, len(x), stride)
-            if i + block_size <= len(x)]
+    rows = [
+        torch.eye(len(x))[i : i + block_size]
+        for i in range(0, len(x), stride)
+        if i + block_size <= len(x)
+    ]
     picks = torch.stack(rows) if rows else torch.zeros(0, block_size, len(x))
     return picks @ x
 
@@ -42,26 +45,45 @@ def padded(x, block_size, stride):
 
 
 SPLITS = [
-    Wrong("the skeleton's", lambda x, l, d: x.reshape(-1, l, x.shape[1]),
-          "overlapping blocks: the shape is (3, 4, 2)"),
-    Wrong("reshape, the tail cut off",
-          lambda x, l, d: x[: len(x) // l * l].reshape(-1, l, x.shape[1]), "the shape is (3, 4"),
-    Wrong("unfold's order of axes",
-          lambda x, l, d: x.unfold(0, l, d) if len(x) >= l else x.new_empty(0, x.shape[1], l),
-          "one block: the shape is (1, 3, 4)"),
-    Wrong("unfold, then view",
-          lambda x, l, d: split_by_unfold(x, l, d).transpose(1, 2).reshape(-1, l, x.shape[1]),
-          "in another order than its tokens and channels"),
+    Wrong(
+        "the skeleton's",
+        lambda x, l, d: x.reshape(-1, l, x.shape[1]),
+        "overlapping blocks: the shape is (3, 4, 2)",
+    ),
+    Wrong(
+        "reshape, the tail cut off",
+        lambda x, l, d: x[: len(x) // l * l].reshape(-1, l, x.shape[1]),
+        "the shape is (3, 4",
+    ),
+    Wrong(
+        "unfold's order of axes",
+        lambda x, l, d: x.unfold(0, l, d) if len(x) >= l else x.new_empty(0, x.shape[1], l),
+        "one block: the shape is (1, 3, 4)",
+    ),
+    Wrong(
+        "unfold, then view",
+        lambda x, l, d: split_by_unfold(x, l, d).transpose(1, 2).reshape(-1, l, x.shape[1]),
+        "in another order than its tokens and channels",
+    ),
     Wrong("tail filled up with zeros", padded, "a tail too short for a block: the shape is"),
-    Wrong("the last block forgotten", lambda x, l, d: cut(x, l, d, stop=len(x) - l),
-          "one block: the shape is (0, 4, 3)"),
-    Wrong("crash when too short", lambda x, l, d: x.unfold(0, l, d).transpose(1, 2),
-          "exactly one token too few: the function raised RuntimeError"),
-    Wrong("ends aligned, not beginnings",
-          lambda x, l, d: cut(x, l, d, first=(len(x) - l) % d if len(x) >= l else 0),
-          "block 0 holds tokens 1 to 4"),
-    Wrong("newest block first", lambda x, l, d: cut(x, l, d).flip(0),
-          "block 0 holds tokens 8 to 11"),
+    Wrong(
+        "the last block forgotten",
+        lambda x, l, d: cut(x, l, d, stop=len(x) - l),
+        "one block: the shape is (0, 4, 3)",
+    ),
+    Wrong(
+        "crash when too short",
+        lambda x, l, d: x.unfold(0, l, d).transpose(1, 2),
+        "exactly one token too few: the function raised RuntimeError",
+    ),
+    Wrong(
+        "ends aligned, not beginnings",
+        lambda x, l, d: cut(x, l, d, first=(len(x) - l) % d if len(x) >= l else 0),
+        "block 0 holds tokens 1 to 4",
+    ),
+    Wrong(
+        "newest block first", lambda x, l, d: cut(x, l, d).flip(0), "block 0 holds tokens 8 to 11"
+    ),
     Wrong("tokens in reverse", lambda x, l, d: cut(x, l, d).flip(1), "in the reverse order"),
 ]
 
@@ -92,9 +114,9 @@ def causal_by_cutting(f, x):
     return all(torch.equal(f(x[:t]), out[:t]) for t in range(1, len(x) + 1))
 
 
-def perturb(change=lambda rest: rest * 0 + 1e4, places=range, own=0,
-            alike=torch.equal):
+def perturb(change=lambda rest: rest * 0 + 1e4, places=range, own=0, alike=torch.equal):
     """The right test with one step changed; places(n) are the tokens t, of n that have a future."""
+
     def answer(f, x):
         out = f(x)
         for t in places(len(x) - 1):
@@ -113,25 +135,39 @@ def by_jacobian(f, x):
 
 
 TESTS = [
-    Wrong("only the last token", perturb(places=lambda n: [n - 1]),
-          "the last token, 8, is alone in its block"),
+    Wrong(
+        "only the last token",
+        perturb(places=lambda n: [n - 1]),
+        "the last token, 8, is alone in its block",
+    ),
     Wrong("only the middle", perturb(places=lambda n: [n // 2]), "row 6 reads token 7"),
-    Wrong("allclose", perturb(change=lambda rest: rest + torch.randn_like(rest),
-                              alike=lambda a, b: torch.allclose(a, b, atol=1e-3)),
-          "causal means exactly 0"),
-    Wrong("a tolerance of 1e-4", perturb(
-        change=lambda rest: rest + 10, alike=lambda a, b: bool((a - b).abs().max() < 1e-4)),
-          "causal means exactly 0"),
+    Wrong(
+        "allclose",
+        perturb(
+            change=lambda rest: rest + torch.randn_like(rest),
+            alike=lambda a, b: torch.allclose(a, b, atol=1e-3),
+        ),
+        "causal means exactly 0",
+    ),
+    Wrong(
+        "a tolerance of 1e-4",
+        perturb(change=lambda rest: rest + 10, alike=lambda a, b: bool((a - b).abs().max() < 1e-4)),
+        "causal means exactly 0",
+    ),
     Wrong("a small change", perturb(change=lambda rest: rest + 0.01), "no small change"),
     Wrong("a gradient", by_jacobian, "no gradient and no small change shows that"),
     Wrong("NaN as poison", perturb(change=lambda rest: rest * torch.nan), "0 times NaN"),
     Wrong("own row compared to its future", perturb(own=1), "with token t itself"),
     Wrong("all rows compared", lambda f, x: torch.equal(f(x + 1e4), f(x)), "token t itself"),
     Wrong("never False", lambda f, x: True, "the test returned True"),
-    Wrong("the wrong way round", lambda f, x: not causal_by_replacing(f, x),
-          "the test returned False"),
-    Wrong("a tensor", lambda f, x: torch.tensor([causal_by_replacing(f, x)]),
-          "and a bool was asked for"),
+    Wrong(
+        "the wrong way round", lambda f, x: not causal_by_replacing(f, x), "the test returned False"
+    ),
+    Wrong(
+        "a tensor",
+        lambda f, x: torch.tensor([causal_by_replacing(f, x)]),
+        "and a bool was asked for",
+    ),
 ]
 
 # --- 05.3 ---
@@ -153,8 +189,9 @@ def importance_by_loop(q, k, block_size, stride, select_block_size):
 def importance_by_package(q, k, block_size, stride, select_block_size):
     sizes = dict(block_size=block_size, stride=stride)
     _, lse = nsa_lite.compressed_attention(q[None], k[None, None], k[None, None], **sizes)
-    return nsa_lite.block_importance(q[None], k[None, None], lse, **sizes,
-                                     select_block_size=select_block_size)[0, 0]
+    return nsa_lite.block_importance(
+        q[None], k[None, None], lse, **sizes, select_block_size=select_block_size
+    )[0, 0]
 
 
 def importance_in_double(q, k, block_size, stride, select_block_size):
@@ -176,10 +213,18 @@ def shared_tokens(i, j, l, d, l_sel):
     return (ends - torch.maximum(i * d, j * l_sel)).clamp(min=0)
 
 
-def scores_to_importance(seen=seen_by, scale=lambda width: width**-0.5, heads=lambda p: p.sum(0),
-                         table=shared_tokens, divide=True, before=lambda scores: scores,
-                         softmax=True, dead=0.0):
+def scores_to_importance(
+    seen=seen_by,
+    scale=lambda width: width**-0.5,
+    heads=lambda p: p.sum(0),
+    table=shared_tokens,
+    divide=True,
+    before=lambda scores: scores,
+    softmax=True,
+    dead=0.0,
+):
     """The right answer with one step changed."""
+
     def answer(q, k, l, d, l_sel):
         i, t = torch.arange(len(k)), torch.arange(q.shape[1])[:, None]
         mask = seen(i, t, l, d)
@@ -233,26 +278,44 @@ def one_softmax(q, k, l, d, l_sel):
 
 IMPORTANCES = [
     Wrong("the skeleton's", lambda q, k, l, d, l_sel: q[0] @ k.T, "the shape is (12, 6)"),
-    Wrong("no mask", scores_to_importance(seen=lambda i, t, l, d: (i >= 0) & (t >= 0)),
-          "whose blocks it has not passed"),
+    Wrong(
+        "no mask",
+        scores_to_importance(seen=lambda i, t, l, d: (i >= 0) & (t >= 0)),
+        "whose blocks it has not passed",
+    ),
     Wrong("a finite number for the mask", finite_mask, "its importance is not 0"),
     Wrong("one softmax for all heads", one_softmax, "one softmax runs over the keys of all heads"),
-    Wrong("seen once begun", scores_to_importance(seen=lambda i, t, l, d: i * d <= t),
-          "from the token on at which its block begins"),
+    Wrong(
+        "seen once begun",
+        scores_to_importance(seen=lambda i, t, l, d: i * d <= t),
+        "from the token on at which its block begins",
+    ),
     Wrong("logits", scores_to_importance(softmax=False), "the logits are summed"),
     Wrong("no scale", scores_to_importance(scale=lambda width: 1.0), "root of the width"),
     Wrong("head 0 only", scores_to_importance(heads=lambda p: p[0]), "only head 0 counts"),
-    Wrong("mean over heads", scores_to_importance(heads=lambda p: p.mean(0)),
-          "the mean over the heads"),
-    Wrong("logits summed over heads", scores_to_importance(
-        before=lambda scores: scores.sum(0, keepdim=True)), "summed before the softmax"),
-    Wrong("Eq. 9 as printed, from 0", scores_to_importance(table=eq_9_as_printed),
-          "Eq. 9 as printed counts from 1"),
+    Wrong(
+        "mean over heads",
+        scores_to_importance(heads=lambda p: p.mean(0)),
+        "the mean over the heads",
+    ),
+    Wrong(
+        "logits summed over heads",
+        scores_to_importance(before=lambda scores: scores.sum(0, keepdim=True)),
+        "summed before the softmax",
+    ),
+    Wrong(
+        "Eq. 9 as printed, from 0",
+        scores_to_importance(table=eq_9_as_printed),
+        "Eq. 9 as printed counts from 1",
+    ),
     Wrong("tokens, not strides", scores_to_importance(divide=False), "counts its tokens"),
     Wrong("no overlap", scores_to_importance(table=begins_in), "that it begins in"),
     Wrong("the heaviest, not the sum", heaviest, "heaviest compression block"),
-    Wrong("NaN where nothing is seen", scores_to_importance(dead=torch.nan),
-          "query 0 sees 0 compressed keys, and its importance is NaN"),
+    Wrong(
+        "NaN where nothing is seen",
+        scores_to_importance(dead=torch.nan),
+        "query 0 sees 0 compressed keys, and its importance is NaN",
+    ),
 ]
 
 # --- 05.4 ---
@@ -287,13 +350,23 @@ def choice_one_at_a_time(score, select_block_size, num_selected):
 
 
 def choice_by_package(score, select_block_size, num_selected):
-    return nsa_lite.choose_blocks(score[None, None], select_block_size=select_block_size,
-                                  num_selected=num_selected)[0, 0]
+    return nsa_lite.choose_blocks(
+        score[None, None], select_block_size=select_block_size, num_selected=num_selected
+    )[0, 0]
 
 
-def choice(initial=torch.inf, local=torch.inf, num_local=2, mask=True, mask_again=True,
-           stable=True, ascending=True, room=0):
+def choice(
+    initial=torch.inf,
+    local=torch.inf,
+    num_local=2,
+    mask=True,
+    mask_again=True,
+    stable=True,
+    ascending=True,
+    room=0,
+):
     """The right answer with one step changed."""
+
     def answer(score, l_sel, n):
         t, j = torch.arange(len(score))[:, None], torch.arange(score.shape[1])
         own, rank = t // l_sel, score.clone()
@@ -330,13 +403,22 @@ def block_0_twice(score, l_sel, n):
 
 
 CHOICES = [
-    Wrong("the skeleton's", lambda score, l_sel, n: score.topk(n, dim=-1).indices,
-          "query 0 chose block 23, which begins at token 23"),
+    Wrong(
+        "the skeleton's",
+        lambda score, l_sel, n: score.topk(n, dim=-1).indices,
+        "query 0 chose block 23, which begins at token 23",
+    ),
     Wrong("no mask at all", choice(mask=False, mask_again=False), "which begins at token"),
-    Wrong("masked before the sort only", choice(mask_again=False),
-          "query 0 chose block 3, which begins at token 3"),
-    Wrong("masked after the sort only", choice(mask=False),
-          "query 3 chose 3 blocks; 4 have begun and n is 4"),
+    Wrong(
+        "masked before the sort only",
+        choice(mask_again=False),
+        "query 0 chose block 3, which begins at token 3",
+    ),
+    Wrong(
+        "masked after the sort only",
+        choice(mask=False),
+        "query 3 chose 3 blocks; 4 have begun and n is 4",
+    ),
     Wrong("forced by a score of 1", choice(initial=1.0, local=1.0), "it is forced"),
     Wrong("no initial block", choice(initial=None), "did not choose its initial block, 0"),
     Wrong("no local blocks", choice(local=None), "it is forced"),
@@ -345,9 +427,13 @@ CHOICES = [
     Wrong("ties to the higher id", choice(stable=False), "tie, and the higher one was chosen"),
     Wrong("in order of rank", choice(ascending=False), "but not ascending"),
     Wrong("one block too few", choice(room=1), "query 3 chose 3 blocks"),
-    Wrong("crash when blocks are few", lambda score, l_sel, n: (
-        choice()(score, l_sel, n) if score.shape[1] >= n else score.topk(n).indices),
-          "the function raised RuntimeError"),
+    Wrong(
+        "crash when blocks are few",
+        lambda score, l_sel, n: (
+            choice()(score, l_sel, n) if score.shape[1] >= n else score.topk(n).indices
+        ),
+        "the function raised RuntimeError",
+    ),
 ]
 
 # --- 05.5 ---
@@ -366,11 +452,18 @@ def layer_by_package(x, p, sizes):
         raw = (raw + p[name]["position"]).flatten(-2)
         short.append(F.gelu(raw @ p[name]["first"]) @ p[name]["second"])
     out_c, lse = nsa_lite.compressed_attention(q, *short, **s)
-    ids = nsa_lite.select_blocks(q, short[0], lse, **s, num_local=1,
-                                 select_block_size=sizes["select_block_size"],
-                                 num_selected=sizes["num_selected"])
-    out_s = nsa_lite.selected_attention(q, k["selected"], v["selected"], ids,
-                                        select_block_size=sizes["select_block_size"])
+    ids = nsa_lite.select_blocks(
+        q,
+        short[0],
+        lse,
+        **s,
+        num_local=1,
+        select_block_size=sizes["select_block_size"],
+        num_selected=sizes["num_selected"],
+    )
+    out_s = nsa_lite.selected_attention(
+        q, k["selected"], v["selected"], ids, select_block_size=sizes["select_block_size"]
+    )
     out_w = nsa_lite.window_attention(q, k["window"], v["window"], window=sizes["window"])
     gates = torch.sigmoid(F.gelu(x @ p["gate"]["first"]) @ p["gate"]["second"])
     gates = gates.unflatten(1, (heads, 3)).transpose(0, 1)[None]
@@ -423,13 +516,26 @@ def layer_in_double(x, p, sizes):
     return layer_by_package(x.double(), double(p), sizes)
 
 
-def wire(keys=lambda b: b, values=lambda b: b, bend=F.gelu, gate_bend=F.gelu, gate=torch.sigmoid,
-         phi_v="phi_v", position=1.0, gate_of_query=False, columns=None, num_local=1):
+def wire(
+    keys=lambda b: b,
+    values=lambda b: b,
+    bend=F.gelu,
+    gate_bend=F.gelu,
+    gate=torch.sigmoid,
+    phi_v="phi_v",
+    position=1.0,
+    gate_of_query=False,
+    columns=None,
+    num_local=1,
+):
     """The right answer with one step changed: it rewires the weights before the layer runs."""
+
     def answer(x, p, sizes):
         heads = p["query"].shape[1] // p["keys"]["window"].shape[1]
-        k, v = ({b: p[kind][whose(b)] for b in BRANCHES}
-                for kind, whose in (("keys", keys), ("values", values)))
+        k, v = (
+            {b: p[kind][whose(b)] for b in BRANCHES}
+            for kind, whose in (("keys", keys), ("values", values))
+        )
         q = (x @ p["query"]).unflatten(1, (heads, -1)).transpose(0, 1)[None]
         short = []
         for w, phi in ((k["compressed"], p["phi_k"]), (v["compressed"], p[phi_v])):
@@ -439,8 +545,15 @@ def wire(keys=lambda b: b, values=lambda b: b, bend=F.gelu, gate_bend=F.gelu, ga
         s = dict(block_size=sizes["block_size"], stride=sizes["stride"])
         out_c, lse = nsa_lite.compressed_attention(q, *short, **s)
         l_sel = sizes["select_block_size"]
-        ids = nsa_lite.select_blocks(q, short[0], lse, **s, select_block_size=l_sel,
-                                     num_selected=sizes["num_selected"], num_local=num_local)
+        ids = nsa_lite.select_blocks(
+            q,
+            short[0],
+            lse,
+            **s,
+            select_block_size=l_sel,
+            num_selected=sizes["num_selected"],
+            num_local=num_local,
+        )
         raw = {b: ((x @ k[b])[None, None], (x @ v[b])[None, None]) for b in BRANCHES}
         out_s = nsa_lite.selected_attention(q, *raw["selected"], ids, select_block_size=l_sel)
         out_w = nsa_lite.window_attention(q, *raw["window"], window=sizes["window"])
@@ -458,13 +571,21 @@ def swap(b):
 
 
 LAYERS = [
-    Wrong("one pair of keys and values", wire(keys=lambda b: "compressed",
-                                              values=lambda b: "compressed"),
-          "all branches read the compressed branch's keys and values"),
-    Wrong("one pair, the window's", wire(keys=lambda b: "window", values=lambda b: "window"),
-          "all branches read the window branch's keys and values"),
-    Wrong("own keys, shared values", wire(values=lambda b: "selected"),
-          "all branches read the selected branch's values"),
+    Wrong(
+        "one pair of keys and values",
+        wire(keys=lambda b: "compressed", values=lambda b: "compressed"),
+        "all branches read the compressed branch's keys and values",
+    ),
+    Wrong(
+        "one pair, the window's",
+        wire(keys=lambda b: "window", values=lambda b: "window"),
+        "all branches read the window branch's keys and values",
+    ),
+    Wrong(
+        "own keys, shared values",
+        wire(values=lambda b: "selected"),
+        "all branches read the selected branch's values",
+    ),
     Wrong("two branches crossed", wire(keys=swap, values=swap), "read each other's"),
     Wrong("two local blocks", wire(num_local=2), "two local blocks are forced"),
     Wrong("no position encoding", wire(position=0.0), "phi has no position encoding"),
@@ -475,14 +596,21 @@ LAYERS = [
     Wrong("a linear gate", wire(gate_bend=lambda z: z), "the gate's MLP is linear"),
     Wrong("softmax gates", wire(gate=lambda z: z.softmax(-1)), "are a softmax"),
     Wrong("no sigmoid", wire(gate=lambda z: z), "the sigmoid is missing"),
-    Wrong("columns branch by branch",
-          wire(columns=lambda z, heads: z.unflatten(1, (3, heads)).transpose(1, 2)),
-          "they go head by head"),
-    Wrong("keys detached", lambda x, p, sizes: layer_by_package(
-        x, {**p, "keys": {b: w.detach() for b, w in p["keys"].items()}}, sizes),
-          "no gradient reaches the compressed keys"),
-    Wrong("rows before heads", lambda x, p, sizes: wire()(x, p, sizes).transpose(0, 1),
-          "the shape is"),
+    Wrong(
+        "columns branch by branch",
+        wire(columns=lambda z, heads: z.unflatten(1, (3, heads)).transpose(1, 2)),
+        "they go head by head",
+    ),
+    Wrong(
+        "keys detached",
+        lambda x, p, sizes: layer_by_package(
+            x, {**p, "keys": {b: w.detach() for b, w in p["keys"].items()}}, sizes
+        ),
+        "no gradient reaches the compressed keys",
+    ),
+    Wrong(
+        "rows before heads", lambda x, p, sizes: wire()(x, p, sizes).transpose(0, 1), "the shape is"
+    ),
 ]
 
 RIGHT = {

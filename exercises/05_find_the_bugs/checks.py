@@ -17,8 +17,13 @@ def split_cases(generator: torch.Generator) -> list[Case]:
         x = torch.randn(length, width, generator=generator)
         rows = [x[i : i + l] for i in range(0, length - l + 1, d)]
         expected = torch.stack(rows) if rows else torch.empty(0, l, width)
-        return Case(name, dict(x=x, block_size=l, stride=d), expected,
-                    ("block", "place", "channel"), explain_split)
+        return Case(
+            name,
+            dict(x=x, block_size=l, stride=d),
+            expected,
+            ("block", "place", "channel"),
+            explain_split,
+        )
 
     return [
         case("one block", 4, 4, 4),
@@ -35,12 +40,16 @@ def explain_split(got, expected, x, block_size, stride):
     for first in range(len(x) - block_size + 1):
         if close(got[i], x[first : first + block_size]).all():
             return f"block {i} holds tokens {first} to {first + block_size - 1}"
-    return recognise(got, {
-        "the tokens of a block are in the reverse order": expected.flip(1),
-        "the blocks are in the reverse order": expected.flip(0),
-        "the numbers of a block are in another order than its tokens and channels":
-            expected.transpose(1, 2).reshape(expected.shape),
-    })
+    return recognise(
+        got,
+        {
+            "the tokens of a block are in the reverse order": expected.flip(1),
+            "the blocks are in the reverse order": expected.flip(0),
+            "the numbers of a block are in another order than its tokens and channels": expected.transpose(
+                1, 2
+            ).reshape(expected.shape),
+        },
+    )
 
 
 # --- 05.2 ---
@@ -52,23 +61,48 @@ def causality_cases(generator: torch.Generator) -> list[Case]:
     x[4, 0] = 50.0
 
     def case(name, f, expected, says):
-        return Case(name, dict(f=f, x=x), expected,
-                    explain=lambda got, *_, **__: f"the test returned {got}: {says}")
+        return Case(
+            name,
+            dict(f=f, x=x),
+            expected,
+            explain=lambda got, *_, **__: f"the test returned {got}: {says}",
+        )
 
     return [
-        case("a running sum", running_sum, True,
-             "row t may change with token t itself, not with the tokens after it"),
-        case("a sum by a matrix of zeros and ones", sum_by_matrix, True,
-             "this function multiplies later tokens by 0, and 0 times NaN or infinity is NaN"),
-        case("a leak inside blocks of 4", block_sum, False,
-             "rows 0 to 7 read their whole block, and the last token, 8, is alone in its block"),
-        case("a leak at one place", one_leak, False,
-             "row 6 reads token 7, and nothing else is wrong"),
-        case("a leak of a millionth", small_leak, False,
-             "each row reads its successor times 0.000001, and causal means exactly 0"),
-        case("a leak through a choice", leak_by_choice, False,
-             "each row learns whether it holds the largest number of the whole sequence; no "
-             "gradient and no small change shows that"),
+        case(
+            "a running sum",
+            running_sum,
+            True,
+            "row t may change with token t itself, not with the tokens after it",
+        ),
+        case(
+            "a sum by a matrix of zeros and ones",
+            sum_by_matrix,
+            True,
+            "this function multiplies later tokens by 0, and 0 times NaN or infinity is NaN",
+        ),
+        case(
+            "a leak inside blocks of 4",
+            block_sum,
+            False,
+            "rows 0 to 7 read their whole block, and the last token, 8, is alone in its block",
+        ),
+        case(
+            "a leak at one place", one_leak, False, "row 6 reads token 7, and nothing else is wrong"
+        ),
+        case(
+            "a leak of a millionth",
+            small_leak,
+            False,
+            "each row reads its successor times 0.000001, and causal means exactly 0",
+        ),
+        case(
+            "a leak through a choice",
+            leak_by_choice,
+            False,
+            "each row learns whether it holds the largest number of the whole sequence; no "
+            "gradient and no small change shows that",
+        ),
     ]
 
 
@@ -111,8 +145,9 @@ def importance_cases(generator: torch.Generator) -> list[Case]:
         k = torch.randn(count, 4, generator=generator) * scale
         sizes = dict(block_size=l, stride=d)
         _, lse = loops.compressed_attention(q[None], k[None, None], k[None, None], **sizes)
-        expected = loops.block_importance(q[None], k[None, None], lse, **sizes,
-                                          select_block_size=l_sel)[0, 0]
+        expected = loops.block_importance(
+            q[None], k[None, None], lse, **sizes, select_block_size=l_sel
+        )[0, 0]
         arguments = dict(q=q, k=k, **sizes, select_block_size=l_sel)
         return Case(name, arguments, expected, ("query", "block"), explain_importance)
 
@@ -164,30 +199,41 @@ def explain_importance(got, expected, q, k, block_size, stride, select_block_siz
     p = weights(seen)
     total = p.sum(0)
     where = F.one_hot(i * d // l_sel, blocks).float() if count else table
-    heaviest = torch.stack([torch.where(table[:, j] > 0, total, 0).amax(1) for j in
-                            range(blocks)], 1) if count else expected
+    heaviest = (
+        torch.stack([torch.where(table[:, j] > 0, total, 0).amax(1) for j in range(blocks)], 1)
+        if count
+        else expected
+    )
     whole_heads = scores.masked_fill(~seen, -torch.inf).transpose(0, 1).flatten(1)
     pooled = whole_heads.softmax(1).nan_to_num().unflatten(1, (heads, count)).sum(1)
     known = {
-        "a query's scores reach compressed keys whose blocks it has not passed":
-            weights(seen | True).sum(0) @ table / d,
-        "a compressed key counts from the token on at which its block begins":
-            weights(begun).sum(0) @ table / d,
-        "the logits are summed, and Eq. 8 turns them into probabilities first":
-            scores.masked_fill(~seen, 0.0).sum(0) @ table / d,
-        "the scores are not divided by the root of the width":
-            weights(seen, q @ k.T).sum(0) @ table / d,
+        "a query's scores reach compressed keys whose blocks it has not passed": weights(
+            seen | True
+        ).sum(0)
+        @ table
+        / d,
+        "a compressed key counts from the token on at which its block begins": weights(begun).sum(0)
+        @ table
+        / d,
+        "the logits are summed, and Eq. 8 turns them into probabilities first": scores.masked_fill(
+            ~seen, 0.0
+        ).sum(0)
+        @ table
+        / d,
+        "the scores are not divided by the root of the width": weights(seen, q @ k.T).sum(0)
+        @ table
+        / d,
         "only head 0 counts": p[0] @ table / d,
         "the mean over the heads is taken, and Eq. 10 sums": p.mean(0) @ table / d,
         "one softmax runs over the keys of all heads": pooled @ table / d,
-        "the heads' logits are summed before the softmax":
-            weights(seen, scores.sum(0)) @ table / d,
+        "the heads' logits are summed before the softmax": weights(seen, scores.sum(0)) @ table / d,
         "an overlap counts its tokens, and it should count strides": total @ table,
-        "each compression block counts once, for the selection block that it begins in":
-            total @ where,
+        "each compression block counts once, for the selection block that it begins in": total
+        @ where,
         "a selection block gets its heaviest compression block, not the sum": heaviest,
-        "the weights land one block too early or too late: Eq. 9 as printed counts from 1":
-            printed_formula(total, blocks, l, d, l_sel),
+        "the weights land one block too early or too late: Eq. 9 as printed counts from 1": printed_formula(
+            total, blocks, l, d, l_sel
+        ),
     }
     alive = seen.any(1)
     if not close(got[alive], expected[alive]).all():
@@ -215,8 +261,13 @@ def choice_cases(generator: torch.Generator) -> list[Case]:
     return [
         case("blocks that have not begun", 24, 1, 4, newest_first),
         case("forced blocks", 24, 4, 4),
-        case("forced blocks with the lowest scores", 24, 4, 4, low.index_fill(
-            1, torch.tensor([1, 2]), 3.0)),
+        case(
+            "forced blocks with the lowest scores",
+            24,
+            4,
+            4,
+            low.index_fill(1, torch.tensor([1, 2]), 3.0),
+        ),
         case("ties", 24, 3, 5, torch.zeros(24, 8)),
         case("fewer blocks than n", 10, 4, 5),
         case("one token", 1, 4, 3),
@@ -248,10 +299,14 @@ def _fault_of_choice(t, ids, right, score, l_sel):
     missed = next(j for j in right if j >= 0 and j not in real)
     taken = next(j for j in real if j not in right)
     if score[missed] == score[taken]:
-        return f"query {t}: blocks {min(missed, taken)} and {max(missed, taken)} tie, and the " \
-               "higher one was chosen"
-    return f"query {t} chose block {taken} with score {score[taken]:.2f}, and left out block " \
-           f"{missed} with {score[missed]:.2f}"
+        return (
+            f"query {t}: blocks {min(missed, taken)} and {max(missed, taken)} tie, and the "
+            "higher one was chosen"
+        )
+    return (
+        f"query {t} chose block {taken} with score {score[taken]:.2f}, and left out block "
+        f"{missed} with {score[missed]:.2f}"
+    )
 
 
 # --- 05.5 ---
@@ -269,46 +324,77 @@ def layer_cases(generator: torch.Generator) -> list[Case]:
         while not clear_choice(x, p):  # rounding must not decide which block is chosen
             x = torch.randn(length, 8, generator=generator)
         out = forward(loops, x, p) if expected is None else expected
-        return Case(name, dict(x=x, p=p, sizes=SIZES), out, axes or ("head", "query", "channel"),
-                    explain or explain_layer, call)
+        return Case(
+            name,
+            dict(x=x, p=p, sizes=SIZES),
+            out,
+            axes or ("head", "query", "channel"),
+            explain or explain_layer,
+            call,
+        )
 
     return [
         case("whole blocks", 10),
         case("a tail", 9),
         case("one token, so no block yet", 1),
-        case("which weights each branch trains", 10, trained, explain_trained,
-             [b + " " + kind for b in BRANCHES for kind in ("keys", "values")]),
+        case(
+            "which weights each branch trains",
+            10,
+            trained,
+            explain_trained,
+            [b + " " + kind for b in BRANCHES for kind in ("keys", "values")],
+        ),
     ]
 
 
 def weights(generator: torch.Generator, dim=8, heads=2, width=4) -> dict:
     """A layer's weights: one query, a key and a value for each branch, two phi, one gate."""
+
     def matrix(rows, columns):
         return torch.randn(rows, columns, generator=generator) * 1.5 * rows**-0.5
 
     def phi():
         l = SIZES["block_size"]
         position = torch.randn(l, width, generator=generator)
-        return {"position": position, "first": matrix(l * width, 2 * width),
-                "second": matrix(2 * width, width)}
+        return {
+            "position": position,
+            "first": matrix(l * width, 2 * width),
+            "second": matrix(2 * width, width),
+        }
 
     return {
         "query": matrix(dim, heads * width) * 2,
         "keys": {b: matrix(dim, width) for b in BRANCHES},
         "values": {b: matrix(dim, width) for b in BRANCHES},
-        "phi_k": phi(), "phi_v": phi(),
+        "phi_k": phi(),
+        "phi_v": phi(),
         "gate": {"first": matrix(dim, dim), "second": matrix(dim, 3 * heads) * 2},
     }
 
 
-def forward(ops, x, p, *, keys=BRANCHES, values=BRANCHES, bend=F.gelu, gate_bend=F.gelu,
-            position=True, phi_of_values="phi_v", gate_from=None, gate=torch.sigmoid,
-            head_first=True, num_local=1):
+def forward(
+    ops,
+    x,
+    p,
+    *,
+    keys=BRANCHES,
+    values=BRANCHES,
+    bend=F.gelu,
+    gate_bend=F.gelu,
+    position=True,
+    phi_of_values="phi_v",
+    gate_from=None,
+    gate=torch.sigmoid,
+    head_first=True,
+    num_local=1,
+):
     """The layer with the operations of `ops`, and some mistakes by keyword; (H, T, D)."""
     width = p["keys"]["window"].shape[1]
     q = (x @ p["query"]).unflatten(1, (-1, width)).transpose(0, 1)[None]
-    k, v = ([(x @ p[kind][b])[None, None] for b in whose]
-            for kind, whose in (("keys", keys), ("values", values)))
+    k, v = (
+        [(x @ p[kind][b])[None, None] for b in whose]
+        for kind, whose in (("keys", keys), ("values", values))
+    )
     short_k = _phi(k[0][0, 0], p["phi_k"], bend, position)[None, None]
     short_v = _phi(v[0][0, 0], p[phi_of_values], bend, position)[None, None]
     out_c, lse = ops.compressed_attention(q, short_k, short_v, **BLOCKS)
@@ -318,8 +404,11 @@ def forward(ops, x, p, *, keys=BRANCHES, values=BRANCHES, bend=F.gelu, gate_bend
     hidden = gate_bend((x if gate_from is None else gate_from(q)) @ p["gate"]["first"])
     logits = hidden @ p["gate"]["second"]
     heads = q.shape[1]
-    logits = logits.unflatten(1, (heads, 3)) if head_first else \
-        logits.unflatten(1, (3, heads)).transpose(1, 2)
+    logits = (
+        logits.unflatten(1, (heads, 3))
+        if head_first
+        else logits.unflatten(1, (3, heads)).transpose(1, 2)
+    )
     g = gate(logits).transpose(0, 1)  # (H, T, 3)
     return sum(g[..., [c]] * out[0] for c, out in enumerate((out_c, out_s, out_w)))
 
@@ -345,8 +434,9 @@ def _phi(x, p, bend, position):
 
 def trained(answer, x, p, sizes):
     """The weights among the keys and values that get a gradient from the layer."""
-    leaves = {f"{b} {kind}": p[kind][b].requires_grad_() for b in BRANCHES
-              for kind in ("keys", "values")}
+    leaves = {
+        f"{b} {kind}": p[kind][b].requires_grad_() for b in BRANCHES for kind in ("keys", "values")
+    }
     out = answer(x, p, sizes)
     if not isinstance(out, Tensor) or not out.requires_grad:
         return out if out is None else []
@@ -365,35 +455,52 @@ def explain_layer(got, expected, x, p, sizes):
     def linear(z):
         return z
 
-    known = {f"all branches read the {b} branch's keys and values":
-             dict(keys=[b] * 3, values=[b] * 3) for b in BRANCHES}
-    known |= {f"all branches read the {b} branch's {kind}": {kind: [b] * 3}
-              for b in BRANCHES for kind in ("keys", "values")}
+    known = {
+        f"all branches read the {b} branch's keys and values": dict(keys=[b] * 3, values=[b] * 3)
+        for b in BRANCHES
+    }
+    known |= {
+        f"all branches read the {b} branch's {kind}": {kind: [b] * 3}
+        for b in BRANCHES
+        for kind in ("keys", "values")
+    }
     crossed = "selected", "compressed", "window"
     known |= {
-        "the compressed and the selected branch read each other's keys and values":
-            dict(keys=crossed, values=crossed),
+        "the compressed and the selected branch read each other's keys and values": dict(
+            keys=crossed, values=crossed
+        ),
         "two local blocks are forced, and one was asked for": dict(num_local=2),
         "phi has no position encoding": dict(position=False),
         "phi is linear: nothing bends between its two matrices": dict(bend=linear),
         "phi bends with relu, and the layer uses gelu": dict(bend=F.relu),
         "phi_k makes the compressed values too": dict(phi_of_values="phi_k"),
-        "the gates are made from the query, and Eq. 5 makes them from the layer's input":
-            dict(gate_from=lambda q: q[0].transpose(0, 1).flatten(1)),
-        "the gate's MLP is linear: nothing bends between its two matrices":
-            dict(gate_bend=linear),
+        "the gates are made from the query, and Eq. 5 makes them from the layer's input": dict(
+            gate_from=lambda q: q[0].transpose(0, 1).flatten(1)
+        ),
+        "the gate's MLP is linear: nothing bends between its two matrices": dict(gate_bend=linear),
         "the gates are a softmax over the branches": dict(gate=lambda z: z.softmax(-1)),
         "the gates are logits: the sigmoid is missing": dict(gate=linear),
-        "the gate's columns were read branch by branch, and they go head by head":
-            dict(head_first=False),
+        "the gate's columns were read branch by branch, and they go head by head": dict(
+            head_first=False
+        ),
     }
-    return next((says for says, changes in known.items()
-                 if matches(got, forward(nsa_lite, x, p, **changes))), None)
+    return next(
+        (
+            says
+            for says, changes in known.items()
+            if matches(got, forward(nsa_lite, x, p, **changes))
+        ),
+        None,
+    )
 
 
 EXERCISES = [
     Exercise(
-        "05.1", "Blocks with a stride", "warm-up", 5, split_cases,
+        "05.1",
+        "Blocks with a stride",
+        "warm-up",
+        5,
+        split_cases,
         hints=(
             "Where does block 1 begin, and where does it end? What if the sequence ends before "
             "block 0 does?",
@@ -403,7 +510,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "05.2", "A test that sees the future", "core", 15, causality_cases,
+        "05.2",
+        "A test that sees the future",
+        "core",
+        15,
+        causality_cases,
         hints=(
             "If you change only the last token, which leaks do you not see? If you ask for "
             "closeness, which? If your change is small, which?",
@@ -415,7 +526,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "05.3", "From scores to importance", "core", 20, importance_cases,
+        "05.3",
+        "From scores to importance",
+        "core",
+        20,
+        importance_cases,
         hints=(
             "Which compressed keys has the query passed? What do two heads have in common that "
             "may be added? How many columns must the result have?",
@@ -427,7 +542,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "05.4", "Choose the blocks", "core", 20, choice_cases,
+        "05.4",
+        "Choose the blocks",
+        "core",
+        20,
+        choice_cases,
         hints=(
             "Which blocks has query t begun? Which must it take whatever their score? How large "
             "can a score become?",
@@ -439,7 +558,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "05.5", "Wire the layer anew", "stretch", 45, layer_cases,
+        "05.5",
+        "Wire the layer anew",
+        "stretch",
+        45,
+        layer_cases,
         hints=(
             "Follow each weight in p: which branch may use it? What goes into the gate?",
             "out = sum over branches c of sigmoid(MLP(x))_c times Attn(q, K_c, V_c); phi(block) = "

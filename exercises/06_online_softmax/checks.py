@@ -43,28 +43,54 @@ def explain_key(got, expected, m, total, out, score, value):
         return None
     shrink, p = math.exp(m - new), math.exp(score - new)
     if got_m != new:
-        known = {score: "the new score, and an earlier score was larger",
-                 m: "the old m, and the new score is larger"}
+        known = {
+            score: "the new score, and an earlier score was larger",
+            m: "the old m, and the new score is larger",
+        }
         return f"m is {got_m:.4g}: " + known.get(got_m, "neither the old m nor the new score")
     grown = math.exp(new - m) if math.isfinite(m) else math.nan
     late = math.exp(score - m) if math.isfinite(m) else math.nan
     sums = (got_m, got_total, got_out)
-    return recognise(sums, {
-        "the old sums were weighed with the old m and are not brought to the new one":
-            (new, total + p, out + p * value),
-        "the old total is brought to the new m, the old out is not":
-            (new, total * shrink + p, out + p * value),
-        "the old out is brought to the new m, the old total is not":
-            (new, total + p, out * shrink + p * value),
-        "the factor of the old sums is upside down: they must shrink when m grows":
-            (new, total * grown + p, out * grown + p * value),
-        "the new key is weighed with the old m": (new, total * shrink + late,
-                                                 out * shrink + late * value),
-        "out is divided by total already; the next key needs the sum":
-            (new, expected[1], expected[2] / expected[1]),
-        "the new key adds its value to out without its weight":
-            (new, expected[1], out * shrink + value),
-    })
+    return recognise(
+        sums,
+        {
+            "the old sums were weighed with the old m and are not brought to the new one": (
+                new,
+                total + p,
+                out + p * value,
+            ),
+            "the old total is brought to the new m, the old out is not": (
+                new,
+                total * shrink + p,
+                out + p * value,
+            ),
+            "the old out is brought to the new m, the old total is not": (
+                new,
+                total + p,
+                out * shrink + p * value,
+            ),
+            "the factor of the old sums is upside down: they must shrink when m grows": (
+                new,
+                total * grown + p,
+                out * grown + p * value,
+            ),
+            "the new key is weighed with the old m": (
+                new,
+                total * shrink + late,
+                out * shrink + late * value,
+            ),
+            "out is divided by total already; the next key needs the sum": (
+                new,
+                expected[1],
+                expected[2] / expected[1],
+            ),
+            "the new key adds its value to out without its weight": (
+                new,
+                expected[1],
+                out * shrink + value,
+            ),
+        },
+    )
 
 
 # --- 06.2 ---
@@ -73,8 +99,10 @@ def explain_key(got, expected, m, total, out, score, value):
 def merge_cases(generator: torch.Generator) -> list[Case]:
     def case(name, sizes, scale=1.0, shift=0.0, empty=()):
         """Keys in two parts of these sizes; the rows in `empty` see nothing of part a."""
-        q, k = torch.randn(4, 3, generator=generator), torch.randn(sum(sizes), 3,
-                                                                   generator=generator)
+        q, k = (
+            torch.randn(4, 3, generator=generator),
+            torch.randn(sum(sizes), 3, generator=generator),
+        )
         v, parts = torch.randn(sum(sizes), 2, generator=generator), []
         scores = q @ k.T * scale + shift
         seen = torch.ones(4, sum(sizes), dtype=torch.bool)
@@ -83,8 +111,13 @@ def merge_cases(generator: torch.Generator) -> list[Case]:
             parts += rows_of(scores[:, keys], v[keys], seen[:, keys])
         names = ("out_a", "lse_a", "out_b", "lse_b")
         arguments = dict(zip(names, parts, strict=True))
-        return Case(name, arguments, rows_of(scores, v, seen),
-                    {"out": ("query", "channel"), "lse": ("query",)}, explain_merge)
+        return Case(
+            name,
+            arguments,
+            rows_of(scores, v, seen),
+            {"out": ("query", "channel"), "lse": ("query",)},
+            explain_merge,
+        )
 
     return [
         case("two halves", (4, 4)),
@@ -123,33 +156,45 @@ def explain_merge(got, expected, out_a, lse_a, out_b, lse_b):
         if lse[t] == -torch.inf and not both[t] and lse_a[t] == -torch.inf:
             return f"query {t}: lse is -inf, although part b saw keys"
         if not out[t].isfinite().all() or (not lse[t].isfinite() and not both[t]):
-            return (f"query {t} is not finite: exp of a large lse overflows, and of a very "
-                    "negative one it is 0")
+            return (
+                f"query {t} is not finite: exp of a large lse overflows, and of a very "
+                "negative one it is 0"
+            )
     true_out, true_lse = expected
     weight = lse_a / (lse_a + lse_b)
     wrong_outs = {
         "the outputs are averaged, whatever their parts weigh": (out_a + out_b) / 2,
         "the outputs are added, not weighed": out_a + out_b,
-        "the outputs are weighed by lse itself, and a part weighs exp(lse)":
-            out_a * weight[:, None] + out_b * (1 - weight[:, None]),
-        "the outputs are weighed crosswise: the weight of a stands at b":
-            out_a * (lse_b - true_lse).exp()[:, None] + out_b * (lse_a - true_lse).exp()[:, None],
+        "the outputs are weighed by lse itself, and a part weighs exp(lse)": out_a * weight[:, None]
+        + out_b * (1 - weight[:, None]),
+        "the outputs are weighed crosswise: the weight of a stands at b": out_a
+        * (lse_b - true_lse).exp()[:, None]
+        + out_b * (lse_a - true_lse).exp()[:, None],
         "the larger part is taken alone": torch.where((lse_a > lse_b)[:, None], out_a, out_b),
-        "the weighted sum is not divided by the sum of the weights":
-            true_out * (true_lse - torch.maximum(lse_a, lse_b)).exp()[:, None],
+        "the weighted sum is not divided by the sum of the weights": true_out
+        * (true_lse - torch.maximum(lse_a, lse_b)).exp()[:, None],
     }
-    if said := recognise(out, {says: value for says, value in wrong_outs.items()
-                               if not matches(value, true_out)}):
+    if said := recognise(
+        out, {says: value for says, value in wrong_outs.items() if not matches(value, true_out)}
+    ):
         return said
-    return recognise(lse, {says: value for says, value in {
-        "the two lse are added, and lse is the logarithm of a sum": lse_a + lse_b,
-        "lse is the larger of the two, and the other part is left out of it":
-            torch.maximum(lse_a, lse_b),
-        "lse is the sum itself, without its logarithm": true_lse.exp(),
-        "lse lacks the largest score, which was subtracted before exp":
-            true_lse - torch.maximum(lse_a, lse_b),
-        "lse has base 2, and the natural logarithm was asked for": true_lse / math.log(2),
-    }.items() if not matches(value, true_lse)})
+    return recognise(
+        lse,
+        {
+            says: value
+            for says, value in {
+                "the two lse are added, and lse is the logarithm of a sum": lse_a + lse_b,
+                "lse is the larger of the two, and the other part is left out of it": torch.maximum(
+                    lse_a, lse_b
+                ),
+                "lse is the sum itself, without its logarithm": true_lse.exp(),
+                "lse lacks the largest score, which was subtracted before exp": true_lse
+                - torch.maximum(lse_a, lse_b),
+                "lse has base 2, and the natural logarithm was asked for": true_lse / math.log(2),
+            }.items()
+            if not matches(value, true_lse)
+        },
+    )
 
 
 # --- 06.3 ---
@@ -174,8 +219,12 @@ def tile_cases(generator: torch.Generator) -> list[Case]:
         case("a last tile that is hidden", 2, hidden=lambda t, s: (t < 2) & (s > 2)),
         case("a first tile that is hidden", 3, hidden=lambda t, s: (t > 1) & (s < 3)),
         case("a row that sees nothing", 2, hidden=lambda t, s: (t == 1) & (s >= 0)),
-        case("very negative scores after a hidden tile", 2, shift=-300.0,
-             hidden=lambda t, s: (t > 1) & (s < 3)),
+        case(
+            "very negative scores after a hidden tile",
+            2,
+            shift=-300.0,
+            hidden=lambda t, s: (t > 1) & (s < 3),
+        ),
         case("rows of very different scores", 2, spread=-150.0),
     ]
 
@@ -196,8 +245,9 @@ def walk(answer, scores, v, width):
     return m + total.log(), total != 0, mean
 
 
-def by_folding(scores, v, width, shrink_total=True, shrink_out=True, upside=False, old=False,
-               last=False):
+def by_folding(
+    scores, v, width, shrink_total=True, shrink_out=True, upside=False, old=False, last=False
+):
     """The walk with a mistake in the step."""
     m = torch.full((len(scores),), -torch.inf)
     total, out = torch.zeros(len(scores)), torch.zeros(len(scores), v.shape[1])
@@ -233,12 +283,15 @@ def explain_tiles(got, expected, scores, v, width):
         if not mean[t].isfinite().all() or lse[t] == torch.inf:
             return f"row {t} is not finite: exp of a large number overflows"
     known = {
-        "a new tile's m does not shrink the sums of the earlier tiles":
-            by_folding(scores, v, width, shrink_total=False, shrink_out=False),
-        "total shrinks with a new m, and out does not":
-            by_folding(scores, v, width, shrink_out=False),
-        "out shrinks with a new m, and total does not":
-            by_folding(scores, v, width, shrink_total=False),
+        "a new tile's m does not shrink the sums of the earlier tiles": by_folding(
+            scores, v, width, shrink_total=False, shrink_out=False
+        ),
+        "total shrinks with a new m, and out does not": by_folding(
+            scores, v, width, shrink_out=False
+        ),
+        "out shrinks with a new m, and total does not": by_folding(
+            scores, v, width, shrink_total=False
+        ),
         "the factor of the old sums is upside down": by_folding(scores, v, width, upside=True),
         "a tile's weights are taken with the m before it": by_folding(scores, v, width, old=True),
     }
@@ -288,16 +341,23 @@ def explain_visit(got, expected, first, last, count, block_size, stride, tile):
         end = min(start + tile, count) - 1
         name = f"{rows}: tile {start}, keys {start} to {end},"
         if start in visit and start not in expected[0]:
-            return (f"{name} is visited; its key {start} ends at token {last_token(start)}, "
-                    "after the last query")
+            return (
+                f"{name} is visited; its key {start} ends at token {last_token(start)}, "
+                "after the last query"
+            )
         if start not in visit and start in expected[0]:
             return f"{name} is not visited, and query {last} has passed its key {start}"
         if start in mask and start not in expected[1]:
-            return f"{name} is to be masked, " + ("but is not visited" if start not in visit else
-                                                  "and every query has passed all of it")
+            return f"{name} is to be masked, " + (
+                "but is not visited"
+                if start not in visit
+                else "and every query has passed all of it"
+            )
         if start not in mask and start in expected[1]:
-            return (f"{name} is not masked, and its key {end} ends at token {last_token(end)}: "
-                    f"query {first} has not passed it")
+            return (
+                f"{name} is not masked, and its key {end} ends at token {last_token(end)}: "
+                f"query {first} has not passed it"
+            )
     if visit != sorted(set(visit)) or mask != sorted(set(mask)):
         return f"{rows}: the right tiles, but not each once in ascending order"
     return None
@@ -311,8 +371,9 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
         count = max(0, (length - l) // d + 1)
         q, k = (torch.randn(n, 4, generator=generator) * scale for n in (length, count))
         v = torch.randn(count, 3, generator=generator)
-        out, lse = loops.compressed_attention(q[None, None], k[None, None], v[None, None],
-                                              block_size=l, stride=d)
+        out, lse = loops.compressed_attention(
+            q[None, None], k[None, None], v[None, None], block_size=l, stride=d
+        )
         expected = out[0, 0], lse[0, 0]
         axes = {"out": ("query", "channel"), "lse": ("query",)}
         if unseen:  # keys that no query sees hold NaN
@@ -345,23 +406,30 @@ def with_largest(answer, *arguments):
 def explain_attention(got, expected, q, k, v, block_size, stride, rows, keys):
     (out, lse), expected = got[:2], expected[:2]
     if len(got) == 3 and matches((out, lse), expected):
-        return (f"out and lse are right, but a tensor of {got[2]} numbers was made for "
-                f"{len(q)} queries, {len(k)} keys and tiles of {rows} by {keys}")
+        return (
+            f"out and lse are right, but a tensor of {got[2]} numbers was made for "
+            f"{len(q)} queries, {len(k)} keys and tiles of {rows} by {keys}"
+        )
     seen = [max(0, (t + 1 - block_size) // stride + 1) for t in range(len(q))]
     for t, blocks in enumerate(seen):
         if not (out[t].isnan().any() or lse[t].isnan()):
             continue
         if k.isnan().any():
-            return (f"query {t} is NaN; the keys that nobody sees are NaN in this case: does your "
-                    "walk load a tile of them?")
+            return (
+                f"query {t} is NaN; the keys that nobody sees are NaN in this case: does your "
+                "walk load a tile of them?"
+            )
         return f"query {t} sees {f'{blocks} blocks' if blocks else 'no block'}, and it is NaN"
     alive = torch.tensor(seen) > 0
     sizes = block_size, stride, rows, keys
     if not matches((out[alive], lse[alive]), (expected[0][alive], expected[1][alive])):
         return None if k.isnan().any() else _known_walks(out, lse, expected, q, k, v, *sizes)
     t = int((out.any(1) | (lse != -torch.inf)).logical_and(~alive).nonzero()[0])
-    return (f"query {t} sees no block, and its output is not 0" if out[t].any() else
-            f"query {t} sees no block, and its lse is {float(lse[t]):.4g}")
+    return (
+        f"query {t} sees no block, and its output is not 0"
+        if out[t].any()
+        else f"query {t} sees no block, and its lse is {float(lse[t]):.4g}"
+    )
 
 
 def _known_walks(out, lse, expected, q, k, v, l, d, rows, keys):
@@ -379,16 +447,16 @@ def _known_walks(out, lse, expected, q, k, v, l, d, rows, keys):
 
     masks = {
         "the tiles on the edge are not masked: a query reads keys that it has not passed": visited,
-        "the mask counts queries from the first row of their tile, not of the sequence":
-            visited & (full | (i * d + l - 1 <= t % rows)),
-        "in every tile the mask counts queries from the first row of their tile":
-            i * d + l - 1 <= t % rows,
-        "the mask counts keys from the first key of their tile, not of the sequence":
-            visited & (full | ((i - start) * d + l - 1 <= t)),
+        "the mask counts queries from the first row of their tile, not of the sequence": visited
+        & (full | (i * d + l - 1 <= t % rows)),
+        "in every tile the mask counts queries from the first row of their tile": i * d + l - 1
+        <= t % rows,
+        "the mask counts keys from the first key of their tile, not of the sequence": visited
+        & (full | ((i - start) * d + l - 1 <= t)),
         "a key counts from the token on at which its block begins": visited & (i * d <= t),
         "the tiles on the edge are left out": full,
-        "only the last visited tile of keys counts":
-            seen & (start == torch.where(visited, start, 0).amax(1, keepdim=True)),
+        "only the last visited tile of keys counts": seen
+        & (start == torch.where(visited, start, 0).amax(1, keepdim=True)),
         "the keys of the last, short tile are left out": seen & (i < len(k) // keys * keys),
     }
     known = {says: attend(mask) for says, mask in masks.items()} | {
@@ -397,21 +465,27 @@ def _known_walks(out, lse, expected, q, k, v, l, d, rows, keys):
         "each tile of rows begins with the state of the tile before": _carried(*expected, rows),
     }
     largest = (q @ k.T / root).masked_fill(~seen, -torch.inf).amax(1)
-    wrong = {says: value for says, value in known.items()
-             if not matches(value[0][alive], expected[0][alive])}
-    if said := recognise((out[alive], lse[alive]), {
-        says: (o[alive], s[alive]) for says, (o, s) in wrong.items()
-    }):
+    wrong = {
+        says: value
+        for says, value in known.items()
+        if not matches(value[0][alive], expected[0][alive])
+    }
+    if said := recognise(
+        (out[alive], lse[alive]), {says: (o[alive], s[alive]) for says, (o, s) in wrong.items()}
+    ):
         return said
     lost = alive & (lse == -torch.inf) & ~out.any(1)
     if lost.any():
         return f"query {int(lost.nonzero()[0])} sees blocks, and its out is 0 and its lse -inf"
     if close(out[alive], expected[0][alive]).all():
-        return recognise(lse[alive], {
-            "out is right, and lse has another base than e": expected[1][alive] / math.log(2),
-            "out is right, and lse lacks m": (expected[1] - largest)[alive],
-            "out is right, and lse is m without ln(total)": largest[alive],
-        })
+        return recognise(
+            lse[alive],
+            {
+                "out is right, and lse has another base than e": expected[1][alive] / math.log(2),
+                "out is right, and lse lacks m": (expected[1] - largest)[alive],
+                "out is right, and lse is m without ln(total)": largest[alive],
+            },
+        )
     total = (expected[1] - largest).exp()[:, None]
     return recognise(out[alive], {"out is not divided by total": (expected[0] * total)[alive]})
 
@@ -428,7 +502,11 @@ def _carried(out: Tensor, lse: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 EXERCISES = [
     Exercise(
-        "06.1", "One key at a time", "warm-up", 5, key_cases,
+        "06.1",
+        "One key at a time",
+        "warm-up",
+        5,
+        key_cases,
         hints=(
             "total is a sum of exp(s - m) with the old m. What must it be multiplied by so that "
             "the new m stands there?",
@@ -438,7 +516,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "06.2", "Merge two parts", "core", 15, merge_cases,
+        "06.2",
+        "Merge two parts",
+        "core",
+        15,
+        merge_cases,
         hints=(
             "How large is the sum of exp over the keys of part a, in terms of lse_a? Which share "
             "of the whole sum is it?",
@@ -449,7 +531,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "06.3", "Fold in a tile", "core", 20, tile_cases,
+        "06.3",
+        "Fold in a tile",
+        "core",
+        20,
+        tile_cases,
         hints=(
             "What is m after a tile in which a row sees nothing, if it saw nothing before? What "
             "is exp(-inf - m) then?",
@@ -460,7 +546,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "06.4", "Which tiles to visit", "core", 15, visit_cases,
+        "06.4",
+        "Which tiles to visit",
+        "core",
+        15,
+        visit_cases,
         hints=(
             "Which query of the tile of rows sees most? Which sees least?",
             "Query t sees keys 0 .. (t + 1 - l) // d. A tile is visited iff its first key is seen "
@@ -471,7 +561,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "06.5", "Tiled attention", "stretch", 50, attention_cases,
+        "06.5",
+        "Tiled attention",
+        "stretch",
+        50,
+        attention_cases,
         hints=(
             "Which part of the walk belongs to one tile of rows, and what begins anew with the "
             "next one?",

@@ -9,10 +9,12 @@ from exercises.records import Wrong
 
 
 def covered_by_loop(mass, ids):
-    return torch.stack([
-        sum((mass[t, j] for j in row if j >= 0), torch.zeros(()))
-        for t, row in enumerate(ids.tolist())
-    ])
+    return torch.stack(
+        [
+            sum((mass[t, j] for j in row if j >= 0), torch.zeros(()))
+            for t, row in enumerate(ids.tolist())
+        ]
+    )
 
 
 def covered_by_mask(mass, ids):
@@ -27,23 +29,38 @@ def covered_in_a_wider_table(mass, ids):
 
 
 COVERED = [
-    Wrong("-1 read from the end", lambda mass, ids: mass[torch.arange(len(mass))[:, None],
-                                                         ids.long()].sum(1),
-          "was read as the last block"),
-    Wrong("-1 clamped, not masked", lambda mass, ids: mass.gather(1, ids.long().clamp(0)).sum(1),
-          "was read as block 0"),
-    Wrong("mean of the chosen",
-          lambda mass, ids: covered_by_loop(mass, ids) / (ids >= 0).sum(1).clamp(min=1),
-          "the mean of the chosen blocks"),
+    Wrong(
+        "-1 read from the end",
+        lambda mass, ids: mass[torch.arange(len(mass))[:, None], ids.long()].sum(1),
+        "was read as the last block",
+    ),
+    Wrong(
+        "-1 clamped, not masked",
+        lambda mass, ids: mass.gather(1, ids.long().clamp(0)).sum(1),
+        "was read as block 0",
+    ),
+    Wrong(
+        "mean of the chosen",
+        lambda mass, ids: covered_by_loop(mass, ids) / (ids >= 0).sum(1).clamp(min=1),
+        "the mean of the chosen blocks",
+    ),
     Wrong("blocks counted", lambda mass, ids: (ids >= 0).sum(1) * 1.0, "was counted"),
     Wrong("what is left out", lambda mass, ids: 1 - covered_by_loop(mass, ids), "leaves out"),
-    Wrong("row of query 0", lambda mass, ids: covered_by_loop(mass[:1].expand_as(mass), ids),
-          "the mass of query 0"),
-    Wrong("largest only",
-          lambda mass, ids: (mass.gather(1, ids.long().clamp(0)) * (ids >= 0)).amax(1),
-          "the largest of the chosen"),
-    Wrong("mean of the queries", lambda mass, ids: covered_by_loop(mass, ids).mean(),
-          "the shape is ()"),
+    Wrong(
+        "row of query 0",
+        lambda mass, ids: covered_by_loop(mass[:1].expand_as(mass), ids),
+        "the mass of query 0",
+    ),
+    Wrong(
+        "largest only",
+        lambda mass, ids: (mass.gather(1, ids.long().clamp(0)) * (ids >= 0)).amax(1),
+        "the largest of the chosen",
+    ),
+    Wrong(
+        "mean of the queries",
+        lambda mass, ids: covered_by_loop(mass, ids).mean(),
+        "the shape is ()",
+    ),
 ]
 
 # --- 08.2 ---
@@ -84,13 +101,21 @@ def choose_by_paying(score, own, kept, budget, block_size):
     return tuple(sorted(chosen))
 
 
-def choice(forced=lambda own: {0, max(own - 1, 0), own}, room=None, order=lambda s, j: (-s, j),
-           pool=lambda own: range(own), ids=sorted):
+def choice(
+    forced=lambda own: {0, max(own - 1, 0), own},
+    room=None,
+    order=lambda s, j: (-s, j),
+    pool=lambda own: range(own),
+    ids=sorted,
+):
     """The right answer with one step changed."""
+
     def answer(score, own, kept, budget, block_size):
         chosen = list(dict.fromkeys(forced(own)))
-        free = sorted((j for j in pool(own) if j not in chosen),
-                      key=lambda j: order(score[j].item() if j < own else 9.0, j))
+        free = sorted(
+            (j for j in pool(own) if j not in chosen),
+            key=lambda j: order(score[j].item() if j < own else 9.0, j),
+        )
         paid = (room or (lambda *x: (x[2] - x[1] * x[0]) // x[3]))(own, kept, budget, block_size)
         return ids(chosen + free[: max(paid - len(chosen), 0)])
 
@@ -108,27 +133,49 @@ def forced_twice(score, own, kept, budget, block_size):
 
 
 CHOICES = [
-    Wrong("kept vectors are free", choice(room=lambda own, kept, budget, size: budget // size),
-          "vectors, and the budget is 50"),
-    Wrong("one kept vector counted, whatever m",
-          choice(room=lambda own, kept, budget, size: (budget - (kept > 0) * own) // size),
-          "vectors, and the budget is 63"),
+    Wrong(
+        "kept vectors are free",
+        choice(room=lambda own, kept, budget, size: budget // size),
+        "vectors, and the budget is 50",
+    ),
+    Wrong(
+        "one kept vector counted, whatever m",
+        choice(room=lambda own, kept, budget, size: (budget - (kept > 0) * own) // size),
+        "vectors, and the budget is 63",
+    ),
     Wrong("forced blocks on top", forced_on_top, "vectors, and the budget is 40"),
-    Wrong("rounded up", choice(room=lambda own, kept, budget, size:
-                               -((kept * own - budget) // size)), "vectors, and the budget is 50"),
-    Wrong("one block too few", choice(room=lambda own, kept, budget, size:
-                                      (budget - kept * own) // size - 1),
-          "one more block can be paid"),
-    Wrong("no first block", choice(forced=lambda own: {max(own - 1, 0), own}),
-          "block 0 is missing, one of the forced"),
-    Wrong("own block only", choice(forced=lambda own: {0, own}),
-          "block 8 is missing, one of the forced"),
+    Wrong(
+        "rounded up",
+        choice(room=lambda own, kept, budget, size: -((kept * own - budget) // size)),
+        "vectors, and the budget is 50",
+    ),
+    Wrong(
+        "one block too few",
+        choice(room=lambda own, kept, budget, size: (budget - kept * own) // size - 1),
+        "one more block can be paid",
+    ),
+    Wrong(
+        "no first block",
+        choice(forced=lambda own: {max(own - 1, 0), own}),
+        "block 0 is missing, one of the forced",
+    ),
+    Wrong(
+        "own block only",
+        choice(forced=lambda own: {0, own}),
+        "block 8 is missing, one of the forced",
+    ),
     Wrong("block 0 twice when it is local too", forced_twice, "block 0 was chosen twice"),
-    Wrong("a block after the query", choice(pool=lambda own: range(own + 2)),
-          "block 10 was chosen, and the query is in block 9"),
+    Wrong(
+        "a block after the query",
+        choice(pool=lambda own: range(own + 2)),
+        "block 10 was chosen, and the query is in block 9",
+    ),
     Wrong("lowest scores", choice(order=lambda s, j: (s, j)), "has a higher score"),
-    Wrong("ties to the higher id", choice(order=lambda s, j: (-s, -j)),
-          "equal scores: the lower id comes first"),
+    Wrong(
+        "ties to the higher id",
+        choice(order=lambda s, j: (-s, -j)),
+        "equal scores: the lower id comes first",
+    ),
     Wrong("best first, not ascending", choice(ids=list), "do not ascend"),
     Wrong("a tensor of scores", lambda score, *others: score[:3].sum(), "a list was asked for"),
 ]

@@ -14,8 +14,10 @@ def covered_cases(generator: torch.Generator) -> list[Case]:
     def case(name, ids, blocks):
         mass = torch.rand(len(ids), blocks, generator=generator) + 0.1
         mass = mass / mass.sum(1, keepdim=True)
-        shares = [sum(row[j] for j in chosen if j >= 0)
-                  for row, chosen in zip(mass.tolist(), ids, strict=True)]
+        shares = [
+            sum(row[j] for j in chosen if j >= 0)
+            for row, chosen in zip(mass.tolist(), ids, strict=True)
+        ]
         arguments = dict(mass=mass, ids=torch.tensor(ids, dtype=torch.int32))
         return Case(name, arguments, torch.tensor(shares), ("query",), explain_covered)
 
@@ -31,18 +33,24 @@ def explain_covered(got, expected, mass, ids):
     at = ids.long()
     picked = mass.gather(1, at.clamp(min=0))
     real = ids >= 0
-    return recognise(got, {
-        "-1 is padding, and was read as the last block": mass.gather(1, at % mass.shape[1]).sum(1),
-        "-1 is padding, and was read as block 0": picked.sum(1),
-        "the mean of the chosen blocks was taken, not their sum":
-            (picked * real).sum(1) / real.sum(1).clamp(min=1),
-        "the sum was divided by the number of ids": (picked * real).sum(1) / ids.shape[1],
-        "every query got the mass of query 0":
-            (mass[:1].expand_as(mass).gather(1, at.clamp(min=0)) * real).sum(1),
-        "this is what the choice leaves out": 1 - expected,
-        "the number of blocks was counted, not their mass": real.sum(1).to(mass),
-        "the largest of the chosen blocks was taken, not their sum": (picked * real).amax(1),
-    })
+    return recognise(
+        got,
+        {
+            "-1 is padding, and was read as the last block": mass.gather(1, at % mass.shape[1]).sum(
+                1
+            ),
+            "-1 is padding, and was read as block 0": picked.sum(1),
+            "the mean of the chosen blocks was taken, not their sum": (picked * real).sum(1)
+            / real.sum(1).clamp(min=1),
+            "the sum was divided by the number of ids": (picked * real).sum(1) / ids.shape[1],
+            "every query got the mass of query 0": (
+                mass[:1].expand_as(mass).gather(1, at.clamp(min=0)) * real
+            ).sum(1),
+            "this is what the choice leaves out": 1 - expected,
+            "the number of blocks was counted, not their mass": real.sum(1).to(mass),
+            "the largest of the chosen blocks was taken, not their sum": (picked * real).amax(1),
+        },
+    )
 
 
 # --- 08.2 ---
@@ -119,8 +127,9 @@ def rule_cases(generator: torch.Generator) -> list[Case]:
     return [
         case("what is kept", look_at_kept, blocks=w.blocks),
         case("one score for each finished block", look_at_score, q=w.q[0], blocks=w.blocks),
-        case("from q and kept alone", look_at_memory, q=w.q[0], blocks=w.blocks,
-             others=other.blocks),
+        case(
+            "from q and kept alone", look_at_memory, q=w.q[0], blocks=w.blocks, others=other.blocks
+        ),
         case("better than block means", look_at_share, worlds=[w, other]),
     ]
 
@@ -136,8 +145,10 @@ def look_at_kept(rule, blocks):
         if vectors.dim() != 2 or vectors.shape[1] != blocks.shape[2]:
             return f"keep returned the shape {tuple(vectors.shape)}, and (m, 16) was asked for"
         if len(vectors) != len(kept[0]):
-            return ("the same number of vectors must be kept of each block: of block 0 "
-                    f"{len(kept[0])}, of block {j} {len(vectors)}")
+            return (
+                "the same number of vectors must be kept of each block: of block 0 "
+                f"{len(kept[0])}, of block {j} {len(vectors)}"
+            )
         if not vectors.isfinite().all():
             return f"what is kept of block {j} is not finite"
     return too_much(len(kept[0]), len(blocks) - 1)
@@ -148,8 +159,10 @@ def too_much(m: int, finished: int) -> str:
     cost, budget = m * finished + contest.FORCED * contest.BLOCK, min(contest.BUDGETS)
     if cost <= budget:
         return "valid"
-    return (f"{m} vectors of {finished} blocks and {contest.FORCED} forced blocks are {cost} "
-            f"vectors, and the smallest budget is {budget}")
+    return (
+        f"{m} vectors of {finished} blocks and {contest.FORCED} forced blocks are {cost} "
+        f"vectors, and the smallest budget is {budget}"
+    )
 
 
 def look_at_score(rule, q, blocks):
@@ -162,8 +175,10 @@ def look_at_score(rule, q, blocks):
         if not isinstance(score, Tensor):
             return f"score returned a {type(score).__name__}, and a tensor was asked for"
         if score.shape != (own,):
-            return (f"score returned the shape {tuple(score.shape)} for {own} finished blocks, "
-                    f"and ({own},) was asked for")
+            return (
+                f"score returned the shape {tuple(score.shape)} for {own} finished blocks, "
+                f"and ({own},) was asked for"
+            )
         if score.isnan().any():
             return f"the score of block {int(score.isnan().nonzero()[0])} is NaN"
     return "valid"
@@ -185,13 +200,19 @@ def look_at_share(rule, worlds):
     mine, given = (contest.mean_share(contest.play(r, worlds)) for r in (rule, contest.BlockMeans))
     if mine > given:
         return "valid"
-    return (f"your rule covers {mine:.3f} of the attention, mean of the budgets "
-            f"{', '.join(map(str, contest.BUDGETS))}; block means cover {given:.3f}")
+    return (
+        f"your rule covers {mine:.3f} of the attention, mean of the budgets "
+        f"{', '.join(map(str, contest.BUDGETS))}; block means cover {given:.3f}"
+    )
 
 
 EXERCISES = [
     Exercise(
-        "08.1", "What a choice covers", "warm-up", 5, covered_cases,
+        "08.1",
+        "What a choice covers",
+        "warm-up",
+        5,
+        covered_cases,
         hints=(
             "What does mass[t, -1] give in Python, and what should an id of -1 give?",
             "covered_t = sum of mass[t, j] over the ids j >= 0 of query t.",
@@ -200,7 +221,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "08.2", "Fill the budget", "core", 20, choose_cases,
+        "08.2",
+        "Fill the budget",
+        "core",
+        20,
+        choose_cases,
         hints=(
             "What has been spent before the first block is chosen? How many blocks does the rest "
             "pay for, the forced ones included?",
@@ -211,7 +236,11 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        "08.3", "A rule of your own", "stretch", 60, rule_cases,
+        "08.3",
+        "A rule of your own",
+        "stretch",
+        60,
+        rule_cases,
         hints=(
             "The mean hides one large key among 32. The largest key hides the other 31. What would "
             "tell you about both?",

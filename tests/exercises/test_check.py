@@ -50,13 +50,16 @@ def test_the_line_for_a_right_answer(capsys):
 
 def test_the_line_for_a_wrong_answer(capsys):
     line = line_of(capsys, "02.1", lambda length, size, stride: (length - size) // stride + 1)
-    assert line == ("✗ 02.1 5 of 6 cases: a sequence too short for any block: 1 tokens, blocks of "
-                    "4 every 2: got -1, and no sequence has fewer than 0 blocks")
+    assert line == (
+        "✗ 02.1 5 of 6 cases: a sequence too short for any block: 1 tokens, blocks of "
+        "4 every 2: got -1, and no sequence has fewer than 0 blocks"
+    )
 
 
 def test_an_exercise_that_does_not_exist(capsys):
-    assert line_of(capsys, "02.9", right) == ("✗ 02.9 0 of 0 cases: there is no exercise '02.9'; "
-                                              "there are 02.1, 02.2, 02.3, 02.4")
+    assert line_of(capsys, "02.9", right) == (
+        "✗ 02.9 0 of 0 cases: there is no exercise '02.9'; there are 02.1, 02.2, 02.3, 02.4"
+    )
     assert "there is no exercise set '77'" in line_of(capsys, "77.1", right)
 
 
@@ -173,8 +176,9 @@ SHORT = 0.3
 
 
 def exercise(*cases: Case, seconds: float = SHORT) -> Exercise:
-    return Exercise("02.1", "a stand-in", "core", 10, lambda generator: list(cases), ("",) * 3,
-                    seconds)
+    return Exercise(
+        "02.1", "a stand-in", "core", 10, lambda generator: list(cases), ("",) * 3, seconds
+    )
 
 
 def busy(*arguments):
@@ -190,13 +194,16 @@ def stubborn(*arguments):
             return 1
 
 
-@pytest.mark.parametrize("answer", [busy, stubborn, lambda *x: time.sleep(30)],
-                         ids=["busy", "stubborn", "asleep"])
+@pytest.mark.parametrize(
+    "answer", [busy, stubborn, lambda *x: time.sleep(30)], ids=["busy", "stubborn", "asleep"]
+)
 def test_an_answer_that_does_not_end_is_stopped(answer):
     begun, case = time.monotonic(), Case("quick", {"n": 1}, 1)
     verdict = judge(exercise(case, case), answer)
-    assert verdict.line() == ("✗ 02.1 0 of 2 cases: quick: stopped after 0.3 seconds: does a loop "
-                              "never end, or do too much?")
+    assert verdict.line() == (
+        "✗ 02.1 0 of 2 cases: quick: stopped after 0.3 seconds: does a loop "
+        "never end, or do too much?"
+    )
     assert time.monotonic() - begun < 10
 
 
@@ -257,8 +264,9 @@ def test_the_seed_changes_the_numbers_but_not_the_cases():
 def test_hints_are_printed_one_at_a_time(capsys):
     for which in (1, 2, 3):
         hint("02.1", which)
-        assert capsys.readouterr().out == (f"hint {which} of 3 for 02.1:\n"
-                                           f"{find('02.1').hints[which - 1]}\n")
+        assert capsys.readouterr().out == (
+            f"hint {which} of 3 for 02.1:\n{find('02.1').hints[which - 1]}\n"
+        )
     hint("02.1", 4)
     assert capsys.readouterr().out == "02.1 has hints 1, 2 and 3, not 4\n"
     hint("02.7", 1)
@@ -290,13 +298,21 @@ def test_another_way_to_say_the_same_is_accepted(got, expected):
 @pytest.mark.parametrize(
     ("got", "expected", "axes", "says"),
     [
-        (torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), ("query", "block"),
-         "query 0, block 1: got 1, which is wrong (1 of 2 entries are wrong)"),
+        (
+            torch.tensor([[0.0, 1.0]]),
+            torch.tensor([[0.0, 2.0]]),
+            ("query", "block"),
+            "query 0, block 1: got 1, which is wrong (1 of 2 entries are wrong)",
+        ),
         (torch.tensor([0.0, torch.nan]), torch.zeros(2), ("query",), "query 1: got nan"),
         (torch.tensor([0.3]), torch.tensor([1 / 3]), (), "axis 0 0: got 0.3"),
         (torch.tensor([torch.inf]), torch.tensor([-torch.inf]), ("row",), "row 0: got inf"),
-        ((torch.zeros(1), torch.ones(1)), (torch.zeros(1), torch.zeros(1)),
-         {"out": ("query",), "lse": ("query",)}, "lse: query 0: got 1"),
+        (
+            (torch.zeros(1), torch.ones(1)),
+            (torch.zeros(1), torch.zeros(1)),
+            {"out": ("query",), "lse": ("query",)},
+            "lse: query 0: got 1",
+        ),
         ([1, 2, 3], [1, 2], (), "3 entries: too many"),
         ([1], [1, 2], (), "1 entries: too few"),
         ([1, 3], [1, 2], (), "entry 1: got 3"),

@@ -1,29 +1,50 @@
-"""Trained models read by the neighbours at a budget: what they score, what they read and keep.
+"""Trained models read by the neighbours at a budget: how each reads, and what it reads and keeps.
 
 Costs are in tokens of one group: a token is one key and one value, D + Dv numbers. What a method
 reads or keeps beside whole tokens (page bounds, sampled scores) is counted in the same unit.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from nsa_lite import cost
 from nsa_lite.attention import dense_attention
+from nsa_lite.blocks import query_positions
+from nsa_lite.cache import Cache
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
-from nsa_lite.lab import train
-from nsa_lite.lab.checkpoint import load, weights
-from nsa_lite.lab.tasks import Batch
-from nsa_lite.model import DecoderLM
+from nsa_lite.dense import DenseAttention
+from nsa_lite.layer import join_heads, newest, require_input, split_heads, with_extras
+from nsa_lite.model import DecoderLM, ModelConfig
 from nsa_lite.rivals import neighbours
+from nsa_lite.rivals.attentions import Line
 from nsa_lite.rope import rotate
+
+COSTS = ("read_by_head", "read_by_group", "kept")  # in tokens of one group
+Settings = dict[str, int] | dict[str, float]
+
+
+class Neighbour(NamedTuple):
+    """A system that reads a trained dense model.
+
+    attend(q, k, v, theta, **settings), q and k not yet rotated, gives out (B, H, T, Dv) and read,
+    bool (B, H, T, T). at_budget(tokens, page) are the settings that let a query read at most so
+    many tokens. looked_at(config, t, settings) counts the numbers that query t reads before it
+    chooses, kept(config, length, settings) the tokens that one group's cache holds.
+    """
+
+    name: str
+    attend: Callable[..., tuple[Tensor, Tensor]]
+    line: Line
+    at_budget: Callable[[int, int], Settings] | None = None
+    looked_at: Callable[[NSAConfig, int, Settings], int] = lambda config, t, settings: 0  # noqa: ARG005
+    kept: Callable[[NSAConfig, int, Settings], float] = lambda config, length, settings: length  # noqa: ARG005
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,178 +53,187 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return dense_attention(q, k, v), past.expand(*q.shape[:3], -1)
 
 
-METHODS = {
-    "dense": dense,
-    "StreamingLLM": neighbours.streaming_llm,
-    "H2O": neighbours.h2o,
-    "Quest": neighbours.quest,
-    "SampleAttention": neighbours.sample_attention,
+def rotated(method: Callable) -> Callable:
+    """A method of rotated queries and keys, for those that are not yet."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, theta: float, **settings) -> tuple[Tensor, Tensor]:
+        t = query_positions(q)
+        return method(rotate(q, t, theta), rotate(k, t, theta), v, **settings)
+
+    return attend
+
+
+def streaming_llm(q: Tensor, k: Tensor, v: Tensor, theta: float, **settings):
+    """StreamingLLM rotates by the place in the cache."""
+    return neighbours.streaming_llm(q, k, v, theta=theta, **settings)
+
+
+def quest_bounds(config: NSAConfig, t: int, settings: Settings) -> int:
+    """Two bounds of every page that is full."""
+    return int(2 * config.head_dim * (t // settings["page"]))
+
+
+def sampled_scores(config: NSAConfig, t: int, settings: Settings) -> int:
+    """A sampled query scores every key of its past first."""
+    sampled = (t + 1) % settings["every"] == 0
+    return config.head_dim * (t + 1) * sampled
+
+
+def kept_by_h2o(config: NSAConfig, length: int, settings: Settings) -> float:
+    """A token, and one running sum for it."""
+    tokens = min(length, settings["recent"] + settings["heavy"])
+    return tokens * (1 + 1 / (config.head_dim + config.value_dim))
+
+
+def kept_by_quest(config: NSAConfig, length: int, settings: Settings) -> float:
+    """Every token, and two bounds a page."""
+    pages = -(-length // settings["page"])
+    return length + 2 * config.head_dim * pages / (config.head_dim + config.value_dim)
+
+
+# Four sinks, half of H2O's cache recent (as in the papers), whole pages. SampleAttention has no
+# budget: it reads what its share asks for.
+NEIGHBOURS = {
+    neighbour.name: neighbour
+    for neighbour in (
+        Neighbour(
+            "dense",
+            rotated(dense),
+            Line("#000000", "--", "s"),
+            at_budget=lambda tokens, page: {},  # noqa: ARG005
+        ),
+        Neighbour(
+            "StreamingLLM",
+            streaming_llm,
+            Line("#009E73", ":", "^"),
+            at_budget=lambda tokens, page: dict(sinks=4, window=tokens - 4),  # noqa: ARG005
+            kept=lambda config, length, s: min(length, s["sinks"] + s["window"]),  # noqa: ARG005
+        ),
+        Neighbour(
+            "H2O",
+            rotated(neighbours.h2o),
+            Line("#D55E00", "-.", "v"),
+            at_budget=lambda tokens, page: dict(recent=tokens // 2, heavy=tokens - tokens // 2),  # noqa: ARG005
+            kept=kept_by_h2o,
+        ),
+        Neighbour(
+            "Quest",
+            rotated(neighbours.quest),
+            Line("#E69F00", "-", "D"),
+            at_budget=lambda tokens, page: dict(page=page, pages=tokens // page),
+            looked_at=quest_bounds,
+            kept=kept_by_quest,
+        ),
+        Neighbour(
+            "SampleAttention",
+            rotated(neighbours.sample_attention),
+            Line("#CC79A7", (0, (3, 1, 1, 1)), "P"),
+            looked_at=sampled_scores,
+        ),
+    )
 }
-COSTS = ("read_by_head", "read_by_group", "kept")  # in tokens of one group
+# The models that were trained with NSA stand beside them in a comparison.
+TRAINED = {"nsa": Line("#0072B2", "-", "o"), "nsa-thin": Line("#56B4E9", "-", "o")}
 
 
-def trained(config: train.TrainConfig, folder: Path) -> DecoderLM:
-    """The model of a run that nsa_lite.lab.train left in `folder`."""
-    model = train.build(config)
-    model.load_state_dict(weights(load(folder / "checkpoint.safetensors")[0]))
-    return model.eval()
+class NeighbourAttention(DenseAttention):
+    """A dense layer that reads as a neighbour does; with return_trace also what each query read.
 
-
-@contextmanager
-def reading(model: DecoderLM, method: str, **settings) -> Iterator[list[Tensor]]:
-    """Inside, every dense layer of `model` reads by a method of METHODS; weights are untouched.
-
-    Yields a list that each pass extends by what its layers read, bool (B, H, T, T) a layer.
+    The trace is bool (B, H, T, T). Errors: ValueError when a cache is given.
     """
-    require(method in METHODS, "method", repr(method), f"must be one of {list(METHODS)}")
-    read: list[Tensor] = []
 
-    def instead(q: Tensor, k: Tensor, v: Tensor, theta: float) -> Tensor:
-        if method == "StreamingLLM":  # it rotates by the place in the cache
-            out, mask = METHODS[method](q, k, v, theta=theta, **settings)
-        else:
-            t = torch.arange(q.shape[2], device=q.device)
-            q, k = rotate(q, t, theta), rotate(k, t, theta)
-            out, mask = METHODS[method](q, k, v, **settings)
-        read.append(mask)
-        return out
+    def __init__(self, config: NSAConfig, neighbour: Neighbour, settings: Settings) -> None:
+        super().__init__(config)
+        self.neighbour = neighbour
+        self.settings = settings
 
-    layers = [block.attention for block in model.blocks]
-    try:
-        for layer in layers:
-            layer.instead = instead
-        yield read
-    finally:
-        for layer in layers:
-            layer.instead = None
+    def forward(
+        self,
+        x: Tensor,
+        cache: Cache | None = None,
+        *,
+        last: int | None = None,
+        return_loss: bool = False,
+        return_trace: bool = False,
+    ) -> Tensor | tuple:
+        require_input(x, self.query.weight)
+        require(cache is None, "cache", type(cache).__name__, "must be None: whole sequences only")
+        c = self.config
+        q = split_heads(self.query(x), c.heads)
+        k = split_heads(self.key(x), c.kv_heads)
+        v = split_heads(self.value(x), c.kv_heads)
+        out, read = self.neighbour.attend(q, k, v, c.rope_theta, **self.settings)
+        y = newest(self.output(join_heads(out)), last)
+        return with_extras(y, None, read, return_loss, return_trace)
 
 
-def at_budget(method: str, budget: int, page: int) -> dict[str, int]:
-    """The settings that let a query of StreamingLLM, H2O or Quest read at most `budget` tokens.
+def reading(model: DecoderLM, name: str, **settings: float) -> DecoderLM:
+    """A dense model's weights in a model whose layers read as a neighbour does.
 
-    Four sinks, half of H2O's cache recent (as in the papers), whole pages. SampleAttention has no
-    such number: it reads what its share asks for.
+    Errors: ValueError for a name that is not one of NEIGHBOURS.
     """
-    rules = {
-        "dense": {},
-        "StreamingLLM": dict(sinks=4, window=budget - 4),
-        "H2O": dict(recent=budget // 2, heavy=budget - budget // 2),
-        "Quest": dict(page=page, pages=budget // page),
-    }
-    require(method in rules, "method", repr(method), f"must be one of {list(rules)}")
-    return rules[method]
+    attention = partial(NeighbourAttention, neighbour=neighbour_named(name), settings=settings)
+    return same_weights(model, model.config, attention)
 
 
-def read_by_head(read: Tensor, positions: Tensor) -> float:
-    """Keys that one head reads at the queries `positions`, in the mean; read (B, H, T, T)."""
+def with_blocks(model: DecoderLM, num_selected: int) -> DecoderLM:
+    """A trained NSA model that selects another number n of blocks: no weight depends on it."""
+    nsa = replace(model.config.nsa, num_selected=num_selected)
+    return same_weights(model, replace(model.config, nsa=nsa))
+
+
+def same_weights(model: DecoderLM, config: ModelConfig, *attention: Callable) -> DecoderLM:
+    """A model of another config or attention that holds the weights of `model`."""
+    with torch.random.fork_rng(devices=[]):  # the weights it is born with do not matter
+        other = DecoderLM(config, *attention)
+    other.load_state_dict(model.state_dict())
+    return other.to(model.embedding.weight).train(model.training)
+
+
+def neighbour_named(name: str) -> Neighbour:
+    """One of NEIGHBOURS. Errors: ValueError for another name."""
+    require(name in NEIGHBOURS, "name", repr(name), f"must be one of {list(NEIGHBOURS)}")
+    return NEIGHBOURS[name]
+
+
+def at_budget(name: str, budget: int, page: int) -> Settings:
+    """The settings that let a query of a neighbour read at most `budget` tokens.
+
+    Errors: ValueError for a neighbour without a budget.
+    """
+    settings = neighbour_named(name).at_budget
+    named = [n.name for n in NEIGHBOURS.values() if n.at_budget]
+    require(settings is not None, "name", repr(name), f"has no budget; must be one of {named}")
+    return settings(budget, page)
+
+
+def read_by_head(read: Bool[Tensor, "B H T T"], positions: Int[Tensor, " P"]) -> float:
+    """Keys that one head reads at the queries `positions`, in the mean."""
     return float(read[:, :, positions].sum(-1).double().mean())
 
 
 def read_by_group(
-    read: Tensor, positions: Tensor, c: NSAConfig, method: str, settings: dict
+    read: Bool[Tensor, "B H T T"],
+    positions: Int[Tensor, " P"],
+    config: NSAConfig,
+    neighbour: Neighbour,
+    settings: Settings,
 ) -> float:
     """Tokens loaded from one group's cache at the queries `positions`, in the mean.
 
-    A token that any of the group's heads reads is loaded once; the summaries that a method looks
-    at before it chooses are loaded on top.
+    A token that any of the group's heads reads is loaded once; what a method looks at before it
+    chooses is loaded on top.
     """
-    union = read.unflatten(1, (c.kv_heads, -1)).any(dim=2)[:, :, positions]
-    numbers = [0] * len(positions)
-    if method == "Quest":  # two bounds a page that is full
-        numbers = [2 * c.head_dim * (t // settings["page"]) for t in positions.tolist()]
-    elif method == "SampleAttention":  # a sampled query scores every key of its past first
-        sampled = [(t + 1) % settings["every"] == 0 for t in positions.tolist()]
-        numbers = [
-            c.head_dim * (t + 1) * s for t, s in zip(positions.tolist(), sampled, strict=True)
-        ]
-    extra = sum(numbers) / len(numbers) / (c.head_dim + c.value_dim)
+    union = read.unflatten(1, (config.kv_heads, -1)).any(dim=2)[:, :, positions]
+    numbers = [neighbour.looked_at(config, t, settings) for t in positions.tolist()]
+    extra = sum(numbers) / len(numbers) / (config.head_dim + config.value_dim)
     return float(union.sum(-1).double().mean()) + extra
 
 
-def kept(c: NSAConfig, length: int, method: str, settings: dict) -> float:
-    """Tokens that one group's cache holds after `length` tokens."""
-    per_token = c.head_dim + c.value_dim
-    if method == "StreamingLLM":
-        return min(length, settings["sinks"] + settings["window"])
-    if method == "H2O":  # and one running sum for each of them
-        return min(length, settings["recent"] + settings["heavy"]) * (1 + 1 / per_token)
-    if method == "Quest":  # and two bounds a page
-        return length + 2 * c.head_dim * -(-length // settings["page"]) / per_token
-    if method == "nsa":
-        return cost.cache_bytes(c, length, bytes_per_number=1) / c.kv_heads / per_token
-    return length
-
-
-def with_blocks(model: DecoderLM, num_selected: int) -> None:
-    """Let a trained NSA model select another number n of blocks: no weight depends on it."""
-    for block in model.blocks:
-        block.attention.config = replace(block.attention.config, num_selected=num_selected)
-
-
-def counted_positions(batch: Batch) -> Tensor:
-    """The queries that are scored: the questions, or the second half of a text.
-
-    A text asks at every position, but only late ones have a past that is longer than a budget.
-    """
-    asked = batch.answer_at[0] >= 0
-    length = len(asked)
-    return asked.nonzero().flatten() if asked.any() else torch.arange(length // 2, length)
-
-
-@torch.no_grad()
-def measure(model: DecoderLM, batch: Batch, method: str, settings: dict) -> dict:
-    """What a model scores on `batch` when it reads by `method`, and what that costs.
-
-    A dense model takes any of METHODS, with its settings; one trained with NSA takes "nsa", and
-    its settings, the n it runs with, are only noted.
-    """
-    at, c = counted_positions(batch), model.blocks[0].attention.config
-    if method == "nsa":
-        logits, read = model(batch.tokens), []
-        tokens = sum(sum(cost.tokens_read(c, t).values()) for t in at.tolist()) / len(at)
-        by_head = by_group = tokens  # a group's heads share their blocks
-    else:
-        with reading(model, method, **settings) as read:
-            logits = model(batch.tokens)
-        by_head = sum(read_by_head(r, at) for r in read) / len(read)
-        by_group = sum(read_by_group(r, at, c, method, settings) for r in read) / len(read)
-    costs = {
-        "read_by_head": by_head,
-        "read_by_group": by_group,
-        "kept": kept(c, batch.tokens.shape[1], method, settings),
-    }
-    costs = {name: round(float(tokens), 3) for name, tokens in costs.items()}
-    is_text = bool((batch.answer_at < 0).all())
-    score = bits_per_byte(logits, batch, at) if is_text else answers(logits, batch, at, read)
-    return {"settings": settings, **costs, **score}
-
-
-def bits_per_byte(logits: Tensor, batch: Batch, at: Tensor) -> dict:
-    """The loss at the positions `at`, in bits, and how many bytes that is."""
-    targets = batch.targets[:, at].flatten()
-    loss = F.cross_entropy(logits[:, at].flatten(0, 1).double(), targets)
-    return {"bits_per_byte": round(float(loss) / math.log(2), 4), "bytes": len(targets)}
-
-
-def answers(logits: Tensor, batch: Batch, at: Tensor, read: list[Tensor]) -> dict:
-    """How many questions are asked and answered right, in all and by the answer's block of 8.
-
-    With `read` of a model of one layer: of how many the answer was read, by any head, and how
-    many of those are right.
-    """
-    right = logits[:, at].argmax(-1) == batch.targets[:, at]
-    answer_at = batch.answer_at[:, at]
-    block = answer_at.flatten() // 8
-    result = {
-        "asked": right.numel(),
-        "right": int(right.sum()),
-        "asked_by_block": block.bincount().tolist(),
-        "right_by_block": block.bincount(right.flatten()).int().tolist(),
-    }
-    if len(read) == 1:
-        seen = read[0].any(dim=1)[:, at].gather(-1, answer_at[..., None])[..., 0]
-        result |= {"answer_read": int(seen.sum()), "right_of_read": int(right[seen].sum())}
-    return result
+def kept_by_nsa(config: NSAConfig, length: int) -> float:
+    """Tokens that one group's cache of NSA holds after `length` tokens."""
+    numbers = cost.cache_bytes(config, length, bytes_per_number=1) / config.kv_heads
+    return numbers / (config.head_dim + config.value_dim)
 
 
 def sweep_table(recorded: dict, task: str) -> dict[str, list[dict]]:
@@ -220,15 +250,9 @@ def sweep_table(recorded: dict, task: str) -> dict[str, list[dict]]:
     for (method, _), seeds in rows.items():
         scores = [r["right"] / r["asked"] if "right" in r else r["bits_per_byte"] for r in seeds]
         costs = {key: sum(r[key] for r in seeds) / len(seeds) for key in COSTS}
-        table.setdefault(method, []).append(
-            {
-                "settings": seeds[0]["settings"],
-                **costs,
-                "score": sum(scores) / len(scores),
-                "low": min(scores),
-                "high": max(scores),
-            }
-        )
+        score = {"score": sum(scores) / len(scores), "low": min(scores), "high": max(scores)}
+        point = {"settings": seeds[0]["settings"], **costs, **score}
+        table.setdefault(method, []).append(point)
     return table
 
 

@@ -97,7 +97,7 @@ def page_bounds(k: Tensor, page: int) -> tuple[Tensor, Tensor]:
 
 
 def page_scores(q: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Quest's bound u of each head and page (see routing.page_bound), never below a key's q . k.
+    """Quest's bound u of each head and page (see rules.page_bound), never below a key's q . k.
 
     Shapes: q (B, H, T, D), low and high (B, G, pages, D) -> (B, H, T, pages).
     """

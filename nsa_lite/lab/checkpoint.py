@@ -48,7 +48,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
                     f"(format {header.get('format')!r}, expected {FORMAT!r}); left untouched"
                 )
             state = json.loads(header["state"])
-            return {name: file.get_tensor(name) for name in file.keys()}, state
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118  no dict
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: damaged or unreadable ({error}); left untouched") from error
 

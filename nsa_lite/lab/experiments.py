@@ -1,137 +1,92 @@
-"""The long runs behind the course's recorded figures: resumable, each experiment one JSON file.
+"""Every recorded experiment in one table, and the command that does it again.
 
-python -m nsa_lite.lab.experiments rules
+    python -m nsa_lite.lab.experiments rules
+
+Each is resumable; its record stands in notebooks/recorded.
 """
 
 import argparse
 import fnmatch
-import importlib
 import json
-import os
 import platform
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from nsa_lite.checks import require
-from nsa_lite.lab import train
-from nsa_lite.lab.checkpoint import load
-
-# Name -> the module whose runs() lists the runs, in the order in which they are done.
-EXPERIMENTS = {
-    "rules": "nsa_lite.lab.rule_runs",
-    "neighbours": "nsa_lite.lab.neighbour_runs",
-}
-RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
+from nsa_lite.lab import neighbour_runs, rule_runs, selection_runs
+from nsa_lite.lab.runs import RECORDED, Run, do, write_json
 
 
-@dataclass(frozen=True)
-class Run:
-    """One piece of work: `work(folder)` yields once a step, and its last dict is the result.
+class Experiment(NamedTuple):
+    """One recorded experiment.
 
-    It keeps in `folder` what it needs to go on after an interruption.
+    runs() lists its runs in the order in which they are done; write(about, results, folder, path)
+    leaves its record once all have a result: `about` names the command and the versions, `results`
+    are the runs' by name, `folder` is where they worked.
     """
 
     name: str
-    steps: int
-    work: Callable[[Path], Iterator[dict]]
+    runs: Callable[[], list[Run]]
+    file: str
+    write: Callable[[dict, dict[str, dict], Path, Path], None]
 
 
-def training_run(config: train.TrainConfig) -> Run:
-    """A training with train.steps; its result is the seconds and all held-out evaluations."""
-
-    def work(folder: Path) -> Iterator[dict]:
-        yield from train.steps(config, folder, resume=True)
-        _, state = load(folder / "checkpoint.safetensors")
-        yield {
-            "seconds": round(state["seconds"], 1),
-            "evaluations": train.evaluations(train.read_log(folder)),
-        }
-
-    return Run(config.name, config.steps, work)
+def write_results(about: dict, results: dict[str, dict], folder: Path, path: Path) -> None:  # noqa: ARG001
+    """The results as JSON."""
+    write_json({**about, "runs": results}, path)
 
 
-def runs_of(experiment: str) -> list[Run]:
-    """The runs of an experiment by name."""
-    require(
-        experiment in EXPERIMENTS,
-        "experiment",
-        repr(experiment),
-        f"must be one of {list(EXPERIMENTS)}",
+def selection(task: str) -> Experiment:
+    """What a model selects while it trains on a task."""
+    name = f"selection_{task}"
+    write = partial(selection_runs.write_traces, task)
+    return Experiment(name, partial(selection_runs.runs, task), f"{name}.npz", write)
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("recall_controls", rule_runs.controls, "recall_controls.json", write_results),
+        Experiment("rules", rule_runs.runs, "rules.json", write_results),
+        Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
+        selection("recall"),
+        selection("text"),
     )
-    return importlib.import_module(EXPERIMENTS[experiment]).runs()
+}
 
 
-def recorded(experiment: str, folder: Path = RECORDED) -> dict:
-    """What `make experiments` wrote: the command, the versions, and each run's result."""
-    return json.loads((folder / f"{experiment}.json").read_text("utf-8"))
-
-
-def do(run: Run, folder: Path, stop: threading.Event) -> None:
-    """Do a run, or the rest of it, and leave result.json; a finished run is not done again.
-
-    Errors: KeyboardInterrupt when `stop` is set, between two steps.
-    """
-    if (folder / "result.json").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    work, result = run.work(folder), None
-    with tqdm(total=run.steps, desc=run.name, unit="step") as bar:
-        for result in work:
-            bar.update(result["step"] - bar.n if "step" in result else 1)
-            if stop.is_set():
-                work.close()
-                raise KeyboardInterrupt
-    write_json(result, folder / "result.json")
-
-
-def record(experiment: str, runs: list[Run], out: Path, path: Path) -> int:
-    """Write an experiment's JSON once every run has its result; how many have not."""
-    results = {run.name: out / experiment / run.name / "result.json" for run in runs}
-    missing = sum(not result.exists() for result in results.values())
-    if not missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            {
-                "command": f"python -m nsa_lite.lab.experiments {experiment}",
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                "runs": {name: json.loads(result.read_text()) for name, result in results.items()},
-            },
-            path,
-        )
-    return missing
-
-
-def write_json(value: dict, path: Path) -> None:
-    """The whole file or none of it, whatever interrupts."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(part, path)
+def record(experiment: Experiment, folder: Path, path: Path) -> int:
+    """Write an experiment's record once every run has its result; how many have not."""
+    files = {run.name: folder / run.name / "result.json" for run in experiment.runs()}
+    missing = sum(not file.exists() for file in files.values())
+    if missing:
+        return missing
+    about = {
+        "command": f"python -m nsa_lite.lab.experiments {experiment.name}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    results = {name: json.loads(file.read_text()) for name, file in files.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    experiment.write(about, results, folder, path)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    a = _parse(arguments)
+    words = parse(arguments)
     stop = threading.Event()
     # Ctrl-C waits for the end of a step, as in nsa_lite.lab.train.
     before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        for experiment in a.experiment or EXPERIMENTS:
-            runs = runs_of(experiment)
-            for run in runs:
-                if fnmatch.fnmatch(run.name, a.only):
-                    do(run, a.out / experiment / run.name, stop)
-            missing = record(experiment, runs, a.out, a.record / f"{experiment}.json")
-            print(
-                f"{experiment}: {len(runs) - missing} of {len(runs)} runs finished"
-                + ("" if missing else f"; wrote {a.record / experiment}.json")
-            )
+        for name in words.experiment or EXPERIMENTS:
+            do_and_record(name, words, stop)
     except KeyboardInterrupt:
         print("\nStopped and saved. The same command goes on from here.", file=sys.stderr)
         return 130
@@ -143,14 +98,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def do_and_record(name: str, words: argparse.Namespace, stop: threading.Event) -> None:
+    """Do what is left of one experiment, and say how far it is."""
+    require(name in EXPERIMENTS, "experiment", repr(name), f"must be one of {list(EXPERIMENTS)}")
+    experiment = EXPERIMENTS[name]
+    runs = experiment.runs()
+    folder = words.out / name
+    for run in runs:
+        if fnmatch.fnmatch(run.name, words.only):
+            do(run, folder / run.name, stop)
+    path = words.record / experiment.file
+    missing = record(experiment, folder, path)
+    end = "" if missing else f"; wrote {path}"
+    print(f"{name}: {len(runs) - missing} of {len(runs)} runs finished{end}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The words of the command line."""
     p = argparse.ArgumentParser(
-        prog="python -m nsa_lite.lab.experiments", description=__doc__.split("\n")[0]
+        prog="python -m nsa_lite.lab.experiments",
+        description="Do the long runs behind the recorded figures, or what is left of them.",
     )
     p.add_argument("experiment", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; all if not given")
     p.add_argument("--only", default="*", help="runs whose name fits, as in '*-seed0'")
     p.add_argument("--out", type=Path, default=Path("runs/experiments"), help="checkpoints, logs")
-    p.add_argument("--record", type=Path, default=RECORDED, help="where the JSON goes")
+    p.add_argument("--record", type=Path, default=RECORDED, help="where the record goes")
     return p.parse_args(arguments)
 
 

@@ -3,15 +3,19 @@
 Every batch comes from a seed alone, so a run can be resumed or repeated bit for bit.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from nsa_lite.checks import require, require_int
+from nsa_lite.config import NSAConfig
 
 IGNORE = -100  # a target that the loss skips
+TINY = NSAConfig.small(
+    kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,66 @@ class Batch:
         return Batch(*(x.to(device) for x in (self.tokens, self.targets, self.answer_at)))
 
 
+class Task(Protocol):
+    """What a model can be trained on; everything that differs from task to task is asked here.
+
+    stages: the curriculum, one entry a stage; batch(stage=-1) is of the last. preset: the fields
+    of a TrainConfig that a laptop finishes in minutes. solved_at: the held-out accuracy at which a
+    run may stop, None for never.
+    """
+
+    name: ClassVar[str]
+    preset: ClassVar[dict[str, Any]]
+    held_out_size: ClassVar[int]
+    solved_at: ClassVar[float | None]
+
+    @property
+    def stages(self) -> tuple[int, ...]: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
+        """Training sequences, drawn from the seed."""
+        ...
+
+    def held_out(self, size: int, seed: int = 0) -> Batch:
+        """Sequences that no training sees: evaluation takes seeds below 1000."""
+        ...
+
+    def score(self, loss: float) -> dict[str, float]:
+        """What a held-out loss (nats a target) means in the task's own unit, if it has one."""
+        ...
+
+    def baseline(self) -> str:
+        """One line to hold a result beside; empty if there is none."""
+        ...
+
+
+class Toy:
+    """What the toy tasks share: they are drawn anew from each seed, and can be solved."""
+
+    held_out_size: ClassVar[int] = 64
+    solved_at: ClassVar[float | None] = 0.995
+
+    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
+        raise NotImplementedError
+
+    def held_out(self, size: int, seed: int = 0) -> Batch:
+        """The seeds of evaluation are never those of training."""
+        return self.batch(size, seed)
+
+    def score(self, loss: float) -> dict[str, float]:  # noqa: ARG002  accuracy says it all
+        """Nothing beside loss and accuracy."""
+        return {}
+
+    def baseline(self) -> str:
+        """The controls of notebook 16 are trained, not counted."""
+        return ""
+
+
 @dataclass(frozen=True)
-class Recall:
+class Recall(Toy):
     """Look up values by key, outside the window, among more facts than a summary holds easily.
 
     Each position carries two symbols, whose embeddings are summed: a fact is (key, value), a
@@ -56,6 +118,13 @@ class Recall:
     gap: int = 16
     stages: tuple[int, ...] = (2, 4, 8)
     name: ClassVar[str] = "recall"
+    preset: ClassVar[dict] = dict(
+        nsa=replace(TINY, value_dim=14, phi="mean+mlp"),
+        layers=1,
+        steps=1500,
+        batch_size=32,
+        lr=4e-3,
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -104,7 +173,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Needle:
+class Needle(Toy):
     """One fact at any depth in a haystack of noise; the last position asks for it.
 
     symbol 1   .  .  .  n  .  .  .  .  .  .  n
@@ -117,6 +186,7 @@ class Needle:
     noise: int = 16
     stages: tuple[int, ...] = (1,)
     name: ClassVar[str] = "needle"
+    preset: ClassVar[dict] = dict(nsa=TINY, layers=1, steps=600, batch_size=32, lr=4e-3)
 
     def __post_init__(self) -> None:
         require_int("length", self.length, at_least=2)
@@ -126,7 +196,7 @@ class Needle:
         """Filler, the question mark, the needle's sign, the values and the noise."""
         return 3 + self.values + self.noise
 
-    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
+    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:  # noqa: ARG002  one stage
         """A batch of haystacks, the needle's depth drawn evenly."""
         rng = torch.Generator().manual_seed(seed)
         noise = torch.randint(self.noise, (size, self.length), generator=rng)
@@ -141,7 +211,7 @@ class Needle:
 
 
 @dataclass(frozen=True)
-class Copy:
+class Copy(Toy):
     """Repeat a random string after a stretch of filler: every next token of the second copy.
 
     tokens     c  a  d  b  .  .  .  .  ?  c  a  d
@@ -153,13 +223,14 @@ class Copy:
     symbols: int = 16
     stages: tuple[int, ...] = (1,)
     name: ClassVar[str] = "copy"
+    preset: ClassVar[dict] = dict(nsa=TINY, layers=2, steps=1200, batch_size=32, lr=2e-3)
 
     @property
     def vocab_size(self) -> int:
         """Filler, the sign to begin, and the symbols."""
         return 2 + self.symbols
 
-    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
+    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:  # noqa: ARG002  one stage
         """A batch of strings to copy; answer_at is where the next symbol stood at first."""
         rng = torch.Generator().manual_seed(seed)
         text = 2 + torch.randint(self.symbols, (size, self.string), generator=rng)
@@ -179,5 +250,6 @@ def _ask(tokens: Tensor, questions: int, answers: Tensor, answer_at: Tensor) -> 
     size, length = tokens.shape[:2]
     targets = torch.full((size, length), IGNORE)
     where = torch.full((size, length), -1)
-    targets[:, -questions:], where[:, -questions:] = answers, answer_at
+    targets[:, -questions:] = answers
+    where[:, -questions:] = answer_at
     return Batch(tokens, targets, where)

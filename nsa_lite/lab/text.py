@@ -1,5 +1,6 @@
 """Real text that every machine has: the source of Python's own standard library, byte by byte."""
 
+import math
 import sysconfig
 from dataclasses import dataclass
 from functools import cache
@@ -10,8 +11,20 @@ import torch
 from torch import Tensor
 
 from nsa_lite.checks import require
+from nsa_lite.config import NSAConfig
 from nsa_lite.lab.tasks import Batch
 
+NSA = NSAConfig.small(
+    dim=128,
+    kv_heads=1,
+    head_dim=32,
+    value_dim=32,
+    block_size=16,
+    stride=8,
+    select_block_size=32,
+    num_selected=6,
+    window=64,
+)
 HELD_OUT = ("argparse.py", "inspect.py", "tarfile.py", "typing.py")  # larger modules, whole
 
 
@@ -38,17 +51,36 @@ class Text:
 
     length: int = 1024
     stages: tuple[int, ...] = (1,)
+    vocab_size: int = 256
     name: ClassVar[str] = "text"
-    vocab_size: ClassVar[int] = 256
+    preset: ClassVar[dict] = dict(nsa=NSA, layers=2, steps=400, batch_size=4, lr=3e-3)
+    held_out_size: ClassVar[int] = 8
+    solved_at: ClassVar[float | None] = None
 
-    def batch(self, size: int, seed: int, stage: int = -1, split: str = "train") -> Batch:
-        """Random stretches of the text."""
+    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:  # noqa: ARG002  one stage
+        """Random stretches of the training text."""
+        return self.stretches("train", size, seed)
+
+    def held_out(self, size: int, seed: int = 0) -> Batch:
+        """Random stretches of the validation text."""
+        return self.stretches("validation", size, seed)
+
+    def score(self, loss: float) -> dict[str, float]:
+        """Bits per byte: the loss with the logarithm to base 2."""
+        return {"bits_per_byte": round(loss / math.log(2), 4)}
+
+    def baseline(self) -> str:
+        """What needs no attention at all."""
+        return f"a bigram model: {bigram_bits_per_byte():.3f} bits per byte"
+
+    def stretches(self, split: str, size: int, seed: int) -> Batch:
+        """`size` stretches of one split, drawn from the seed; every next byte is a target."""
         text = library_bytes(split)
         rng = torch.Generator().manual_seed(seed)
         first = torch.randint(len(text) - self.length, (size, 1), generator=rng)
         window = text[first + torch.arange(self.length + 1)].long()
-        tokens, targets = window[:, :-1], window[:, 1:]
-        return Batch(tokens, targets, torch.full_like(tokens, -1))
+        tokens = window[:, :-1]
+        return Batch(tokens, window[:, 1:], torch.full_like(tokens, -1))
 
 
 def bigram_bits_per_byte(smoothing: float = 0.1) -> float:
@@ -56,7 +88,8 @@ def bigram_bits_per_byte(smoothing: float = 0.1) -> float:
 
     The baseline that attention must beat: it needs no context beyond one byte.
     """
-    train, test = library_bytes("train").long(), library_bytes("validation").long()
+    train = library_bytes("train").long()
+    test = library_bytes("validation").long()
     counts = torch.bincount(train[:-1] * 256 + train[1:], minlength=256 * 256).view(256, 256)
     p = (counts + smoothing) / (counts + smoothing).sum(-1, keepdim=True)
     return float(-p[test[:-1], test[1:]].log2().mean())

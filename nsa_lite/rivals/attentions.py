@@ -84,8 +84,6 @@ ATTENTIONS = {
         Attention("nsa-random", nsa_by(rules.at_random), Line("#D55E00", (0, (3, 1, 1, 1)), "D")),
         Attention("nsa-oracle", nsa_by(rules.by_true_mass), Line("#CC79A7", (0, (5, 1)), "P")),
         Attention("nsa-shut", shut, Line("#7F7F7F", (0, (1, 2)), "x")),
-        Attention("nsa-quest", nsa_by(rules.by_bound), Line("#E69F00", (0, (4, 2, 1, 2)), "*")),
-        Attention("nsa-moba", nsa_by(rules.by_block_mean), Line("#8C564B", (0, (8, 2)), "h")),
         Attention("nsa-bce", nsa_taught(taught.BCEOverSoftmax), Line("#332288", (0, (2, 2)), "<")),
         Attention(
             "nsa-kl",
@@ -98,5 +96,7 @@ ATTENTIONS = {
             Line("#117733", (0, (1, 1)), "p"),
         ),
         Attention("nsa-gumbel", nsa_taught(taught.GumbelTopK), Line("#AA4499", (0, (3, 3)), "X")),
+        Attention("nsa-quest", nsa_by(rules.by_bound), Line("#E69F00", (0, (4, 2, 1, 2)), "*")),
+        Attention("nsa-moba", nsa_by(rules.by_block_mean), Line("#8C564B", (0, (8, 2)), "h")),
     )
 }

@@ -31,6 +31,11 @@ def accurate(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def scale_of(scale: float | None, width: int) -> float:
+    """The factor in front of every score: 1 / sqrt(D) unless one is given."""
+    return width**-0.5 if scale is None else scale
+
+
 def masked_softmax(
     scores: Float[Tensor, "*rows S"], mask: Bool[Tensor, "*#rows S"]
 ) -> tuple[Float[Tensor, "*rows S"], Float[Tensor, "*rows"]]:
@@ -53,10 +58,9 @@ def attention_probabilities(
     scale: float | None,
 ) -> tuple[Float[Tensor, "B G R T S"], Float[Tensor, "B G R T"]]:
     """The softmax rows of every head, among the keys that `mask` allows, and their lse."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     q = q.unflatten(1, (k.shape[1], -1))  # (B, G, R, T, D): heads of a group stand side by side
-    scores = torch.einsum("bgrtd,bgsd->bgrts", accurate(q), accurate(k)) * scale
-    return masked_softmax(scores, mask)
+    scores = torch.einsum("bgrtd,bgsd->bgrts", accurate(q), accurate(k))
+    return masked_softmax(scores * scale_of(scale, k.shape[3]), mask)
 
 
 def attend(

@@ -56,7 +56,7 @@ def query_cost(
     are the compressed branch's, so they are not counted twice. Bytes: each key and value once
     for a group, since its heads share them. Projections, phi and gates are left out.
     """
-    tokens = tokens_read(config, position, kind)
+    tokens = {name: float(count) for name, count in tokens_read(config, position, kind).items()}
     read = sum(tokens.values())
     width = config.head_dim + config.value_dim
     return Cost(

@@ -83,7 +83,7 @@ class NSAttention(nn.Module):
         self.values = nn.ModuleDict({b: nn.Linear(dim, value_width, bias=False) for b in BRANCHES})
         self.phi_k = Phi(config.head_dim, config.block_size, config.stride, config.phi)
         self.phi_v = Phi(config.value_dim, config.block_size, config.stride, config.phi)
-        self.gate = Gate(config)
+        self.gate: nn.Module = Gate(config)
         self.output = nn.Linear(config.heads * config.value_dim, dim, bias=False)
         self.choose = choose
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nsa_lite.attention import scale_of
+
 
 def every_query(q: Tensor, groups: int) -> Iterator[tuple[int, int, int, int]]:
     """(b, h, g, t) of each query of q (B, H, T, D); g is the group that head h belongs to."""
@@ -18,11 +20,6 @@ def every_query(q: Tensor, groups: int) -> Iterator[tuple[int, int, int, int]]:
         for h in range(heads):
             for t in range(length):
                 yield b, h, h * groups // heads, t
-
-
-def scale_of(scale: float | None, width: int) -> float:
-    """The factor in front of every score: 1 / sqrt(D) unless one is given."""
-    return width**-0.5 if scale is None else scale
 
 
 def softmax_rows(

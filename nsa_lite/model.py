@@ -102,7 +102,7 @@ class DecoderLM(nn.Module):
             losses.append(loss)
             traces += [t for t in trace if t is not None]
         logits = self.unembedding(self.norm(x))
-        return with_extras(logits, sum(losses), traces, return_loss, return_traces)
+        return with_extras(logits, torch.stack(losses).sum(), traces, return_loss, return_traces)
 
     def new_caches(self) -> list[Cache]:
         """One empty cache a layer, for decoding token by token."""

@@ -1,7 +1,7 @@
 """Native Sparse Attention in one function: three branches, the choice between them, gates."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -64,8 +64,8 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
     require_geometry(block_size, stride, select_block_size)
     require_int("window_size", window_size, at_least=1)
     require_gates(gates, q)
-    compression = dict(block_size=block_size, stride=stride)
-    where = dict(scale=scale, start=start)
+    compression: dict[str, Any] = dict(block_size=block_size, stride=stride)
+    where: dict[str, Any] = dict(scale=scale, start=start)
 
     out_c, lse = compressed_attention(q, *compressed, **compression, **where)
     if choose is None:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
-from nsa_lite.attention import accurate, masked_softmax
+from nsa_lite.attention import accurate, masked_softmax, scale_of
 from nsa_lite.blocks import (
     forced_blocks,
     num_select_blocks,
@@ -41,11 +41,10 @@ def compressed_probabilities(
     start: int = 0,
 ) -> Float[Tensor, "B G R T N"]:
     """The compressed branch's softmax again, from its log-sum-exp: p = exp(s - lse) (Eq. 8)."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = (k.shape[1], q.shape[1] // k.shape[1])
     scores = torch.einsum("bgrtd,bgnd->bgrtn", accurate(q).unflatten(1, group), accurate(k))
     visible = visible_compressed(query_positions(q, start), k.shape[2], block_size, stride)
-    scores = (scores * scale).masked_fill(~visible, -math.inf)
+    scores = (scores * scale_of(scale, k.shape[3])).masked_fill(~visible, -math.inf)
     lse = lse.masked_fill(lse == -math.inf, 0.0)  # exp(-inf - 0) = 0 where nothing is visible
     return (scores - lse.unflatten(1, group)[..., None]).exp()
 
@@ -131,9 +130,15 @@ def select_blocks(  # noqa: PLR0913  the paper's sizes
     k and lse are the compressed branch's. int32, ascending, then -1. Not differentiable.
     Errors: ValueError or TypeError that names the argument.
     """
-    compression = dict(block_size=block_size, stride=stride, scale=scale)
     importance = block_importance(
-        q, k, lse, **compression, select_block_size=select_block_size, start=start
+        q,
+        k,
+        lse,
+        block_size=block_size,
+        stride=stride,
+        select_block_size=select_block_size,
+        scale=scale,
+        start=start,
     )
     return choose_blocks(
         importance,
@@ -164,7 +169,7 @@ def selected_attention(
     require_keys_for_every_query(q, k, start)
     require_int("select_block_size", select_block_size, at_least=1)
     require_ids(ids, q, k, select_block_size, start)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = scale_of(scale, q.shape[3])
     return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 
 

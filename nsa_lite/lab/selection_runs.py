@@ -124,7 +124,7 @@ def brackets(text: str) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, list]:
+def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float | list[float]]:
     """How often a closing bracket selects its opening one's block, in held-out library source.
 
     Counted for pairs whose opening bracket lies in no forced block and outside the window, by

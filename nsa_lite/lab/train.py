@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,7 +96,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def steps(config: TrainConfig, directory: Path, resume: bool = False) -> Iterator[dict]:
+def steps(
+    config: TrainConfig, directory: Path, resume: bool = False
+) -> Generator[dict, None, None]:
     """Train, yielding one log record a step; leave log.jsonl and checkpoint.safetensors behind.
 
     A checkpoint is written every 50 steps, at the end, and when the caller closes the iterator

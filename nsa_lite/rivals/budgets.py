@@ -202,8 +202,9 @@ def at_budget(name: str, budget: int, page: int) -> Settings:
     Errors: ValueError for a neighbour without a budget.
     """
     settings = neighbour_named(name).at_budget
-    named = [n.name for n in NEIGHBOURS.values() if n.at_budget]
-    require(settings is not None, "name", repr(name), f"has no budget; must be one of {named}")
+    if settings is None:
+        named = [n.name for n in NEIGHBOURS.values() if n.at_budget]
+        raise ValueError(f"name = {name!r}: has no budget; must be one of {named}")
     return settings(budget, page)
 
 

@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nsa_lite.attention import accurate, attend, attention_probabilities, masked_softmax
+from nsa_lite.attention import (
+    accurate,
+    attend,
+    attention_probabilities,
+    masked_softmax,
+    scale_of,
+)
 from nsa_lite.blocks import num_select_blocks, query_positions
 from nsa_lite.checks import require, require_attention_inputs, require_int
 from nsa_lite.rivals.rules import page_bound
@@ -181,9 +187,8 @@ def _causal(q: Tensor) -> Tensor:
 
 def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     """Scaled products of each head's queries with its group's keys: (B, G, R, T, S)."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     q = accurate(q).unflatten(1, (k.shape[1], -1))
-    return torch.einsum("bgrtd,bgsd->bgrts", q, accurate(k)) * scale
+    return torch.einsum("bgrtd,bgsd->bgrts", q, accurate(k)) * scale_of(scale, k.shape[3])
 
 
 def _read_out(p: Tensor, v: Tensor) -> Tensor:

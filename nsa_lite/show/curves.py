@@ -1,5 +1,7 @@
 """Curves of trainings and sweeps: one line a run, in the colours of its attention's record."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +11,9 @@ from nsa_lite.rivals.attentions import ATTENTIONS, Line
 from nsa_lite.rivals.budgets import NEIGHBOURS, TRAINED
 from nsa_lite.show.plots import WIDTH
 
-BELOW = dict(loc="outside lower center", frameon=False)  # one legend for the whole figure
+BELOW: dict[str, Any] = dict(
+    loc="outside lower center", frameon=False
+)  # one legend for the whole figure
 
 
 def draw_curves(runs: dict[str, list[dict]]) -> Figure:
@@ -119,7 +123,7 @@ def draw_sweep(
 def draw_system(ax: Axes, system: str, points: list[dict], cost: str, ring: int | None) -> None:
     """One system's scores over one cost; a ring marks the point with n = ring."""
     line = NEIGHBOURS[system].line if system in NEIGHBOURS else TRAINED[system]
-    style = dict(color=line.colour, linestyle=line.dashes)
+    style: dict[str, Any] = dict(color=line.colour, linestyle=line.dashes)
     x = [p[cost] for p in points]
     y = [p["score"] for p in points]
     ax.plot(x, y, marker=line.marker, ms=4, label=system, **style)

@@ -180,7 +180,7 @@ def draw_block_map(config: NSAConfig, ids: Tensor, title: str = "") -> Figure:
     )
     for j, column in enumerate(image.T):  # one hatched box for a run of queries, not one each
         edges = np.flatnonzero(np.diff(column, prepend=-1, append=-1))
-        for first, end in itertools.pairwise(edges):
+        for first, end in itertools.pairwise(edges.tolist()):
             if (kind := order[column[first]]) in HATCHES:
                 cell(ax, j, first, 1, kind, end - first)
     for j in range(kinds.shape[1]):
@@ -192,6 +192,16 @@ def draw_block_map(config: NSAConfig, ids: Tensor, title: str = "") -> Figure:
     )
     legend(figure, ["forced", "selected", "unused", "masked"])
     return figure
+
+
+def figure_and_axes(ax: Axes | None, height: float) -> tuple[Figure, Axes]:
+    """A new figure and its one panel, or the panel that is given and its figure."""
+    if ax is None:
+        figure = plt.figure(figsize=(WIDTH, height))
+        return figure, figure.subplots()
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "the panel belongs to a figure"
+    return figure, ax
 
 
 def draw_scores(
@@ -210,15 +220,15 @@ def draw_scores(
     difference=True centres the colours on 0 (PuOr); numbers=True prints each entry.
     """
     matrix = scores.detach().cpu().double().numpy()
-    figure = ax.figure if ax is not None else plt.figure(figsize=(WIDTH, 3.4))
-    ax = ax if ax is not None else figure.subplots()
-    limit = np.nanmax(np.abs(matrix)) if difference else None
+    figure, ax = figure_and_axes(ax, height=3.4)
+    limit = float(np.nanmax(np.abs(matrix))) if difference else None
+    lowest = None if limit is None else -limit
     image = ax.imshow(
         matrix,
         cmap="PuOr" if difference else "cividis",
         aspect="auto",
         interpolation="nearest",
-        vmin=-limit if difference else None,
+        vmin=lowest,
         vmax=limit,
     )
     figure.colorbar(image, ax=ax, shrink=0.9)
@@ -252,8 +262,7 @@ def draw_read_map(masks: dict[str, Tensor], ax: Axes | None = None, title: str =
     for number, kind in enumerate(kinds, start=2):
         causal[masks[kind].cpu().numpy()] = number
     alone = ax is None
-    figure = plt.figure(figsize=(WIDTH, 3.6)) if alone else ax.figure
-    ax = figure.subplots() if alone else ax
+    figure, ax = figure_and_axes(ax, height=3.6)
     colours = ListedColormap([COLOURS[k] for k in ("masked", "unused", *kinds)])
     ax.imshow(
         causal,

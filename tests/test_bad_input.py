@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nsa_lite import (
+    Cache,
     DecoderLM,
     DenseAttention,
     ModelConfig,
@@ -21,7 +22,7 @@ from nsa_lite import (
     selected_attention,
     window_attention,
 )
-from nsa_lite.backend import operations
+from nsa_lite.backend import attention_of
 from nsa_lite.cost import cache_bytes, compression_flops, paper_tokens, sequence_cost, tokens_read
 from nsa_lite.rope import rotate
 
@@ -108,11 +109,6 @@ def test_config_fields_that_break_a_rule(changes, words):
         ({"vocab_size": 2.0}, TypeError, ("vocab_size = 2.0", "int", "float")),
         ({"vocab_size": 5, "layers": 0}, ValueError, ("layers = 0", "at least 1")),
         ({"vocab_size": 5, "layers": True}, TypeError, ("layers = True", "int", "bool")),
-        (
-            {"vocab_size": 5, "attention": "flash"},
-            ValueError,
-            ("attention = 'flash'", "one of", "nsa"),
-        ),
         ({"vocab_size": 5, "nsa": {"dim": 64}}, TypeError, ("nsa", "NSAConfig", "dict")),
     ],
 )
@@ -342,11 +338,7 @@ def test_options_of_the_layers():
     with refused(ValueError, "backend = 'cuda'", "one of", "torch"):
         NSAttention(SMALL, backend="cuda")
     with refused(ValueError, "backend = None", "one of", "torch"):
-        operations(None, torch.device("cpu"))
-    with refused(ValueError, "routing = 'best'", "one of", "importance"):
-        NSAttention(SMALL, routing="best")
-    with refused(ValueError, "closed = ('local',)", "among", "compressed"):
-        NSAttention(SMALL, closed=("local",))
+        attention_of(None, torch.device("cpu"))
     for window, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with refused(error, f"window = {window}", "must be"):
             DenseAttention(SMALL, window=window)
@@ -387,7 +379,7 @@ def test_options_of_the_decoder():
         with refused(error, f"count = {count}", "must be"):
             generate(model, prompt, count)
     with refused(ValueError, "len(caches) = 1", "one for each of 2 layers"):
-        model(prompt, [{}])
+        model(prompt, [Cache()])
 
 
 def test_an_odd_width_cannot_be_rotated():

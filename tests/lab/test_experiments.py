@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from nsa_lite.lab import experiments, rule_runs, train
-from nsa_lite.lab.experiments import EXPERIMENTS, Run, do, main, recorded, runs_of, training_run
+from nsa_lite.lab.experiments import EXPERIMENTS, Experiment, main, write_results
+from nsa_lite.lab.runs import Run, do, recorded, training_run
 
 QUICK = dict(batch_size=2, threads=1, steps=20)
 
@@ -28,8 +29,8 @@ def failing(folder):
 def small(monkeypatch):
     """An experiment of two runs in the place of the real ones; returns main's arguments."""
     runs = [Run("a-seed0", 3, counting), Run("b-seed0", 3, counting)]
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": "nowhere"})
-    monkeypatch.setattr(experiments, "runs_of", lambda name: runs)
+    experiment = Experiment("small", lambda: runs, "small.json", write_results)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": experiment})
 
     def arguments(folder, *more):
         return ["small", "--out", str(folder / "out"), "--record", str(folder), *more]
@@ -94,7 +95,7 @@ def test_an_unknown_experiment_is_named(capsys):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_experiment_lists_runs_of_different_names(name):
-    names = [run.name for run in runs_of(name)]
+    names = [run.name for run in EXPERIMENTS[name].runs()]
     assert names and len(set(names)) == len(names)
 
 
@@ -111,7 +112,7 @@ def test_steps_to_an_accuracy_is_the_first_evaluation_that_has_it():
 
 
 def test_the_table_by_hand():
-    header, line = rule_runs.table(
+    header, line = rule_runs.rules_table(
         {"nsa": [evaluations(0.95, 1.0), evaluations(0.1, 0.6)]}
     ).splitlines()
     assert header.split() == ["rule", "accuracy", "hit", "rate", "steps", "to", ".90", "cost"]

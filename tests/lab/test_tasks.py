@@ -5,7 +5,6 @@ import torch
 
 from nsa_lite.lab.tasks import IGNORE, Copy, Needle, Recall
 from nsa_lite.lab.text import HELD_OUT, Text, bigram_bits_per_byte, library_bytes
-from nsa_lite.lab.train import PRESETS
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -24,7 +23,7 @@ def test_recall_answers_are_the_values_beside_their_keys(stage):
 
 
 def test_recall_answers_are_outside_the_initial_local_and_window_reach():
-    task, c = Recall(), PRESETS["recall"]["nsa"]
+    task, c = Recall(), Recall.preset["nsa"]
     batch = task.batch(20, seed=2)
     for at, targets in zip(batch.answer_at, batch.targets, strict=True):
         for t in (targets != IGNORE).nonzero().flatten().tolist():
@@ -35,7 +34,7 @@ def test_recall_answers_are_outside_the_initial_local_and_window_reach():
 
 
 def test_recall_leaves_free_blocks_and_more_blocks_than_it_may_choose():
-    task, c = Recall(), PRESETS["recall"]["nsa"]
+    task, c = Recall(), Recall.preset["nsa"]
     length = task.batch(1, seed=0).tokens.shape[1]
     assert length > c.num_selected * c.select_block_size
     assert c.num_selected > c.num_initial + c.num_local

@@ -12,18 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nsa_lite.lab.checkpoint import CheckpointError, load
+from nsa_lite.lab.evaluate import asked_span, hit_rate, loss_and_accuracy
+from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.tasks import Batch, Recall
-from nsa_lite.lab.train import (
-    PRESETS,
-    TrainConfig,
-    asked_span,
-    hit_rate,
-    loss_and_accuracy,
-    main,
-    read_log,
-    steps,
-)
-from nsa_lite.layer import Trace
+from nsa_lite.lab.train import TrainConfig, steps
+from nsa_lite.lab.train_command import main
+from nsa_lite.trace import Trace
 
 QUICK = dict(batch_size=2, threads=1)
 
@@ -209,7 +203,7 @@ def test_an_error_in_the_middle_of_a_step_leaves_the_last_whole_checkpoint(tmp_p
 
 def test_hit_rate_counts_questions_whose_block_any_group_selects():
     ids = torch.tensor([[[[0, 2], [0, 1], [0, -1]], [[0, 3], [0, 2], [0, 2]]]])  # (1, 2, 3, 2)
-    trace = Trace(PRESETS["recall"]["nsa"], 0, ids, None, None, None, {})
+    trace = Trace(Recall.preset["nsa"], 0, ids, None, None, None, {})
     at = torch.tensor([[8 * 3, 8 * 3 + 7, -1]])  # blocks 3 and 3; the third asks nothing
     assert hit_rate([trace], Batch(None, None, at)) == 0.5
 
@@ -243,7 +237,7 @@ def test_the_curriculum_goes_on_when_its_time_is_up(tmp_path, monkeypatch):
 
 def test_a_solved_run_stops_and_stays_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("nsa_lite.lab.train.NEXT_STAGE_AT", -1.0)
-    monkeypatch.setattr("nsa_lite.lab.train.SOLVED_AT", 0.0)
+    monkeypatch.setattr(Recall, "solved_at", 0.0)
     config = TrainConfig.preset("recall", "dense", steps=60, **QUICK)
     assert len(list(steps(config, tmp_path))) == 50  # the first evaluation is good enough
     assert list(steps(config, tmp_path, resume=True)) == []

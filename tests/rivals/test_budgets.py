@@ -7,9 +7,12 @@ import torch
 
 from nsa_lite.config import NSAConfig
 from nsa_lite.lab import train
+from nsa_lite.lab.evaluate import evaluate
+from nsa_lite.lab.neighbour_runs import measure, measure_nsa
 from nsa_lite.lab.tasks import Recall
 from nsa_lite.lab.text import Text
 from nsa_lite.rivals import budgets
+from nsa_lite.rivals.budgets import NEIGHBOURS
 
 SMALL = NSAConfig.small(head_dim=6, value_dim=4)  # two groups of two heads, 10 numbers a token
 EVERYTHING = [
@@ -47,17 +50,17 @@ READ = mask(
 def test_a_head_reads_its_own_tokens_and_a_group_the_union():
     at = torch.tensor([1, 2])
     assert budgets.read_by_head(READ, at) == (2 + 2 + 1 + 2 + 1 + 1 + 1 + 1) / 8
-    assert budgets.read_by_group(READ, at, SMALL, "dense", {}) == (2 + 3 + 1 + 1) / 4
+    assert budgets.read_by_group(READ, at, SMALL, NEIGHBOURS["dense"], {}) == (2 + 3 + 1 + 1) / 4
 
 
 def test_page_bounds_and_sampled_scores_are_loaded_on_top():
     at, union = torch.tensor([1, 2]), (2 + 3 + 1 + 1) / 4
     # Pages of 2: query 1 knows no full page, query 2 one. Two bounds are 12 numbers, 1.2 tokens.
-    quest = budgets.read_by_group(READ, at, SMALL, "Quest", dict(page=2, pages=1))
+    quest = budgets.read_by_group(READ, at, SMALL, NEIGHBOURS["Quest"], dict(page=2, pages=1))
     assert quest == pytest.approx(union + (0 + 1.2) / 2)
     # Of every 3 queries the last, 2, is sampled: it scores 3 keys of 6 numbers, 1.8 tokens.
     sample = dict(share=0.5, window=1, every=3)
-    got = budgets.read_by_group(READ, at, SMALL, "SampleAttention", sample)
+    got = budgets.read_by_group(READ, at, SMALL, NEIGHBOURS["SampleAttention"], sample)
     assert got == pytest.approx(union + (0 + 1.8) / 2)
 
 
@@ -67,38 +70,56 @@ def test_page_bounds_and_sampled_scores_are_loaded_on_top():
     ("H2O", dict(recent=3, heavy=4), 7 + 7 / 10),  # a running sum for each
     ("Quest", dict(page=4, pages=2), 30 + 8 * 12 / 10),  # eight pages, the last one growing
     ("SampleAttention", dict(share=0.5, window=4, every=4), 30),
-    ("nsa", {}, 30 + 16 + 6 + 8),  # raw keys, window, (30 - 8) // 4 + 1 compressed, phi's last l
 ])  # fmt: skip
 def test_what_a_cache_holds_after_30_tokens(method, settings, tokens):
-    assert budgets.kept(SMALL, 30, method, settings) == pytest.approx(tokens)
+    assert NEIGHBOURS[method].kept(SMALL, 30, settings) == pytest.approx(tokens)
+
+
+def test_what_nsas_cache_holds_after_30_tokens():
+    # Raw keys, the window, (30 - 8) // 4 + 1 compressed ones, phi's last l.
+    assert budgets.kept_by_nsa(SMALL, 30) == pytest.approx(30 + 16 + 6 + 8)
 
 
 @pytest.mark.parametrize("method", ["StreamingLLM", "H2O", "Quest"])
 @pytest.mark.parametrize("budget", [8, 20, 33])
 def test_no_query_reads_more_than_its_budget(method, budget):
     settings = budgets.at_budget(method, budget, page=4)
-    dense_model = model()
-    with torch.no_grad(), budgets.reading(dense_model, method, **settings) as read:
-        dense_model(Recall().batch(2, 0).tokens)
+    reader = budgets.reading(model(), method, **settings)
+    with torch.no_grad():
+        _, read = reader(Recall().batch(2, 0).tokens, return_traces=True)
     assert read[0].sum(-1).max() <= budget and read[0].sum(-1).max() > budget - 4
 
 
 def test_a_model_is_its_old_self_after_reading_even_after_an_error():
     dense_model, tokens = model(), Recall().batch(2, 0).tokens
     before = dense_model(tokens)
+    reader = budgets.reading(dense_model, "StreamingLLM", sinks=1, window=0)
     with pytest.raises(ValueError, match="window"):
-        with budgets.reading(dense_model, "StreamingLLM", sinks=1, window=0):
-            dense_model(tokens)
+        reader(tokens)
     assert torch.equal(dense_model(tokens), before)
+
+
+def test_reading_disturbs_no_random_numbers():
+    dense_model = model()
+    before = torch.get_rng_state()
+    budgets.reading(dense_model, "H2O", recent=4, heavy=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unknown_neighbours_and_those_without_a_budget_are_named():
+    with pytest.raises(ValueError, match="name = 'FlashAttention': must be one of"):
+        budgets.reading(model(), "FlashAttention")
+    with pytest.raises(ValueError, match="name = 'SampleAttention': has no budget"):
+        budgets.at_budget("SampleAttention", 8, page=4)
 
 
 @pytest.mark.parametrize("method, settings", EVERYTHING)
 def test_with_a_budget_of_everything_a_model_scores_what_it_scores(method, settings):
     dense_model, batch = model(), Recall().batch(64, 0)
-    got = budgets.measure(dense_model, batch, method, settings)
+    got = measure(dense_model, Recall(), batch, method, settings)
     assert got["asked"] == 64 * 16 and got["read_by_head"] == sum(range(89, 105)) / 16
     assert got["right"] / got["asked"] == pytest.approx(
-        train.evaluate(dense_model, Recall())["test_accuracy"], abs=1e-3
+        evaluate(dense_model, Recall())["test_accuracy"], abs=1e-3
     )
     assert sum(got["right_by_block"]) == got["right"] == got["right_of_read"]
     assert got["answer_read"] == got["asked"] == sum(got["asked_by_block"])
@@ -106,15 +127,15 @@ def test_with_a_budget_of_everything_a_model_scores_what_it_scores(method, setti
 
 def test_an_answer_counts_as_read_when_one_head_reads_it():
     batch = Recall().batch(4, 0)
-    got = budgets.measure(model(), batch, "StreamingLLM", dict(sinks=0, window=40))
+    got = measure(model(), Recall(), batch, "StreamingLLM", dict(sinks=0, window=40))
     at = batch.answer_at[:, -16:]
     within = at > torch.arange(88, 104) - 40
     assert got["answer_read"] == int(within.sum())
 
 
 def test_bits_per_byte_are_those_of_the_second_half():
-    text_model, batch = model("text"), Text().batch(1, 0, split="validation")
-    got = budgets.measure(text_model, batch, "dense", {})
+    text_model, batch = model("text"), Text().held_out(1)
+    got = measure(text_model, Text(), batch, "dense", {})
     with torch.no_grad():
         p = text_model(batch.tokens).double().softmax(-1)[0]
     bits = [-math.log2(p[t, batch.targets[0, t]]) for t in range(512, 1024)]
@@ -126,11 +147,10 @@ def test_a_trained_nsa_model_can_select_another_number_of_blocks():
     nsa, batch = model(attention="nsa"), Recall().batch(4, 0)
     tokens = []
     for n in (3, 6, 10):
-        budgets.with_blocks(nsa, n)
         with torch.no_grad():
-            trace = nsa(batch.tokens, return_traces=True)[1][0]
+            _, (trace,) = budgets.with_blocks(nsa, n)(batch.tokens, return_traces=True)
         assert trace.ids.shape[-1] == n
-        tokens.append(budgets.measure(nsa, batch, "nsa", {"num_selected": n})["read_by_head"])
+        tokens.append(measure_nsa(nsa, Recall(), batch, n)["read_by_head"])
     # Query 103: 51 compressed, n blocks of 8, 16 in the window; the mean over 88 .. 103 is less.
     compressed = sum((t + 1 - 4) // 2 + 1 for t in range(88, 104)) / 16
     own = sum(t % 8 + 1 for t in range(88, 104)) / 16

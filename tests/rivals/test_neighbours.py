@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsa_lite import DenseAttention, NSAConfig, dense_attention
+from nsa_lite import Cache, DenseAttention, NSAConfig, dense_attention
+from nsa_lite.rivals.budgets import NEIGHBOURS, NeighbourAttention
 from nsa_lite.rivals.neighbours import (
     h2o,
     page_bounds,
@@ -318,14 +319,16 @@ def test_a_dense_layer_can_be_read_by_another_method():
     layer = DenseAttention(NSAConfig.small()).double()
     x = torch.randn(2, 21, 64, dtype=torch.float64)
     own = layer(x)
-    layer.instead = lambda q, k, v, theta: streaming_llm(q, k, v, sinks=0, window=21, theta=theta)[
-        0
-    ]
-    torch.testing.assert_close(layer(x), own, rtol=0, atol=1e-12)
-    torch.testing.assert_close(layer(x, last=3), own[:, -3:], rtol=0, atol=1e-12)
-    layer.instead = lambda q, k, v, theta: streaming_llm(q, k, v, sinks=1, window=4, theta=theta)[0]
-    assert not torch.allclose(layer(x), own, atol=1e-3)
+
+    def read_by(**settings):
+        reader = NeighbourAttention(layer.config, NEIGHBOURS["StreamingLLM"], settings).double()
+        reader.load_state_dict(layer.state_dict())
+        return reader
+
+    everything = read_by(sinks=0, window=21)
+    torch.testing.assert_close(everything(x), own, rtol=0, atol=1e-12)
+    torch.testing.assert_close(everything(x, last=3), own[:, -3:], rtol=0, atol=1e-12)
+    assert not torch.allclose(read_by(sinks=1, window=4)(x), own, atol=1e-3)
     with pytest.raises(ValueError, match="cache"):
-        layer(x, {})
-    layer.instead = None
+        everything(x, Cache())
     assert torch.equal(layer(x), own)

@@ -8,10 +8,16 @@ from torch.autograd import gradcheck
 
 import nsa_lite
 from nsa_lite import NSAConfig, NSAttention, selected_attention
-from nsa_lite.rivals.rules import Choice, Known, block_mass, page_bound
+from nsa_lite.layer import Choice, Known
+from nsa_lite.rivals import rules
+from nsa_lite.rivals.attentions import ATTENTIONS, Shut
+from nsa_lite.rivals.rules import block_mass, page_bound
 from nsa_lite.rivals.taught import (
-    ROUTINGS,
+    BCEOverSoftmax,
+    GumbelTopK,
     Indexer,
+    KLToTrueMass,
+    StraightThrough,
     bce_over_softmax,
     kl_to_mass,
     mean_where_it_matters,
@@ -33,7 +39,18 @@ CONFIG = NSAConfig(
     window=5,
 )
 LENGTH = 27
-LEARNED = [name for name, rule in ROUTINGS.items() if isinstance(rule, type)]
+PLAIN = {
+    "random": rules.at_random,
+    "oracle": rules.by_true_mass,
+    "quest": rules.by_bound,
+    "moba": rules.by_block_mean,
+}
+LEARNED = {
+    "bce": BCEOverSoftmax,
+    "kl": KLToTrueMass,
+    "straight-through": StraightThrough,
+    "gumbel": GumbelTopK,
+}
 AUXILIARY = ["bce", "kl"]  # the others learn from the task
 
 
@@ -41,39 +58,28 @@ def stream(length=LENGTH, batch=2):
     return torch.randn(batch, length, CONFIG.dim, dtype=torch.float64)
 
 
-def layer(routing, seed=0):
+def layer(rule, seed=0):
+    """A layer that chooses by a rule of the table of attentions; None is the paper's."""
     torch.manual_seed(seed)
-    return NSAttention(CONFIG, routing=routing).double()
+    return ATTENTIONS["nsa" if rule is None else f"nsa-{rule}"].build(CONFIG).double()
 
 
 def known(length=LENGTH, start=0, **changes):
     """What a layer would know, from random tensors: B=2, H=4, G=2, D=4."""
     torch.manual_seed(1)
     q = torch.randn(2, 4, length - start, 4, dtype=torch.float64)
-    k_short = torch.randn(2, 2, max(0, (length - 4) // 2 + 1), 4, dtype=torch.float64)
-    k_raw = torch.randn(2, 2, length, 4, dtype=torch.float64)
-    _, lse = nsa_lite.compressed_attention(q, k_short, k_short, block_size=4, stride=2, start=start)
-    facts = dict(
-        config=CONFIG,
-        ops=nsa_lite,
-        x=stream(length),
-        q=q,
-        k_short=k_short,
-        lse=lse,
-        k_raw=k_raw,
-        start=start,
-        training=True,
-    )
+    k = torch.randn(2, 2, length, 4, dtype=torch.float64)
+    facts = dict(config=CONFIG, x=stream(length), q=q, k=k, start=start)
     return Known(**{**facts, **changes})
 
 
 # --- every rule: what it may choose ---
 
 
-@pytest.mark.parametrize("routing", sorted(set(ROUTINGS) - {"none"}))
+@pytest.mark.parametrize("rule", [None, *PLAIN, *LEARNED])
 @pytest.mark.parametrize("length", [1, 3, 4, 13, LENGTH])
-def test_every_rule_keeps_the_forced_blocks_and_none_from_the_future(routing, length):
-    ids = layer(routing)(stream(length), return_trace=True)[1].ids
+def test_every_rule_keeps_the_forced_blocks_and_none_from_the_future(rule, length):
+    ids = layer(rule)(stream(length), return_trace=True)[1].ids
     for t in range(length):
         own = t // 4
         for row in ids[:, :, t].flatten(0, 1).tolist():
@@ -86,18 +92,18 @@ def test_every_rule_keeps_the_forced_blocks_and_none_from_the_future(routing, le
 def test_candidates_by_hand():
     # Query 26 owns block 6: forced 0, 5, 6; query 19 owns 4: forced 0, 3, 4; query 3 none.
     facts = known()
-    rows = {t: facts.candidates()[t].nonzero().flatten().tolist() for t in (3, 11, 12, 19, 26)}
+    candidates = rules.candidates(facts)
+    rows = {t: candidates[t].nonzero().flatten().tolist() for t in (3, 11, 12, 19, 26)}
     assert rows == {3: [], 11: [], 12: [1], 19: [1, 2], 26: [1, 2, 3, 4]}
-    assert facts.finished()[26].tolist() == [True] * 6 + [False]  # block 6 ends at token 27
+    assert rules.finished(facts)[26].tolist() == [True] * 6 + [False]  # block 6 ends at token 27
 
 
-def test_a_rule_of_the_readers_takes_part(monkeypatch):
+def test_a_rule_of_the_readers_takes_part():
     def newest(known):
-        blocks = torch.arange(known.blocks, dtype=torch.float64)
-        return Choice(known.best(blocks.expand(2, 2, known.q.shape[2], -1)))
+        blocks = torch.arange(rules.num_blocks(known), dtype=torch.float64)
+        return Choice(rules.best(known, blocks.expand(2, 2, known.q.shape[2], -1)))
 
-    monkeypatch.setitem(ROUTINGS, "newest", newest)
-    ids = layer("newest")(stream(), return_trace=True)[1].ids
+    ids = NSAttention(CONFIG, choose=newest).double()(stream(), return_trace=True)[1].ids
     assert ids[0, 0, -1].tolist() == [0, 4, 5, 6]
 
 
@@ -133,7 +139,7 @@ def chosen_by(score_of_head, facts):
                 votes = torch.zeros(len(finished), dtype=torch.float64)
                 for h in (2 * g, 2 * g + 1):
                     logits = [
-                        score_of_head(facts.q[b, h, i], facts.k_raw[b, g, 4 * j : 4 * j + 4])
+                        score_of_head(facts.q[b, h, i], facts.k[b, g, 4 * j : 4 * j + 4])
                         for j in finished
                     ]
                     if logits:
@@ -145,15 +151,15 @@ def chosen_by(score_of_head, facts):
 
 @pytest.mark.parametrize("start", [0, 9])
 @pytest.mark.parametrize(
-    ("routing", "score"),
+    ("rule", "score"),
     [
         ("moba", lambda q, keys: q @ keys.mean(0)),
         ("quest", lambda q, keys: torch.maximum(q * keys.amin(0), q * keys.amax(0)).sum()),
     ],
 )
-def test_rules_without_weights_by_loop(routing, score, start):
+def test_rules_without_weights_by_loop(rule, score, start):
     facts = known(start=start)
-    ids = ROUTINGS[routing](facts).ids
+    ids = PLAIN[rule](facts).ids
     for (b, g, i), block in chosen_by(score, facts).items():
         own = (start + i) // 4
         expected = {0, max(0, own - 1), own} | ({block} if block is not None else set())
@@ -237,8 +243,8 @@ def test_kl_is_its_formula_is_0_at_the_mass_and_pulls_by_s_minus_m():
 
 def test_bces_target_is_the_blocks_of_most_true_mass_among_the_free():
     facts = known()
-    mass = block_mass(facts.q, facts.k_raw, 4)
-    target = facts.chosen(facts.best(mass))
+    mass = block_mass(facts.q, facts.k, 4)
+    target = rules.chosen(facts, rules.best(facts, mass))
     for t in range(LENGTH):
         free = range(1, t // 4 - 1)
         best = mass[0, 1, t, 1 : t // 4 - 1].argmax().item() + 1 if len(free) else None
@@ -253,43 +259,44 @@ def test_only_queries_with_a_real_choice_count():
     assert mean_where_it_matters(known(length=15), loss[..., :15]) == 0
 
 
-@pytest.mark.parametrize("routing", AUXILIARY)
-def test_an_auxiliary_loss_teaches_the_indexer_and_nothing_else(routing):
-    module = layer(routing)
-    y = module(stream().requires_grad_())
+@pytest.mark.parametrize("rule", AUXILIARY)
+def test_an_auxiliary_loss_teaches_the_indexer_and_nothing_else(rule):
+    module = layer(rule)
+    y, loss = module(stream().requires_grad_(), return_loss=True)
     names = [name for name, _ in module.named_parameters()]
     taught = torch.autograd.grad(
-        module.auxiliary_loss, list(module.parameters()), allow_unused=True, retain_graph=True
+        loss, list(module.parameters()), allow_unused=True, retain_graph=True
     )
     by_task = torch.autograd.grad(y.square().sum(), list(module.parameters()), allow_unused=True)
     for name, a, b in zip(names, taught, by_task, strict=True):
-        inside = name.startswith("selector.")
+        inside = name.startswith("choose.")
         assert (a is not None and a.abs().max() > 0) == inside, name
         assert (b is not None and b.abs().max() > 0) == (not inside), name
 
 
-@pytest.mark.parametrize("routing", ["straight-through", "gumbel"])
-def test_straight_through_lets_the_task_teach_the_indexer(routing):
-    module, x = layer(routing), stream().requires_grad_()
-    module(x).square().sum().backward()
-    assert module.auxiliary_loss is None
+@pytest.mark.parametrize("rule", ["straight-through", "gumbel"])
+def test_straight_through_lets_the_task_teach_the_indexer(rule):
+    module, x = layer(rule), stream().requires_grad_()
+    y, loss = module(x, return_loss=True)
+    y.square().sum().backward()
+    assert loss == 0 and not loss.requires_grad
     for name, parameter in module.named_parameters():
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("routing", AUXILIARY)
-def test_an_auxiliary_loss_moves_the_choice_to_its_teachers(routing):
+@pytest.mark.parametrize("rule", AUXILIARY)
+def test_an_auxiliary_loss_moves_the_choice_to_its_teachers(rule):
     """The rest of the layer frozen, the indexer comes to choose the blocks of most true mass."""
-    module, x = layer(routing), stream()
+    module, x = layer(rule), stream()
     oracle = layer("oracle")
     oracle.load_state_dict(module.state_dict(), strict=False)
     best = oracle(x, return_trace=True)[1].ids
-    optimizer, agreement = torch.optim.Adam(module.selector.parameters(), lr=0.03), []
+    optimizer, agreement = torch.optim.Adam(module.choose.parameters(), lr=0.03), []
     for _ in range(60):
-        ids = module(x, return_trace=True)[1].ids
-        agreement.append((ids == best).all(-1)[:, :, 16:].double().mean().item())
+        _, loss, trace = module(x, return_loss=True, return_trace=True)
+        agreement.append((trace.ids == best).all(-1)[:, :, 16:].double().mean().item())
         optimizer.zero_grad()
-        module.auxiliary_loss.backward()
+        loss.backward()
         optimizer.step()
     assert agreement[-1] > agreement[0] + 0.2, agreement
 
@@ -332,16 +339,16 @@ def test_straight_through_is_1_and_passes_each_blocks_own_gradient():
 
 
 def test_gumbel_draws_a_block_as_often_as_its_share_and_takes_the_best_when_not_training():
-    rule, facts = layer("gumbel").selector, known(start=26)  # one query, one free place
+    rule, facts = layer("gumbel").choose, known(start=26)  # one query, one free place
     many = {
         name: getattr(facts, name)[:1].expand(4000, *getattr(facts, name).shape[1:])
-        for name in ("x", "q", "k_short", "lse", "k_raw")
+        for name in ("x", "q", "k")
     }
     share = rule.importance(facts)[0, 0, 0, 1:5]  # of the candidates, blocks 1 to 4
     free = rule(known(start=26, **many)).ids[:, 0, 0, 1]  # between block 0 and blocks 5, 6
     drawn = free.long().bincount(minlength=5)[1:] / 4000
     torch.testing.assert_close(drawn, (share / share.sum()).detach().float(), rtol=0, atol=0.03)
-    calm = rule(known(start=26, **many, training=False)).ids[:, 0, 0, 1]
+    calm = rule.eval()(known(start=26, **many)).ids[:, 0, 0, 1]
     assert (calm == 1 + share.argmax()).all()
 
 
@@ -350,7 +357,7 @@ def test_gumbel_draws_a_block_as_often_as_its_share_and_takes_the_best_when_not_
 
 def test_the_indexer_scores_as_the_compressed_branch_would_with_its_weights():
     module, x = layer("kl"), stream()
-    mine, its = module.selector, NSAttention(CONFIG).double()
+    mine, its = module.choose, NSAttention(CONFIG).double()
     with torch.no_grad():
         its.query.weight.copy_(mine.query.weight)
         its.keys["compressed"].weight.copy_(mine.key.weight)
@@ -360,18 +367,25 @@ def test_the_indexer_scores_as_the_compressed_branch_would_with_its_weights():
     torch.testing.assert_close(mine.importance(facts), trace.importance)
 
 
-@pytest.mark.parametrize("routing", LEARNED)
-def test_only_a_rule_with_weights_adds_weights(routing):
-    names = {n for n, _ in layer(routing).named_parameters()}
-    plain = {n for n, _ in layer("importance").named_parameters()}
-    added = {n for n in names - plain if n.startswith("selector.")}
+@pytest.mark.parametrize("rule", LEARNED)
+def test_only_a_rule_with_weights_adds_weights(rule):
+    names = {n for n, _ in layer(rule).named_parameters()}
+    plain = {n for n, _ in layer(None).named_parameters()}
+    added = {n for n in names - plain if n.startswith("choose.")}
     assert added == names - plain and len(added) == 7
-    assert isinstance(layer(routing).selector, Indexer)
+    assert isinstance(layer(rule).choose, Indexer)
 
 
-def test_a_closed_branch_gives_nothing_and_learns_nothing():
-    torch.manual_seed(0)
-    module = NSAttention(CONFIG, closed=("compressed",)).double()
+def test_a_rule_draws_none_of_the_layers_weights():
+    plain = layer(None).state_dict()
+    for rule in (*PLAIN, *LEARNED):
+        state = layer(rule).state_dict()
+        assert all(torch.equal(state[name], plain[name]) for name in plain), rule
+
+
+def test_a_shut_branch_gives_nothing_and_learns_nothing():
+    module = layer("shut")
+    assert isinstance(module.gate, Shut)
     y, trace = module(stream(), return_trace=True)
     assert (trace.gates[..., 0] == 0).all() and (trace.gates[..., 1:] > 0).all()
     y.square().sum().backward()

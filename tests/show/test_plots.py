@@ -12,8 +12,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
-from nsa_lite import ATTENTIONS, NSAConfig, choose_blocks  # noqa: E402
-from nsa_lite.show import plots  # noqa: E402
+from nsa_lite import NSAConfig, choose_blocks  # noqa: E402
+from nsa_lite.rivals.attentions import ATTENTIONS  # noqa: E402
+from nsa_lite.rivals.budgets import NEIGHBOURS, TRAINED  # noqa: E402
+from nsa_lite.show import curves, plots  # noqa: E402
 
 CONFIG = NSAConfig.small(block_size=4, stride=2, select_block_size=4, num_selected=4, window=6)
 IDS = choose_blocks(torch.zeros(1, 1, 26, 7), select_block_size=4, num_selected=4)
@@ -50,6 +52,14 @@ DRAWINGS = {
 }
 
 
+# What the drawings are made with, and what no reader calls alone.
+PARTS = {"draw_run", "draw_band", "draw_system"}
+
+
+def drawing(name):
+    return getattr(plots, name, None) or getattr(curves, name)
+
+
 @pytest.fixture(autouse=True)
 def fresh_style():
     with matplotlib.rc_context():
@@ -61,7 +71,7 @@ def fresh_style():
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_each_picture_draws(name, tmp_path):
     for arguments in DRAWINGS[name]:
-        getattr(plots, name)(*arguments).savefig(tmp_path / "picture.png")
+        drawing(name)(*arguments).savefig(tmp_path / "picture.png")
         assert plt.imread(tmp_path / "picture.png")[..., :3].std() > 0.01  # not blank
 
 
@@ -74,13 +84,18 @@ def test_scores_draw_with_numbers_borders_and_differences(tmp_path):
 
 
 def test_every_picture_of_the_module_is_drawn_here():
-    functions = [n for n, _ in inspect.getmembers(plots, inspect.isfunction) if n[:5] == "draw_"]
-    assert functions == sorted(DRAWINGS)
+    found = {
+        name
+        for module in (plots, curves)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if name.startswith("draw_")
+    }
+    assert found - PARTS == set(DRAWINGS)
 
 
 def test_seeds_are_a_mean_and_a_band_and_a_solved_run_keeps_its_last_value():
     high = [{**r, "hit_rate": 1.0} for r in LOG[:1]]
-    figure = plots.draw_seeds({"nsa": [LOG], "nsa-kl": [LOG, high]}, "hit_rate")
+    figure = curves.draw_seeds({"nsa": [LOG], "nsa-kl": [LOG, high]}, "hit_rate")
     line = figure.axes[0].get_lines()[1]
     assert line.get_xdata().tolist() == [1, 5, 9]
     assert line.get_ydata().tolist() == [0.75, 0.75, 0.75]
@@ -122,8 +137,10 @@ def test_no_kind_of_block_is_told_by_colour_alone():
 
 
 def test_no_curve_is_told_by_colour_alone():
-    assert set(plots.CURVES) == set(ATTENTIONS)
-    for part in zip(*plots.CURVES.values(), strict=True):  # colours, dashes, markers
+    lines = [attention.line for attention in ATTENTIONS.values()]
+    systems = [neighbour.line for neighbour in NEIGHBOURS.values()]
+    assert len({*systems, *TRAINED.values()}) == len(NEIGHBOURS) + len(TRAINED)
+    for part in zip(*lines, strict=True):  # colours, dashes, markers
         assert len(set(part)) == len(ATTENTIONS)
 
 
@@ -145,7 +162,7 @@ def test_a_sweep_is_drawn_against_three_costs_with_a_ring_at_the_trained_n():
         }
         for n in (4, 6)
     ]
-    figure = plots.draw_sweep({"nsa": points}, "accuracy", {"nsa": 6})
+    figure = curves.draw_sweep({"nsa": points}, "accuracy", {"nsa": 6})
     assert [ax.get_xlabel() for ax in figure.axes] == [
         "tokens read by a head",
         "tokens loaded for a group",

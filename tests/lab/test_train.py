@@ -17,7 +17,7 @@ from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.tasks import Batch, Recall
 from nsa_lite.lab.train import TrainConfig, steps
 from nsa_lite.lab.train_command import main
-from nsa_lite.trace import Trace
+from nsa_lite.traces import Trace
 
 QUICK = dict(batch_size=2, threads=1)
 

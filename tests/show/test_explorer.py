@@ -383,7 +383,9 @@ def test_an_installed_wheel_holds_the_javascript(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "."]
     subprocess.run(build, cwd=tmp_path, check=True, timeout=120)
     names = zipfile.ZipFile(next(tmp_path.glob("nsa_lite-*.whl"))).namelist()
-    assert {"nsa_lite/show/explorer/explorer.js", "nsa_lite/show/explorer/explorer.css"} <= set(names)
+    assert {"nsa_lite/show/explorer/explorer.js", "nsa_lite/show/explorer/explorer.css"} <= set(
+        names
+    )
 
 
 def test_only_the_explorer_needs_anywidget():

@@ -141,6 +141,30 @@ def test_the_page_says_what_python_says(opened, two_layers, recall):
         e.n = e.sequence.config.num_selected
 
 
+def test_blocks_that_another_rule_chose_are_drawn_and_said_as_traced(opened):
+    torch.manual_seed(0)
+    model = DecoderLM(ModelConfig(256, 1, "nsa-random", NSAConfig.small()))
+    e = SelectionExplorer.of_model(model, "x = (y)\n" * 16)
+    page, s = opened(e), e.sequence
+    view = dict(checkpoint=0, layer=0, group=1, n=5)
+    said = page.evaluate(
+        """(view) => {
+        const { trace } = document.querySelector('.nsa-explorer').explorer;
+        return Array.from({ length: trace.length }, (_, t) => trace.describe(view, t));
+    }""",
+        view,
+    )
+    e.group = 1
+    assert said == [e.describe(t) for t in range(s.length)]
+    slide(page, "group", "End")
+    settled(page)
+    ids = s.checkpoints[""][0].ids[0, 1]
+    assert strip_kinds(page, s) == true_kinds(s, ids[127], 127)
+    assert page.get_by_label("n", exact=True).is_disabled()
+    remark = page.locator(".nsa-remarks").text_content()
+    assert remark.startswith("these blocks were not chosen by their score")
+
+
 def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
     page, s = opened(recall), recall.sequence
     block = s.answer_at // s.config.select_block_size

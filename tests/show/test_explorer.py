@@ -163,7 +163,7 @@ def decoded_scores(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarra
     return levels, levels == NAN
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([1, 7, 8, 9, 60, 90]).flatmap(
         lambda length: st.tuples(

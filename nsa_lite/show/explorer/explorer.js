@@ -56,7 +56,7 @@ function scoresById({ order, steps, score_scale: scale }, { blocks, levels, nan 
   return scores;
 }
 
-// The questions that a drawing asks; a view is one choice of everything in CHOICES.
+// What a drawing asks for; a view holds one value of everything in CHOICES.
 class Trace {
   constructor(facts, arrays) {
     Object.assign(this, { facts, arrays, first: facts.start });
@@ -67,61 +67,57 @@ class Trace {
     [this.parts, , this.compressed] = facts.arrays.p?.shape.slice(-3) ?? [0, 0, 0];
     this.tokens = facts.tokens.map(visible);
     this.longest = Math.max(1, ...this.tokens.map((token) => token.length));
-    this.asked = [...arrays.answer_block.keys()].map((q) => q + this.first)
-      .filter((t) => this.answerBlock(t) >= 0); // the queries that look for an answer
+    this.asked = [...arrays.answer_block].map((block, q) => ({ t: q + this.first, block }))
+      .filter(({ block }) => block >= 0); // the queries that look for an answer, and where it is
   }
 
-  begun(t) { return this.arrays.begun[t - this.first]; } // selection blocks, the last its own
-  own(t) { return this.begun(t) - 1; }
-  seen(t) { return this.arrays.seen[t - this.first]; } // compressed blocks
-  windowFirst(t) { return this.arrays.window_first[t - this.first]; }
-  answerBlock(t) { return this.arrays.answer_block[t - this.first]; } // -1 if nothing is asked
-
-  group(view) { return (view.checkpoint * this.layers + view.layer) * this.groups + view.group; }
-  row(view, t) { return this.group(view) * this.facts.queries + t - this.first; }
   byScore(view) { return this.facts.by_score[view.checkpoint][view.layer]; }
-  forced(view, t) { return this.arrays.forced[this.row(view, t)]; } // how many of the taken
+  own(t) { return this.arrays.begun[t - this.first] - 1; } // the block that t is in
 
-  ranked(view, t) { // the blocks that have begun, in the order in which they are taken
-    const begins = this.row(view, t) * this.facts.blocks;
-    return this.arrays.order.subarray(begins, begins + this.begun(t));
+  at(view, t) { // one query, as the layer and group that are looked at treat it
+    const { arrays, facts: { queries, blocks } } = this;
+    const q = t - this.first;
+    const group = (view.checkpoint * this.layers + view.layer) * this.groups + view.group;
+    const row = group * queries + q;
+    const begun = arrays.begun[q]; // blocks, the last of them the query's own
+    const ranked = arrays.order.subarray(row * blocks, row * blocks + begun);
+    const count = this.byScore(view) ? view.n : arrays.taken[row];
+    return {
+      t, row, begun, ranked, byScore: this.byScore(view),
+      taken: ranked.subarray(0, count), // the forced ones in front,
+      forced: arrays.forced[row], // so many
+      scores: this.scores.subarray(row * blocks, row * blocks + begun), // by id (Eq. 9 and 10)
+      seen: arrays.seen[q], // compressed blocks
+      windowFirst: arrays.window_first[q],
+      answer: arrays.answer_block[q], // the block that holds it, or -1
+      rowOf: (r, heads) => (group * heads + r) * queries + q, // where an array has heads
+    };
   }
 
-  taken(view, t, n = view.n) { // the forced ones first
-    const count = this.byScore(view) ? n : this.arrays.taken[this.row(view, t)];
-    return this.ranked(view, t).subarray(0, count);
-  }
-
-  kinds(view, t) { // one of KINDS, by number, for each block
-    const kinds = new Uint8Array(this.facts.blocks).fill(1, 0, this.begun(t));
-    const forced = this.forced(view, t);
-    this.taken(view, t).forEach((j, rank) => { kinds[j] = rank < forced ? 3 : 2; });
+  kinds({ begun, taken, forced }) { // one of KINDS, by number, for each block
+    const kinds = new Uint8Array(this.facts.blocks).fill(1, 0, begun);
+    taken.forEach((j, rank) => { kinds[j] = rank < forced ? 3 : 2; });
     return kinds;
   }
 
-  score(view, t, j) { // the importance of block j (Eq. 9 and 10)
-    return this.scores[this.row(view, t) * this.facts.blocks + j];
+  probabilities(now, part) { // of the compressed blocks (Eq. 8): one head's, or the heads' sum
+    const row = now.rowOf(part, this.parts);
+    const levels = this.arrays.p.subarray(row * this.compressed, row * this.compressed + now.seen);
+    return Array.from(levels, (level) => (level / 255) * this.arrays.p_scale[row]);
   }
 
-  probability(view, t, part, i) { // of compressed block i (Eq. 8): one head's, or the heads' sum
-    const head = this.group(view) * this.parts + part;
-    const row = head * this.facts.queries + t - this.first;
-    return (this.arrays.p[row * this.compressed + i] / 255) * this.arrays.p_scale[row];
+  gate(now, branch, r) { // of one head of the group; nothing is drawn for NaN
+    const level = this.arrays.gates[now.rowOf(r, this.heads) * 3 + branch];
+    return level === this.facts.nan.gates ? 0 : level / this.facts.levels.gates;
   }
 
-  gate(view, t, branch, r) { // of one head of the group
-    const row = (this.group(view) * this.heads + r) * this.facts.queries + t - this.first;
-    const level = this.arrays.gates[row * 3 + branch];
-    return level === this.facts.nan.gates ? NaN : level / this.facts.levels.gates;
-  }
-
-  gateWords(view, t, branch) { // the mean over the group's heads: ".41"
-    const hundredths = this.arrays.gate_hundredths[this.row(view, t) * 3 + branch];
+  gateWords(now, branch) { // the mean over the group's heads: ".41"
+    const hundredths = this.arrays.gate_hundredths[now.row * 3 + branch];
     if (hundredths === this.facts.nan.gates) return "NaN";
     return (hundredths / 100).toFixed(2).replace(/^0/, "");
   }
 
-  describe(view, t) { return sentence(this, view, t); }
+  describe(view, t) { return sentence(this, this.at(view, t)); }
 }
 
 // A token as one can see it: spaces, line ends and other signs that print nothing get a picture.
@@ -159,9 +155,13 @@ function box(ctx, kind, x, y, width, height) {
   }
   ctx.fillStyle = patterns[kind];
   ctx.fillRect(x, y, width, height);
-  ctx.strokeStyle = LINE;
-  ctx.lineWidth = 0.5;
-  if (width > 3 && height > 3) ctx.strokeRect(x, y, width, height);
+  if (width > 3 && height > 3) outline(ctx, x, y, width, height, LINE, 0.5);
+}
+
+function outline(ctx, x, y, width, height, colour, thick) {
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = thick;
+  ctx.strokeRect(x, y, width, height);
 }
 
 function text(ctx, words, x, y, align = "left") {
@@ -194,10 +194,9 @@ function begin(canvas) {
   const scale = window.devicePixelRatio || 1;
   const width = Math.max(1, canvas.clientWidth);
   const height = Math.max(1, canvas.clientHeight);
-  const pixels = { width: Math.round(width * scale), height: Math.round(height * scale) };
-  if (canvas.width !== pixels.width || canvas.height !== pixels.height) {
-    Object.assign(canvas, pixels);
-  }
+  const [across, down] = [width, height].map((side) => Math.round(side * scale));
+  if (canvas.width !== across) canvas.width = across; // setting it anew would be slow
+  if (canvas.height !== down) canvas.height = down;
   const ctx = canvas.getContext("2d");
   ctx.setTransform(scale, 0, 0, scale, 0, 0);
   ctx.fillStyle = "#FFFFFF";
@@ -221,12 +220,9 @@ function bakeMap(trace, view, width, height) {
   const image = new ImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
   const { queries, blocks } = trace.facts;
-  let row = -1;
-  let kinds;
   for (let y = 0; y < height; y++) {
-    const next = Math.floor((y * queries) / height);
-    if (next !== row) kinds = trace.kinds(view, trace.first + next);
-    row = next;
+    const t = trace.first + Math.floor((y * queries) / height);
+    const kinds = trace.kinds(trace.at(view, t));
     for (let x = 0; x < width; x++) {
       const kind = KINDS[kinds[Math.floor((x * blocks) / width)]];
       pixels[y * width + x] = TILES[kind][((y & 7) << 3) | (x & 7)];
@@ -244,9 +240,7 @@ function drawMap(canvas, trace, view, t, cache) {
   const key = [view.checkpoint, view.layer, view.group, view.n, ...size].join();
   if (cache.key !== key) Object.assign(cache, { key, image: bakeMap(trace, view, ...size) });
   ctx.drawImage(cache.image, left, top, width, height);
-  ctx.strokeStyle = LINE;
-  ctx.lineWidth = 1;
-  ctx.strokeRect(left, top, width, height);
+  outline(ctx, left, top, width, height, LINE, 1);
   const x = (j) => left + ((j + 0.5) * width) / blocks;
   const y = (q) => top + ((q - trace.first + 0.5) * height) / queries;
   text(ctx, "queries down, blocks across", left, 10);
@@ -257,7 +251,7 @@ function drawMap(canvas, trace, view, t, cache) {
     line(ctx, left - 4, y(t), left + width, y(t), colour, thick);
     line(ctx, x(view.focus), top - 4, x(view.focus), top + height, colour, thick);
   }
-  for (const q of trace.asked) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
+  for (const asked of trace.asked) ring(ctx, x(asked.block), y(asked.t), 3);
 }
 
 // --- draw the strip: one query's scores, blocks, window and tokens, one above the other ---
@@ -269,9 +263,7 @@ function stretch(trace, view, width) {
   const middle = (view.focus + 0.5) * trace.selectBlockSize;
   const first = clamp(middle - count / 2, 0, trace.length - count);
   return {
-    first,
-    count,
-    width,
+    first, count, width,
     readable: width / count >= 7.5 * trace.longest,
     x: (token) => ((token - first) / count) * width,
     wide: (tokens) => (tokens / count) * width,
@@ -283,66 +275,58 @@ function stretch(trace, view, width) {
 const ROWS = { p: [20, 58], importance: [100, 64], blocks: [168, 24], window: [196, 14],
   tokens: [214, 20], ids: [238, 12] };
 
-function drawStrip(canvas, trace, view, t) {
+function drawStrip(canvas, trace, view, now) {
   const { ctx, width } = begin(canvas);
   const place = stretch(trace, view, width);
-  const kinds = trace.kinds(view, t);
+  const kinds = trace.kinds(now);
   const size = trace.selectBlockSize;
   ctx.fillStyle = "#FFF3C4"; // the block in focus, behind everything
   ctx.fillRect(place.x(view.focus * size), 14, place.wide(size), 238);
-  drawCompressed(ctx, trace, view, t, place);
-  drawImportance(ctx, trace, view, t, kinds, place);
+  drawCompressed(ctx, trace, now, place);
+  drawImportance(ctx, trace, now, kinds, place);
   drawBlocks(ctx, trace, kinds, place);
-  drawQuery(ctx, trace, t, place);
+  drawQuery(ctx, trace, now, place);
   drawTokens(ctx, trace, place);
 }
 
 // A bar for each compressed block, the heads' shares one above the other.
-function drawCompressed(ctx, trace, view, t, { x, wide, shows }) {
+function drawCompressed(ctx, trace, now, { x, wide, shows }) {
   const [top, height] = ROWS.p;
   const { parts, facts: { bars: { first, step } } } = trace;
-  if (!parts) {
-    text(ctx, "compressed scores (Eq. 8): left out, to keep the file small", 2, 8);
-    return;
-  }
+  if (!parts) return text(ctx, "compressed scores (Eq. 8): left out, to keep the file small", 2, 8);
   const heads = parts > 1 ? `the ${parts} heads stacked` : "summed over the group's heads";
   text(ctx, `score of each compressed block (Eq. 8), ${heads}`, 2, 8);
-  const bars = Array.from({ length: trace.seen(t) }, (_, i) =>
-    Array.from({ length: parts }, (_, part) => trace.probability(view, t, part, i)));
-  const most = Math.max(1e-9, ...bars.map((bar) => bar.reduce((a, b) => a + b)));
-  bars.forEach((bar, i) => {
+  const p = Array.from({ length: parts }, (_, part) => trace.probabilities(now, part));
+  const most = Math.max(1e-9, ...p[0].map((_, i) => p.reduce((sum, head) => sum + head[i], 0)));
+  for (let i = 0; i < now.seen; i++) {
     const token = first + i * step;
-    if (!shows(token, step)) return;
+    if (!shows(token, step)) continue;
     let bottom = top + height;
-    bar.forEach((p, part) => {
-      const tall = (p / most) * height;
+    p.forEach((head, part) => {
+      const tall = (head[i] / most) * height;
       bottom -= tall;
       ctx.fillStyle = part % 2 ? "#1F78A8" : "#56B4E9";
       ctx.fillRect(x(token), bottom, Math.max(1, wide(step) - 1), tall);
     });
-  });
+  }
 }
 
 // A bar for each selection block, and the line that a block must pass to be chosen.
-function drawImportance(ctx, trace, view, t, kinds, { x, wide, shows, width }) {
+function drawImportance(ctx, trace, { scores, byScore }, kinds, { x, wide, shows, width }) {
   const [top, height] = ROWS.importance;
   const size = trace.selectBlockSize;
-  const scores = Array.from({ length: trace.begun(t) }, (_, j) => trace.score(view, t, j));
   const most = Math.max(1e-9, ...scores.filter((score) => !Number.isNaN(score)));
   const largest = most > 1e-9 ? most.toPrecision(3) : 0;
   text(ctx, `importance of each selection block (Eq. 9 and 10), largest ${largest}`, 2, 88);
   scores.forEach((score, j) => {
     if (!shows(j * size, size)) return;
-    if (Number.isNaN(score)) {
-      text(ctx, "NaN", x((j + 0.5) * size), top + height - 8, "center");
-      return;
-    }
+    if (Number.isNaN(score)) return text(ctx, "NaN", x((j + 0.5) * size), top + 56, "center");
     const tall = (score / most) * height;
     const broad = Math.max(1, wide(size) - 2);
     box(ctx, KINDS[kinds[j]], x(j * size) + 1, top + height - tall, broad, tall);
   });
   const chosen = scores.filter((score, j) => kinds[j] === 2 && !Number.isNaN(score));
-  if (!chosen.length || !trace.byScore(view)) return;
+  if (!chosen.length || !byScore) return;
   const y = top + height * (1 - Math.min(...chosen) / most);
   ctx.setLineDash([5, 4]);
   line(ctx, 0, y, width, y, "#000000", 1);
@@ -362,35 +346,27 @@ function drawBlocks(ctx, trace, kinds, { x, wide, shows }) {
 }
 
 // The window, the query's own block, the query in it, and the block that holds its answer.
-function drawQuery(ctx, trace, t, { x, wide }) {
+function drawQuery(ctx, trace, { t, windowFirst, answer }, { x, wide }) {
   const [top, height] = ROWS.blocks;
   const size = trace.selectBlockSize;
-  const first = trace.windowFirst(t);
-  box(ctx, "window", x(first), ROWS.window[0], wide(t + 1 - first), ROWS.window[1]);
-  ctx.strokeStyle = "#000000";
-  ctx.lineWidth = 2;
-  ctx.strokeRect(x(trace.own(t) * size), top, wide(size), height);
+  const [windowTop, windowHeight] = ROWS.window;
+  box(ctx, "window", x(windowFirst), windowTop, wide(t + 1 - windowFirst), windowHeight);
+  outline(ctx, x(trace.own(t) * size), top, wide(size), height, "#000000", 2);
   line(ctx, x(t + 0.5), top - 3, x(t + 0.5), ROWS.tokens[0] + 2, "#000000", 2);
-  const answer = trace.answerBlock(t);
   if (answer >= 0) ring(ctx, x((answer + 0.5) * size), top + 12, 5);
 }
 
 function drawTokens(ctx, trace, { first, count, readable, x, wide }) {
   const [top, height] = ROWS.tokens;
-  if (!readable) {
-    text(ctx, "zoom in to read the tokens", 2, top + 11);
-    return;
-  }
-  ctx.strokeStyle = "#DDDDDD";
-  ctx.lineWidth = 1;
+  if (!readable) return text(ctx, "zoom in to read the tokens", 2, top + 11);
   for (let s = Math.floor(first); s < Math.min(trace.length, first + count); s++) {
-    ctx.strokeRect(x(s), top, wide(1), height);
+    outline(ctx, x(s), top, wide(1), height, "#DDDDDD", 1);
     text(ctx, trace.tokens[s], x(s + 0.5), top + 11, "center");
   }
 }
 
 // Below the strip: a bar for each head and branch.
-function drawGates(canvas, trace, view, t) {
+function drawGates(canvas, trace, now) {
   const { ctx, width, height } = begin(canvas);
   const third = width / 3;
   const top = 20;
@@ -398,11 +374,10 @@ function drawGates(canvas, trace, view, t) {
   const wide = Math.min(26, (third - 16) / trace.heads);
   ["compressed", "selected", "window"].forEach((branch, b) => {
     const left = b * third + 2;
-    text(ctx, `${branch} gate ${trace.gateWords(view, t, b)}`, left, 8);
+    text(ctx, `${branch} gate ${trace.gateWords(now, b)}`, left, 8);
     for (let r = 0; r < trace.heads; r++) {
-      const tall = (trace.gate(view, t, b, r) || 0) * full; // none for NaN
-      ctx.strokeStyle = LINE;
-      ctx.strokeRect(left + r * wide, top, wide - 3, full);
+      const tall = trace.gate(now, b, r) * full;
+      outline(ctx, left + r * wide, top, wide - 3, full, LINE, 0.5);
       box(ctx, branch, left + r * wide, height - 2 - tall, wide - 3, tall);
     }
   });
@@ -417,52 +392,47 @@ function range(first, last) {
   return last === first ? `${first}` : `${first}-${last}`;
 }
 
-function sentence(trace, view, t) { // the words of TracedSequence.describe
-  const taken = trace.taken(view, t);
-  const free = taken.subarray(trace.forced(view, t));
-  const how = trace.byScore(view) ? "by score" : "not by score";
-  const selected = taken.length ? `${list(taken)} (${list(free)} ${how})` : "none";
-  const gates = [0, 1, 2].map((branch) => trace.gateWords(view, t, branch)).join(" ");
-  return `query ${t}: compressed blocks ${range(0, trace.seen(t) - 1)}, selected ${selected}, ` +
-    `window ${range(trace.windowFirst(t), t)}, gates ${gates}`;
+function sentence(trace, now) { // the words of TracedSequence.describe
+  const { t, taken, forced, byScore, seen, windowFirst } = now;
+  const how = byScore ? "by score" : "not by score";
+  const free = list(taken.subarray(forced));
+  const selected = taken.length ? `${list(taken)} (${free} ${how})` : "none";
+  const gates = [0, 1, 2].map((branch) => trace.gateWords(now, branch)).join(" ");
+  return `query ${t}: compressed blocks ${range(0, seen - 1)}, selected ${selected}, ` +
+    `window ${range(windowFirst, t)}, gates ${gates}`;
 }
 
-function remarks(trace, view, t) { // a line each
-  const lines = [margin(trace, view, t)];
-  const now = trace.taken(view, t);
-  if (t > trace.first && now.length) {
-    const before = trace.taken(view, t - 1);
-    const shared = now.filter((j) => before.includes(j));
-    const percent = Math.round((100 * shared.length) / now.length);
+function remarks(trace, view, now) { // a line each
+  const { t, taken, byScore, scores, ranked, answer } = now;
+  const lines = [margin(now)];
+  if (t > trace.first && taken.length) {
+    const before = trace.at(view, t - 1).taken;
+    const shared = taken.filter((j) => before.includes(j));
+    const percent = Math.round((100 * shared.length) / taken.length);
     lines.push(`overlap with query ${t - 1}: ${percent} % of the blocks`);
   }
   const traced = trace.facts.traced_n;
-  if (view.n !== traced && trace.byScore(view)) {
-    const then = trace.taken(view, t, traced);
-    const out = list(then.subarray(now.length));
-    const into = list(now.subarray(then.length));
+  if (view.n !== traced && byScore) {
+    const then = trace.at({ ...view, n: traced }, t).taken;
+    const out = list(then.subarray(taken.length));
+    const into = list(taken.subarray(then.length));
     lines.push(`n = ${view.n} for ${traced}: blocks ${out} drop out, ${into} come in`);
   }
-  const answer = trace.answerBlock(t);
-  const found = now.includes(answer) ? "selected" : "not selected";
+  const found = taken.includes(answer) ? "selected" : "not selected";
   if (answer >= 0) lines.push(`answer in block ${answer}: ${found}`);
-  const bad = trace.ranked(view, t).filter((j) => Number.isNaN(trace.score(view, t, j)));
+  const bad = ranked.filter((j) => Number.isNaN(scores[j]));
   if (bad.length) lines.push(`scores of blocks ${list(bad)} are NaN; the layer counts them as 0`);
   return lines;
 }
 
-function margin(trace, view, t) { // between the last block that was taken and the next
-  if (!trace.byScore(view)) {
-    return "these blocks were not chosen by their score, so n cannot be changed";
-  }
-  const count = trace.taken(view, t).length;
-  const [last, next] = trace.ranked(view, t).subarray(count - 1, count + 1);
+function margin({ byScore, ranked, taken, forced, scores }) { // of the last taken over the next
+  if (!byScore) return "these blocks were not chosen by their score, so n cannot be changed";
+  const [last, next] = ranked.subarray(taken.length - 1, taken.length + 1);
   if (next === undefined) return "no block is left out";
-  if (count === trace.forced(view, t)) return "only forced blocks are selected";
-  const lowest = trace.score(view, t, last);
-  const highest = trace.score(view, t, next);
-  return `lowest score selected: ${lowest.toPrecision(3)} (block ${last}); ` +
-    `next: ${highest.toPrecision(3)} (block ${next}); margin ${(lowest - highest).toPrecision(2)}`;
+  if (taken.length === forced) return "only forced blocks are selected";
+  const score = (j) => scores[j].toPrecision(3);
+  return `lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} ` +
+    `(block ${next}); margin ${(scores[last] - scores[next]).toPrecision(2)}`;
 }
 
 function blockWords(trace, j) {
@@ -475,7 +445,7 @@ function blockWords(trace, j) {
 function checkpointWords(trace, view) {
   const words = trace.facts.checkpoints[view.checkpoint];
   if (!trace.asked.length) return words;
-  const found = trace.asked.filter((t) => trace.taken(view, t).includes(trace.answerBlock(t)));
+  const found = trace.asked.filter(({ t, block }) => trace.at(view, t).taken.includes(block));
   return `${words}: ${found.length} of ${trace.asked.length} answers' blocks selected`;
 }
 
@@ -511,7 +481,8 @@ function element(tag, inside = "", attributes = {}) {
 
 // A labelled range; its number stands beside it.
 function slider(parent, name, [low, high], changed) {
-  const label = element("label", `${name} `), output = element("output");
+  const label = element("label", `${name} `);
+  const output = element("output");
   const input = element("input", "", { type: "range", min: low, max: high, "aria-label": name });
   input.disabled = low === high;
   input.addEventListener("input", () => changed(Number(input.value)));
@@ -570,7 +541,7 @@ class Explorer {
       if (name === "checkpoint" && checkpoints.length === 1) continue;
       this.controls[name] = slider(parent, name, ranges[name], (value) => this.choose(name, value));
     }
-    this.zoom = slider(parent, "zoom", [0, 100], (value) => this.look({ zoom: value }));
+    this.controls.zoom = slider(parent, "zoom", [0, 100], (zoom) => this.look({ zoom }));
   }
 
   choose(name, value) { // a choice that Python sees
@@ -626,7 +597,7 @@ class Explorer {
     for (const name of CHOICES) this.model.on(`change:${name}`, this.followed);
   }
 
-  mapKeys() {
+  mapKeys() { // what each key does
     const { query } = this.view;
     const [low, high] = this.trace.facts.ranges.query;
     const page = Math.ceil((high - low) / 10);
@@ -638,7 +609,7 @@ class Explorer {
 
   stripKeys() {
     const { focus, zoom, query } = this.view;
-    const chosen = this.trace.taken(this.view, query).slice().sort();
+    const chosen = this.trace.at(this.view, query).taken.slice().sort();
     const to = (j) => () => this.look({ focus: j });
     const wider = (percent) => () => this.look({ zoom: zoom + percent });
     return { ArrowRight: to(focus + 1), ArrowLeft: to(focus - 1), Home: to(0), End: to(Infinity),
@@ -655,17 +626,15 @@ class Explorer {
   }
 
   setPlaying(on) {
-    const [low, high] = this.trace.facts.ranges.query;
+    const { queries, ranges: { query: [low, high] } } = this.trace.facts;
+    const step = () => {
+      if (this.view.query >= high) this.setPlaying(false);
+      else this.choose("query", this.view.query + Math.ceil(queries / 256));
+    };
     if (on && this.view.query >= high) this.choose("query", low); // once more from the top
     clearInterval(this.timer);
     this.play.textContent = on ? "Pause" : "Play";
-    this.timer = on ? setInterval(() => this.step(), 120) : null;
-  }
-
-  step() {
-    const { queries, ranges } = this.trace.facts;
-    if (this.view.query >= ranges.query[1]) this.setPlaying(false);
-    else this.choose("query", this.view.query + Math.ceil(queries / 256));
+    this.timer = on ? setInterval(step, 120) : null;
   }
 
   redraw() {
@@ -676,25 +645,20 @@ class Explorer {
   }
 
   draw() {
-    const { trace, view } = this;
-    const t = view.hovered ?? view.query;
-    drawMap(this.map, trace, view, t, this.drawnMap);
-    drawStrip(this.strip, trace, view, t);
-    drawGates(this.gates, trace, view, t);
-    this.sentence.textContent = trace.describe(view, t);
-    this.remarks.replaceChildren(...remarks(trace, view, t).map((line) => element("li", line)));
-    this.reader.textContent = blockWords(trace, view.focus);
-    this.showControls();
-    aria(this.map, trace.facts.ranges.query, view.query, trace.describe(view, view.query));
-    aria(this.strip, [0, trace.facts.blocks - 1], view.focus, this.reader.textContent);
-  }
-
-  showControls() {
     const { trace, view, controls } = this;
+    const now = trace.at(view, view.hovered ?? view.query);
+    drawMap(this.map, trace, view, now.t, this.drawnMap);
+    drawStrip(this.strip, trace, view, now);
+    drawGates(this.gates, trace, now);
+    this.sentence.textContent = sentence(trace, now);
+    this.remarks.replaceChildren(...remarks(trace, view, now).map((line) => element("li", line)));
+    this.reader.textContent = blockWords(trace, view.focus);
     for (const name in controls) controls[name].show(view[name]);
     controls.checkpoint?.show(view.checkpoint, checkpointWords(trace, view));
     controls.n.input.disabled = !trace.byScore(view);
-    this.zoom.show(view.zoom, `${view.zoom} %`);
+    controls.zoom.show(view.zoom, `${view.zoom} %`);
+    aria(this.map, trace.facts.ranges.query, view.query, trace.describe(view, view.query));
+    aria(this.strip, [0, trace.facts.blocks - 1], view.focus, this.reader.textContent);
   }
 
   close() {
@@ -718,16 +682,16 @@ async function render({ model, el }) {
 
 // Stands in for the notebook's model on a page of its own.
 function pageModel(values) {
-  const listeners = {};
+  const news = new EventTarget();
   return {
     get: (name) => values[name],
     set(name, value) {
       values[name] = value;
-      for (const listener of listeners[`change:${name}`] ?? []) listener();
+      news.dispatchEvent(new Event(`change:${name}`));
     },
-    on: (event, listener) => (listeners[event] ??= []).push(listener),
-    off: () => {},
-    save_changes: () => {},
+    on: (event, listener) => news.addEventListener(event, listener),
+    off: (event, listener) => news.removeEventListener(event, listener),
+    save_changes() {},
   };
 }
 

@@ -41,9 +41,11 @@ ROOT = Path(__file__).parents[2]
 def made_trace(config: NSAConfig, length: int, seed: int = 0) -> Trace:
     """A trace of random numbers, its blocks chosen by its importance."""
     rng = torch.Generator().manual_seed(seed)
-    c, blocks = config, -(-length // config.select_block_size)
+    c = config
+    blocks = -(-length // c.select_block_size)
     count = max(0, (length - c.block_size) // c.stride + 1)
-    now, begins = torch.arange(length), torch.arange(blocks) * c.select_block_size
+    now = torch.arange(length)
+    begins = torch.arange(blocks) * c.select_block_size
     importance = torch.rand(1, c.kv_heads, length, blocks, generator=rng) * (begins <= now[:, None])
     ends = torch.arange(count) * c.stride + c.block_size - 1
     p = torch.rand(1, c.kv_heads, c.group_size, length, count, generator=rng)
@@ -86,7 +88,8 @@ def test_the_sentence_by_hand():
     )
     trace = made_trace(c, 38)
     score = torch.zeros(1, 1, 38, 10)
-    score[0, 0, 37, 2], score[0, 0, 37, 5] = 0.7, 0.6
+    score[0, 0, 37, 2] = 0.7
+    score[0, 0, 37, 5] = 0.6
     gates = torch.tensor([[0.40, 0.88, 1.0], [0.42, 0.88, 0.999]])[None, :, None]
     gates = gates.expand(1, 2, 38, 3)
     ids = choose_blocks(score, select_block_size=4, num_selected=3, num_local=1)
@@ -116,8 +119,10 @@ def test_another_n_selects_the_best_of_the_importance(explorer, n):
 
 
 def test_overlap_and_answers_by_hand(explorer):
-    place, s = explorer.place, explorer.sequence
-    now, before = set(explorer.selected(50)), set(explorer.selected(49))
+    place = explorer.place
+    s = explorer.sequence
+    now = set(explorer.selected(50))
+    before = set(explorer.selected(49))
     assert s.overlap(place, 50) == len(now & before) / len(now)
     assert s.overlap(place, 0) is None
     answers = torch.full((s.queries,), -1)
@@ -344,6 +349,7 @@ def test_javascript_names_no_rule_of_the_paper():
         ".sort((a, b) => a - b)",
         ".sort()",
     }
+    assert len(re.findall(r"\bbars\b", code)) == 1  # where the compressed blocks' bars stand
     # A token's block is found in one place: where the mouse points at the strip.
     assert re.findall(r"/ \w*\.?selectBlockSize", code) == ["/ trace.selectBlockSize"]
 
@@ -461,8 +467,10 @@ def test_short_sequences(model, text, tmp_path):
 
 def test_nan_scores_and_gates_are_pictured(model, tmp_path):
     trace = model(torch.randint(256, (1, 64)), return_traces=True)[1][0]
-    importance, gates = trace.importance.clone(), trace.gates.clone()
-    importance[..., 3], gates[..., 1] = torch.nan, torch.nan
+    importance = trace.importance.clone()
+    importance[..., 3] = torch.nan
+    gates = trace.gates.clone()
+    gates[..., 1] = torch.nan
     ids = choose_blocks(importance, select_block_size=8, num_selected=5)
     e = SelectionExplorer(replace(trace, importance=importance, gates=gates, ids=ids))
     assert e.sequence.by_score == [[True]] and 3 not in e.selected(63)

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
+from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.explorer import SelectionExplorer, load_traces
 from tests.browser.conftest import ROOT, SCREENSHOTS
 from tests.browser.drawn import map_kinds, strip_kinds, true_kinds
 
+SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 AXE = ROOT / ".venv/axe/node_modules/axe-core/axe.min.js"
 READY = "document.querySelector('.nsa-explorer')?.explorer && true"
 
@@ -147,7 +149,7 @@ def test_the_page_says_what_python_says(opened, two_layers, recall):
 
 def test_blocks_that_another_rule_chose_are_drawn_and_said_as_traced(opened):
     torch.manual_seed(0)
-    model = DecoderLM(ModelConfig(256, 1, "nsa-random", NSAConfig.small()))
+    model = DecoderLM(SMALL_MODEL, ATTENTIONS["nsa-random"].build)
     e = SelectionExplorer.of_model(model, "x = (y)\n" * 16)
     page = opened(e)
     s = e.sequence
@@ -410,7 +412,7 @@ def test_one_token_and_one_block(opened, two_layers, text):
 
 def test_nothing_selected_and_scores_that_are_no_numbers(opened):
     torch.manual_seed(0)
-    model = DecoderLM(ModelConfig(256, 1, "nsa-no-selection", NSAConfig.small()))
+    model = DecoderLM(SMALL_MODEL, ATTENTIONS["nsa-no-selection"].build)
     e = SelectionExplorer.of_model(model, "x" * 64)
     page = opened(e)
     assert sentence(page) == e.describe() and "selected none" in e.describe()

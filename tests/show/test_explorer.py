@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
+from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.explorer import SelectionExplorer, load_traces, save_traces
 from nsa_lite.show.explorer import page as page_module
 from nsa_lite.show.explorer.arrays import (
@@ -36,6 +37,7 @@ from nsa_lite.show.explorer.ranking import rank_blocks
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 ROOT = Path(__file__).parents[2]
+SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 
 
 def made_trace(config: NSAConfig, length: int, seed: int = 0) -> Trace:
@@ -134,7 +136,7 @@ def test_overlap_and_answers_by_hand(explorer):
 def test_blocks_that_scores_did_not_choose_are_not_said_to_be_by_score():
     for attention, said in (("nsa-random", "not by score"), ("nsa-no-selection", "selected none,")):
         torch.manual_seed(0)
-        m = DecoderLM(ModelConfig(256, 1, attention, NSAConfig.small()))
+        m = DecoderLM(SMALL_MODEL, ATTENTIONS[attention].build)
         e = SelectionExplorer.of_model(m, "x" * 90)
         assert said in e.describe()
         assert e.sequence.by_score == [[False]]
@@ -520,7 +522,7 @@ def test_traces_that_do_not_belong_together_are_refused(explorer):
 
 
 def test_a_dense_model_and_an_empty_text_are_refused(model):
-    dense = DecoderLM(ModelConfig(256, 1, "dense", NSAConfig.small()))
+    dense = DecoderLM(SMALL_MODEL, ATTENTIONS["dense"].build)
     with pytest.raises(ValueError, match="a model leaves none when its attention is dense"):
         SelectionExplorer.of_model(dense, "abc")
     with pytest.raises(ValueError, match="text = b?'': must hold at least one byte"):

@@ -28,7 +28,8 @@ KEPT = {  # steps at which we look; 0 is the untrained model
     "recall": (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500),
     "text": (700,),
 }
-CHANGES: dict[str, dict[str, int]] = {"recall": {}, "text": {"batch_size": 2}}  # to the trainer's own settings
+# To the trainer's own settings.
+CHANGES: dict[str, dict[str, int]] = {"recall": {}, "text": {"batch_size": 2}}
 # The text is our own source, which no model has trained on: a part of nsa_lite/checks.py.
 SOURCE = Path(__file__).parents[1] / "checks.py"
 FIRST_WORDS = "def require_float_tensor"

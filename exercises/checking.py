@@ -110,7 +110,7 @@ def _fault(answer, case: Case, seconds: float, limit: float) -> _Fault | None:
     call = case.call or (lambda answer, *arguments: answer(*arguments))
     try:
         got = guard.run(lambda: call(answer, *given.values()), seconds)
-    except guard.Late:
+    except guard.LateError:
         text = f"stopped after {limit:g} seconds: does a loop never end, or do too much?"
         named = True
     except BaseException as error:

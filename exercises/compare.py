@@ -1,10 +1,14 @@
 """Say in one sentence how a value differs from the expected one, and where first."""
 
+import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from exercises.records import Mistake
 
 Axes = tuple[str, ...] | dict[str, tuple[str, ...]]
 
@@ -106,6 +110,31 @@ def recognise(got: object, mistakes: dict[str, object]) -> str | None:
     """
     found = [sentence for sentence, value in mistakes.items() if matches(got, value)]
     return found[0] if len(found) == 1 else None
+
+
+def name_mistake(
+    got: object,
+    mistakes: Sequence[Mistake],
+    arguments: Sequence[object],
+    *,
+    call: Callable[..., object] | None = None,
+    part: Callable[[object], object] | None = None,
+    **places: object,
+) -> str | None:
+    """The sentence of the one mistake that gives `got` for these arguments, its places filled in.
+
+    call is the case's own call(answer, *arguments); part(result) is what of a result is compared.
+    """
+    part = part or (lambda result: result)
+    values = {}
+    for mistake in mistakes:
+        run = mistake.answer if call is None else functools.partial(call, mistake.answer)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():  # whatever the notebook has set
+                values[mistake.says.format(**places)] = part(run(*arguments))
+        except Exception:  # a mistake that stops at these inputs gives nothing to compare
+            continue
+    return recognise(part(got), values)
 
 
 def place(index: tuple[int, ...], axes: tuple[str, ...]) -> str:

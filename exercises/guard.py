@@ -17,7 +17,7 @@ class Stopped(BaseException):
     """Raised inside an answer whose time is over."""
 
 
-class Late(Exception):
+class LateError(Exception):
     """The answer's time was over before it returned."""
 
 
@@ -31,7 +31,7 @@ class Nowhere(io.TextIOBase):
 def run(work: Callable[[], object], seconds: float) -> object:
     """What work() returns, and nothing of what it prints.
 
-    Errors: whatever work() raises; Late after `seconds`.
+    Errors: whatever work() raises; LateError after `seconds`.
     """
     result, done = {}, threading.Event()
 
@@ -55,7 +55,7 @@ def run(work: Callable[[], object], seconds: float) -> object:
             if late:
                 _stop(thread, done)
     if late:
-        raise Late
+        raise LateError
     if "error" in result:
         raise result["error"]
     return result["value"]

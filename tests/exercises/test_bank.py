@@ -45,7 +45,7 @@ def test_every_wrong_answer_is_rejected_with_its_mistake_named(exercise, judge, 
     for wrong in wrong_answers(exercise):
         for seed in SEEDS:
             verdict = judge(exercise, wrong.answer, seed)
-            if verdict.right or not verdict.attempted or wrong.says not in verdict.message:
+            if verdict.right or not verdict.attempted or not wrong.is_named_in(verdict.message):
                 missed.append(f"{wrong.mistake} (seed {seed}): {verdict.line()}")
                 break
     caught(exercise, len(wrong_answers(exercise)) - len(missed), len(wrong_answers(exercise)))

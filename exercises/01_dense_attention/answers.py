@@ -155,10 +155,20 @@ def exp_of_lse(outs, lses):
     return (weights[..., None] * outs).sum(0) / total[:, None], total.log()
 
 
+def lse_added_one_by_one(outs, lses):
+    """A right output; the lse of the pieces are added up."""
+    out, _ = merge_one_by_one(outs, lses)
+    total = torch.zeros_like(lses[0])
+    for lse in lses:
+        total = total + lse
+    return out, total
+
+
 MERGE = [
     *planted(mistakes.SHARES),
     *planted(mistakes.TOTALS),
     Wrong("plain mean, by hand", mean_of_pieces, "every piece counts alike"),
+    Wrong("lse added, one by one", lse_added_one_by_one, "no sum of logs"),
     Wrong("exp of a large lse", exp_of_lse, "-inf minus -inf"),
     Wrong("overflow", mistakes.merge(total=lambda lses: lses.exp().sum(0).log()), "overflows"),
     Wrong(
@@ -205,9 +215,16 @@ def cost_of_heads_of_their_own(length, heads, kv_heads, head_dim, value_dim, byt
     return flops, loaded
 
 
+def work_of_the_groups(length, heads, kv_heads, head_dim, value_dim, bytes_per_number):
+    """The bytes are right; the work is counted once for each number that is loaded."""
+    numbers = kv_heads * length * (head_dim + value_dim)
+    return 2 * numbers, numbers * bytes_per_number
+
+
 COST = [
     *planted(mistakes.FLOPS),
     *planted(mistakes.BYTES),
+    Wrong("groups compute, by numbers", work_of_the_groups, "every query head computes"),
     Wrong("a load for each head, by loop", cost_of_heads_of_their_own, "share one load"),
     Wrong(
         "a float",

@@ -340,8 +340,9 @@ def attend_by_gather(q, k, v, ids, select_block_size):
     """The chosen keys gathered, in double."""
     token = ids[:, :, None] * select_block_size + torch.arange(select_block_size)
     seen = (ids[:, :, None] >= 0) & (token <= torch.arange(len(q))[:, None, None])
-    token, seen = token.clamp(0, len(k) - 1).flatten(1), seen.flatten(1)
-    q, k, v = q.double(), k.double()[token], v.double()[token]
+    seen = seen.flatten(1)
+    token = token.clamp(0, len(k) - 1).flatten(1)
+    q, k, v = (x.double() for x in (q, k[token], v[token]))
     scores = torch.einsum("td,tsd->ts", q, k) / q.shape[1] ** 0.5
     e = (scores - scores.masked_fill(~seen, -1e30).amax(1, True)).clamp(max=0).exp() * seen
     return torch.einsum("ts,tsv->tv", e, v) / e.sum(1, True)

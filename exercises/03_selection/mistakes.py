@@ -162,6 +162,14 @@ GROUP = [
 # --- 03.5: attend to the chosen blocks ---
 
 
+def tokens_of(ids: list[int], size: int, length: int, padding: Callable) -> list[int]:
+    """The tokens of all blocks in a list of ids, with what stands for -1."""
+    tokens = []
+    for j in ids:
+        tokens += padding(size) if j < 0 else range(j * size, min((j + 1) * size, length))
+    return tokens
+
+
 def attend(
     causal=True,
     padding=lambda size: (),
@@ -171,20 +179,15 @@ def attend(
 ) -> Callable:
     """Attention to the tokens of the chosen blocks; padding gives the tokens that -1 stands for."""
 
-    def tokens_of(t: int, row: list[int], size: int, length: int) -> list[int]:
-        tokens = []
-        for j in row if chosen else range(-(-length // size)):
-            tokens += padding(size) if j < 0 else range(j * size, min((j + 1) * size, length))
-        if causal:
-            tokens = [s for s in tokens if s <= t]
-        if not own:
-            tokens = [s for s in tokens if s // size != t // size] or [t]
-        return tokens
-
     def answer(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, size: int) -> Tensor:
         rows = []
+        every = list(range(-(-len(k) // size)))
         for t, row in enumerate(ids.tolist()):
-            tokens = tokens_of(t, row, size, len(k))
+            tokens = tokens_of(row if chosen else every, size, len(k), padding)
+            if causal:
+                tokens = [s for s in tokens if s <= t]
+            if not own:
+                tokens = [s for s in tokens if s // size != t // size] or [t]
             rows.append((k[tokens] @ q[t] * scale(q.shape[1])).softmax(0) @ v[tokens])
         return torch.stack(rows)
 

@@ -205,8 +205,10 @@ def losses(generator: torch.Generator) -> dict[str, Callable[[Tensor, Tensor], T
     def numbers(*shape):
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    a, b, y = numbers(4, 3), numbers(4, 3), numbers(4, 2)
-    x, q = numbers(6, 3), numbers(6, 2)
+    a, b = (numbers(4, 3) for _ in range(2))
+    y = numbers(4, 2)
+    x = numbers(6, 3)
+    q = numbers(6, 2)
     t = torch.arange(6)
     near = (t <= t[:, None]) & (t > t[:, None] - 2)
     early = t <= t[:, None] // 2

@@ -249,10 +249,10 @@ def step(
         near_before = cache.get("near", rows[:0])
         near = append(cache, "near", rows[whose[1]], keep(window))
         raw = append(cache, "raw", rows[whose[0]], tail(block_size))
-        short_before = cache.get("short", rows[:0])
+        short = cache.get("short", rows[:0])
         if ends(t, block_size, stride):
-            append(cache, "short", raw[-block_size:].mean(0))
-        short = short_before if late else cache.get("short", rows[:0])
+            longer = append(cache, "short", raw[-block_size:].mean(0))
+            short = short if late else longer
         g = gate(gates)
         return g[0] * attend(q, short) + g[1] * attend(q, near if own else near_before)
 

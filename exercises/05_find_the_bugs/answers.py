@@ -301,6 +301,9 @@ def forced_blocks(own, j, initial=True, num_local=2):
     return local | (j == 0) if initial else local
 
 
+NONE = 10**6  # stands behind every id
+
+
 def choice(
     boost=torch.inf,
     forced=forced_blocks,
@@ -316,20 +319,15 @@ def choice(
         j = torch.arange(score.shape[1])
         own = torch.arange(len(score))[:, None] // l_sel
         rank = torch.where(forced(own, j), boost, score)
-        if mask:
-            rank = rank.masked_fill(j > own, -torch.inf)
+        rank = rank.masked_fill((j > own) & mask, -torch.inf)
         order = falling(rank, stable)[:, : n - room]
         ids = F.pad(order, (0, n - order.shape[1]), value=NONE)
-        if mask_again:
-            ids = ids.masked_fill(ids > own, NONE)
+        ids = ids.masked_fill((ids > own) & mask_again, NONE)
         if ascending:
             ids = ids.sort(1).values
         return ids.masked_fill(ids == NONE, -1)
 
     return answer
-
-
-NONE = 10**6  # stands behind every id
 
 
 def falling(rank, stable=True):
@@ -349,6 +347,13 @@ def block_0_twice(score, l_sel, n):
         ids = sorted(ids + rest[: n - 3])
         out.append(ids + [-1] * (n - len(ids)))
     return torch.tensor(out)
+
+
+def crash_when_blocks_are_few(score, l_sel, n):
+    """topk, as long as it has n blocks to choose from."""
+    if score.shape[1] < n:
+        return score.topk(n).indices
+    return choice_by_sets(score, l_sel, n)
 
 
 CHOICES = [
@@ -390,9 +395,7 @@ CHOICES = [
     Wrong("one block too few", choice(room=1), "query 3 chose 3 blocks"),
     Wrong(
         "crash when blocks are few",
-        lambda score, l_sel, n: (
-            choice()(score, l_sel, n) if score.shape[1] >= n else score.topk(n).indices
-        ),
+        crash_when_blocks_are_few,
         "the function raised RuntimeError",
     ),
 ]

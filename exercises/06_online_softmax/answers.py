@@ -113,10 +113,17 @@ def average(out_a, lse_a, out_b, lse_b):
     return torch.stack([out_a, out_b]).mean(0), torch.logaddexp(lse_a, lse_b)
 
 
+def larger_lse_by_sort(out_a, lse_a, out_b, lse_b):
+    """A right output; the smaller lse is forgotten."""
+    out, _ = merge_by_rows(out_a, lse_a, out_b, lse_b)
+    return out, torch.stack([lse_a, lse_b]).sort(0).values[1]
+
+
 MERGES = [
     *planted(mistakes.OUTPUTS),
     *planted(mistakes.TOTALS),
     Wrong("average, by stack", average, "averaged, whatever their parts weigh"),
+    Wrong("the larger lse, by sort", larger_lse_by_sort, "lse is the larger of the two"),
     Wrong("crosswise, by sigmoid", shares_crossed, "weighed crosswise"),
     Wrong(
         "exp without the larger lse",
@@ -406,6 +413,12 @@ def state_of_all_rows(q, k, v, block_size, stride, rows, keys):
     return sums / torch.where(total == 0, 1, total)[:, None], total.log()
 
 
+def lse_in_base_2(*arguments):
+    """A right output; log2 in place of ln."""
+    out, lse = attention_by_rows(*arguments)
+    return out, torch.log2(lse.exp())
+
+
 ATTENTIONS = [
     *planted(mistakes.WALKS),
     *planted(mistakes.ENDS),
@@ -415,6 +428,7 @@ ATTENTIONS = [
         lambda q, *others: attention_by_rows(q * q.shape[1] ** 0.5, *others),
         "not divided by the root of the width",
     ),
+    Wrong("lse in base 2, by rows", lse_in_base_2, "lse has another base than e"),
     Wrong("state carried over, at the end", state_of_all_rows, "with the state of the tile before"),
     Wrong(
         "-10000 for the mask",

@@ -306,20 +306,32 @@ def walk(
 ) -> Callable:
     """Attention tile by tile; hide is a tile's mask, from its rows t, its keys i and their first."""
 
+    def walk_keys(state, t, q, k, v, l, d, keys):
+        """The state of one tile of rows, at positions t, after its tiles of keys."""
+        first = int(t[0])
+        visit, mask = tiles(first, int(t[-1]), len(k), l, d, keys)
+        for start in visit:
+            i = torch.arange(start, min(start + keys, len(k)))
+            scores = q[t] @ k[i].T * scale(q.shape[1])
+            if start in mask:
+                scores = scores.masked_fill(hide(t[:, None], i, first, start, l, d), -torch.inf)
+            state = step(*state, scores, v[i])
+        return state
+
+    return by_rows(walk_keys, finish, carry, row_end)
+
+
+def by_rows(walk_keys: Callable, finish: Callable, carry: bool, row_end: Callable) -> Callable:
+    """The loop over tiles of rows; carry begins each with the state of the one before."""
+
     def answer(q, k, v, l, d, rows, keys):
         out = q.new_zeros(len(q), v.shape[1])
         lse = q.new_full((len(q),), -torch.inf)
-        state = None
+        state = nothing_yet(q[:rows], v)
         for first in range(0, row_end(len(q), rows), rows):
             t = torch.arange(first, min(first + rows, len(q)))
-            state = [x[: len(t)] for x in state] if carry and state else nothing_yet(q[t], v)
-            visit, mask = tiles(first, int(t[-1]), len(k), l, d, keys)
-            for start in visit:
-                i = torch.arange(start, min(start + keys, len(k)))
-                scores = q[t] @ k[i].T * scale(q.shape[1])
-                if start in mask:
-                    scores = scores.masked_fill(hide(t[:, None], i, first, start, l, d), -torch.inf)
-                state = step(*state, scores, v[i])
+            before = [x[: len(t)] for x in state] if carry else nothing_yet(q[t], v)
+            state = walk_keys(before, t, q, k, v, l, d, keys)
             out[t], lse[t] = finish(*state)
         return out, lse
 

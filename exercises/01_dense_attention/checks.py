@@ -27,24 +27,24 @@ def head_case(generator, name, heads, kv_heads, groups_of) -> Case:
 
 def explain_heads(got, expected, heads, kv_heads):
     """What is wrong with a list of groups."""
-    got = plain(got)
-    if len(got) != heads:
-        return f"{heads} query heads, and the list has {len(got)} entries"
-    if not all(isinstance(g, int) for g in got):
+    groups = plain(got)
+    if len(groups) != heads:
+        return f"{heads} query heads, and the list has {len(groups)} entries"
+    if not all(isinstance(g, int) for g in groups):
         return None
-    for head, g in enumerate(got):
+    for head, g in enumerate(groups):
         if not 0 <= g < kv_heads:
             return f"head {head} reads key/value head {g}, and there are 0 to {kv_heads - 1}"
-    if got == [h % kv_heads for h in range(heads)]:
+    if groups == [h % kv_heads for h in range(heads)]:
         return (
             f"heads 0 and 1 of {heads} read different key/value heads: a group's heads are "
             "neighbours"
         )
-    sizes = [got.count(g) for g in range(kv_heads)]
+    sizes = [groups.count(g) for g in range(kv_heads)]
     if len(set(sizes)) > 1:
         return f"the key/value heads serve {sizes} query heads: each serves equally many"
-    head = next(h for h in range(heads) if got[h] != expected[h])
-    return f"head {head} reads key/value head {got[head]}, which belongs to other heads"
+    head = next(h for h in range(heads) if groups[h] != expected[h])
+    return f"head {head} reads key/value head {groups[head]}, which belongs to other heads"
 
 
 # --- 01.2 ---

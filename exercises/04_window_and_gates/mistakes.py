@@ -253,8 +253,8 @@ def step(
         if ends(t, block_size, stride):
             longer = append(cache, "short", raw[-block_size:].mean(0))
             short = short if late else longer
-        g = gate(gates)
-        return g[0] * attend(q, short) + g[1] * attend(q, near if own else near_before)
+        branches = [attend(q, short), attend(q, near if own else near_before)]
+        return gate(gates) @ torch.stack(branches)
 
     return answer
 

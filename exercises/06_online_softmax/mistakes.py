@@ -304,7 +304,7 @@ def walk(
     carry=False,
     row_end=lambda length, rows: length,
 ) -> Callable:
-    """Attention tile by tile; hide is a tile's mask, from its rows t, its keys i and their first."""
+    """Attention tile by tile; hide(t, i, first row, first key, l, d) is the mask of a tile."""
 
     def walk_keys(state, t, q, k, v, l, d, keys):
         """The state of one tile of rows, at positions t, after its tiles of keys."""

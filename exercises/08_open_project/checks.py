@@ -75,15 +75,15 @@ def best_by_hand(score: Tensor, own: int, kept: int, budget: int, block_size: in
 
 def explain_choice(got, expected, score, own, kept, budget, block_size):
     """A block that may not be chosen, or must be; else what the choice costs."""
-    got = list(got)
+    ids = list(got)
     forced = sorted({0, max(own - 1, 0), own})
-    if wrong := [j for j in got if not 0 <= j <= own]:
+    if wrong := [j for j in ids if not 0 <= j <= own]:
         return f"block {wrong[0]} was chosen, and the query is in block {own}"
-    if twice := [j for j in got if got.count(j) > 1]:
+    if twice := [j for j in ids if ids.count(j) > 1]:
         return f"block {twice[0]} was chosen twice"
-    if lacking := [j for j in forced if j not in got]:
+    if lacking := [j for j in forced if j not in ids]:
         return f"block {lacking[0]} is missing, one of the forced blocks {forced}"
-    return explain_cost(got, expected, score, own, kept, budget, block_size)
+    return explain_cost(ids, expected, score, own, kept, budget, block_size)
 
 
 def explain_cost(got, expected, score, own, kept, budget, block_size):

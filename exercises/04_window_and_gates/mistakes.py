@@ -246,15 +246,14 @@ def step(
         t = cache.get("t", 0)
         cache["t"] = t + 1
         rows = torch.cat([k, v], 1)  # the compressed branch's and the window's, key and value
-        near_before = cache.get("near", rows[:0])
+        before = cache.get("near", rows[:0])
         near = append(cache, "near", rows[whose[1]], keep(window))
         raw = append(cache, "raw", rows[whose[0]], tail(block_size))
         short = cache.get("short", rows[:0])
         if ends(t, block_size, stride):
             longer = append(cache, "short", raw[-block_size:].mean(0))
             short = short if late else longer
-        branches = [attend(q, short), attend(q, near if own else near_before)]
-        return gate(gates) @ torch.stack(branches)
+        return gate(gates) @ torch.stack([attend(q, short), attend(q, near if own else before)])
 
     return answer
 

@@ -122,6 +122,30 @@ def choose_blocks(
     return ids
 
 
+def select_blocks(  # noqa: PLR0913  the paper's sizes
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    lse: Float[Tensor, "B H T"],
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    scale: float | None = None,
+    **choice: int,
+) -> Int[Tensor, "B G T n"]:
+    """Score the blocks, then choose: Eq. 8-11 in two calls; `choice` are choose_blocks' sizes."""
+    importance = block_importance(
+        q,
+        k,
+        lse,
+        block_size=block_size,
+        stride=stride,
+        select_block_size=select_block_size,
+        scale=scale,
+    )
+    return choose_blocks(importance, select_block_size=select_block_size, **choice)
+
+
 def selected_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B G T D"],

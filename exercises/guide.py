@@ -3,6 +3,7 @@
 python -m exercises.guide    writes them anew; the text around them is written by hand
 """
 
+import argparse
 import re
 
 import nbformat

@@ -88,8 +88,13 @@ def test_sharing_the_union_moves_less_and_multiplies_more(works):
 
 # --- by hand, at sizes that fit on paper ---
 
-SMALL = Sizes(NSAConfig.small(heads=2, kv_heads=1, select_block_size=16, num_selected=2,
-                              num_initial=0, num_local=1), 64, dtype=torch.float32)
+SMALL = Sizes(
+    NSAConfig.small(
+        heads=2, kv_heads=1, select_block_size=16, num_selected=2, num_initial=0, num_local=1
+    ),
+    64,
+    dtype=torch.float32,
+)
 
 
 def test_flash_by_hand():
@@ -180,8 +185,10 @@ def calls(monkeypatch):
         monkeypatch.setattr(module, name, counting)
 
     for module, names in {
-        flash: ["fold_in"], flash_backward: ["score_gradient", "score_gradient_by_key"],
-        selected: ["fold_in"], selected_backward: ["score_gradient", "score_gradient_by_key"],
+        flash: ["fold_in"],
+        flash_backward: ["score_gradient", "score_gradient_by_key"],
+        selected: ["fold_in"],
+        selected_backward: ["score_gradient", "score_gradient_by_key"],
         select: ["load_box"],
     }.items():
         for name in names:
@@ -192,17 +199,24 @@ def calls(monkeypatch):
 def inputs(sizes, keys):
     config = sizes.config
     make = torch.Generator().manual_seed(0)
-    shapes = [(config.heads, sizes.length, config.head_dim), (config.kv_heads, keys,
-              config.head_dim), (config.kv_heads, keys, config.value_dim)]
+    shapes = [
+        (config.heads, sizes.length, config.head_dim),
+        (config.kv_heads, keys, config.head_dim),
+        (config.kv_heads, keys, config.value_dim),
+    ]
     return [torch.randn(1, *shape, generator=make).requires_grad_() for shape in shapes]
 
 
 def tiles_executed(works, sizes, window=None):
     """(forward, dq, dk dv): tiles, from the operations executed."""
-    tile = {what: sizes.tile(row_name(row, window)) for what, row in
-            {"forward": "forward", "dq": "dq", "dk dv": "dkdv"}.items()}
-    return [work.executed / sizes.operations(what, tile[what]["M"] * tile[what]["N"], True)
-            for what, work in works.items()]
+    tile = {
+        what: sizes.tile(row_name(row, window))
+        for what, row in {"forward": "forward", "dq": "dq", "dk dv": "dkdv"}.items()
+    }
+    return [
+        work.executed / sizes.operations(what, tile[what]["M"] * tile[what]["N"], True)
+        for what, work in works.items()
+    ]
 
 
 @INTERPRETED
@@ -254,8 +268,15 @@ def test_the_scores_are_made_by_the_counted_programs(calls, length):
     sizes = Sizes(config, length, dtype=torch.float32)
     short = (length - 8) // 4 + 1
     q, k, _ = inputs(sizes, length)
-    kernels.select_blocks(q, k[:, :, :short], torch.zeros(1, 1, length), block_size=8, stride=4,
-                          select_block_size=8, num_selected=5)
+    kernels.select_blocks(
+        q,
+        k[:, :, :short],
+        torch.zeros(1, 1, length),
+        block_size=8,
+        stride=4,
+        select_block_size=8,
+        num_selected=5,
+    )
     work = roofline.selection(sizes, pairs=0)["scores"]
     assert calls["load_box"] == work.executed / (2 * 16 * 32 * 128)  # one box of q a program
 
@@ -282,8 +303,11 @@ def test_the_table_has_a_line_for_each_kernel(monkeypatch, capsys):
 
 def test_the_picture_marks_both_floors_and_a_measured_time(works):
     figure = roofline.draw(works, measured={"dense": {"forward": 0.2}})
-    points = {(round(float(x), 1), round(float(y), 1)) for line in figure.axes[0].lines
-              for x, y in line.get_xydata()}
+    points = {
+        (round(float(x), 1), round(float(y), 1))
+        for line in figure.axes[0].lines
+        for x, y in line.get_xydata()
+    }
     work = works["dense"]["forward"]
     x = work.operations / work.memory
     for seconds in (roofline.floor_of_any(work), roofline.floor(work), 0.2):

@@ -15,15 +15,25 @@ pytestmark = pytest.mark.skipif(
     reason="triton's disassembler is a program for Linux on x86-64",
 )
 WITH_PRODUCTS = {
-    "flash_forward", "flash_dq", "flash_dkdv", "block_scores", "selected_forward", "selected_dq",
+    "flash_forward",
+    "flash_dq",
+    "flash_dkdv",
+    "block_scores",
+    "selected_forward",
+    "selected_dq",
     "selected_dkdv",
 }
 
 
 def rows(*options):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-m", "benchmarks.compiled", "--json", *options],
-                          cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compiled", "--json", *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -31,7 +41,11 @@ def rows(*options):
 def test_products_run_on_the_fast_unit_and_registers_last():
     table = rows()
     assert {row["kernel"] for row in table} == WITH_PRODUCTS | {
-        "top_blocks", "list_union", "add_chunks", "mix", "mix_backward",
+        "top_blocks",
+        "list_union",
+        "add_chunks",
+        "mix",
+        "mix_backward",
     }
     for row in table:
         assert (row["HGMMA"] > 0) == (row["kernel"] in WITH_PRODUCTS), row

@@ -33,14 +33,21 @@ def branches(x, ids):
     """Each branch as (its inputs, a function of them)."""
     sizes = SIZES
     return {
-        "window": ([x["q"], x["window.k"], x["window.v"]],
-                   lambda q, k, v: kernels.window_attention(q, k, v, window=sizes.window)),
+        "window": (
+            [x["q"], x["window.k"], x["window.v"]],
+            lambda q, k, v: kernels.window_attention(q, k, v, window=sizes.window),
+        ),
         "dense": ([x["q"], x["window.k"], x["window.v"]], kernels.window_attention),
-        "compressed": ([x["q"], x["compressed.k"], x["compressed.v"]],
-                       lambda q, k, v: kernels.compressed_attention(q, k, v, **sizes.blocks())[0]),
-        "selected": ([x["q"], x["selected.k"], x["selected.v"]],
-                     lambda q, k, v: kernels.selected_attention(
-                         q, k, v, ids, select_block_size=sizes.select_block_size)),
+        "compressed": (
+            [x["q"], x["compressed.k"], x["compressed.v"]],
+            lambda q, k, v: kernels.compressed_attention(q, k, v, **sizes.blocks())[0],
+        ),
+        "selected": (
+            [x["q"], x["selected.k"], x["selected.v"]],
+            lambda q, k, v: kernels.selected_attention(
+                q, k, v, ids, select_block_size=sizes.select_block_size
+            ),
+        ),
     }
 
 
@@ -89,11 +96,13 @@ def rounded_output(x):
 def test_float32_at_length_1024_is_the_reference():
     x = {name: t.float() for name, t in inputs(SIZES, 1024, "cuda", torch.float32).items()}
     ids = random_ids(SIZES, 1024, "cuda")
-    names = {"window": lambda q, k, v: nsa_lite.window_attention(q, k, v, window=SIZES.window),
-             "compressed": lambda q, k, v: nsa_lite.compressed_attention(
-                 q, k, v, **SIZES.blocks())[0],
-             "selected": lambda q, k, v: nsa_lite.selected_attention(
-                 q, k, v, ids, select_block_size=SIZES.select_block_size)}
+    names = {
+        "window": lambda q, k, v: nsa_lite.window_attention(q, k, v, window=SIZES.window),
+        "compressed": lambda q, k, v: nsa_lite.compressed_attention(q, k, v, **SIZES.blocks())[0],
+        "selected": lambda q, k, v: nsa_lite.selected_attention(
+            q, k, v, ids, select_block_size=SIZES.select_block_size
+        ),
+    }
     for name, (tensors, operation) in branches(x, ids).items():
         if name in names:
             got = forward_and_gradients(operation, tensors, x["dout"])
@@ -108,10 +117,12 @@ def test_selected_sets_differ_from_the_reference_by_near_ties_only():
     q, k = x["q"].detach(), x["compressed.k"].detach()
     lse = kernels.compressed_attention(q, k, x["compressed.v"].detach(), **SIZES.blocks())[1]
     got = kernels.select_blocks(q, k, lse, **SIZES.choice())
-    score = nsa_lite.block_importance(q, k, lse, **SIZES.blocks(),
-                                      select_block_size=SIZES.select_block_size)
-    expected = nsa_lite.choose_blocks(score, num_selected=SIZES.num_selected,
-                                      select_block_size=SIZES.select_block_size)
+    score = nsa_lite.block_importance(
+        q, k, lse, **SIZES.blocks(), select_block_size=SIZES.select_block_size
+    )
+    expected = nsa_lite.choose_blocks(
+        score, num_selected=SIZES.num_selected, select_block_size=SIZES.select_block_size
+    )
 
     def chosen_scores(ids):
         ids = ids.long()
@@ -150,13 +161,20 @@ def test_offsets_beyond_2_to_the_31():
     q.requires_grad_()
     wide = [t.float() for t in (k, v, k_short, v_short)]
     pairs = {
-        "window": (kernels.window_attention(q, k, v, window=64),
-                   nsa_lite.window_attention(tail, *wide[:2], window=64, start=start)),
-        "selected": (kernels.selected_attention(q, k, v, ids, select_block_size=64),
-                     nsa_lite.selected_attention(tail, *wide[:2], ids[:, :, -last:],
-                                                 select_block_size=64, start=start)),
-        "compressed": (kernels.compressed_attention(q, k_short, v_short, **blocks)[0],
-                       nsa_lite.compressed_attention(tail, *wide[2:], **blocks, start=start)[0]),
+        "window": (
+            kernels.window_attention(q, k, v, window=64),
+            nsa_lite.window_attention(tail, *wide[:2], window=64, start=start),
+        ),
+        "selected": (
+            kernels.selected_attention(q, k, v, ids, select_block_size=64),
+            nsa_lite.selected_attention(
+                tail, *wide[:2], ids[:, :, -last:], select_block_size=64, start=start
+            ),
+        ),
+        "compressed": (
+            kernels.compressed_attention(q, k_short, v_short, **blocks)[0],
+            nsa_lite.compressed_attention(tail, *wide[2:], **blocks, start=start)[0],
+        ),
     }
     dout = torch.zeros(1, heads, length, width, device="cuda", dtype=torch.bfloat16)
     dout[:, :, -last:] = new(1, heads, last, width)
@@ -215,6 +233,7 @@ def test_memory_of_a_whole_layer_at_length_65536():
         kernels.select_blocks(x["q"], x["compressed.k"], lse, **SIZES.choice())
         return ids
 
-    kernels.nsa_attention(x["q"], *pairs, x["gates"], **SIZES.choice(), window_size=512,
-                          choose=choose).backward(x["dout"])
+    kernels.nsa_attention(
+        x["q"], *pairs, x["gates"], **SIZES.choice(), window_size=512, choose=choose
+    ).backward(x["dout"])
     assert torch.cuda.max_memory_allocated() <= 12 * 2**30

@@ -37,10 +37,16 @@ def sizes(draw, longest=40):
     block = stride * draw(st.integers(1, 3))
     select = -(-block // stride) * stride * draw(st.integers(1, 3))
     return dict(
-        B=draw(st.integers(1, 2)), G=draw(st.integers(1, 2)),
-        R=draw(st.sampled_from([1, 2, 3, 5, 16])), T=draw(st.integers(1, longest)),
-        D=draw(st.sampled_from([16, 20, 32])), Dv=draw(st.sampled_from([16, 24, 40])),
-        l=block, d=stride, L=select, start=draw(st.sampled_from([0, 0, 9])),
+        B=draw(st.integers(1, 2)),
+        G=draw(st.integers(1, 2)),
+        R=draw(st.sampled_from([1, 2, 3, 5, 16])),
+        T=draw(st.integers(1, longest)),
+        D=draw(st.sampled_from([16, 20, 32])),
+        Dv=draw(st.sampled_from([16, 24, 40])),
+        l=block,
+        d=stride,
+        L=select,
+        start=draw(st.sampled_from([0, 0, 9])),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -114,14 +120,24 @@ def random_ids(c, n, seed=0):
     make = torch.Generator().manual_seed(seed)
     score = torch.rand(c["B"], c["G"], c["T"], blocks, generator=make)
     return nsa_lite.choose_blocks(
-        score, select_block_size=c["L"], num_selected=n, num_initial=0, num_local=0,
+        score,
+        select_block_size=c["L"],
+        num_selected=n,
+        num_initial=0,
+        num_local=0,
         start=c["start"],
     ).to(DEVICE)
 
 
 def choice(c, n=4, **more):
-    return dict(block_size=c["l"], stride=c["d"], select_block_size=c["L"], num_selected=n,
-                start=c["start"], **more)
+    return dict(
+        block_size=c["l"],
+        stride=c["d"],
+        select_block_size=c["L"],
+        num_selected=n,
+        start=c["start"],
+        **more,
+    )
 
 
 @SOME
@@ -146,8 +162,13 @@ def test_compressed_keys_may_end_early():
 @SOME
 @given(sizes(), st.integers(1, 7))
 def test_selected(c, n):
-    compare("selected_attention", tensors(c), ids=random_ids(c, n), select_block_size=c["L"],
-            start=c["start"])
+    compare(
+        "selected_attention",
+        tensors(c),
+        ids=random_ids(c, n),
+        select_block_size=c["L"],
+        start=c["start"],
+    )
 
 
 @SOME
@@ -226,11 +247,13 @@ def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
 def test_no_key_seen_gives_exactly_zero_and_no_gradient():
     c = case(T=7, l=8)
     (out, lse), grads = run(
-        lambda *x: kernels.compressed_attention(*x, block_size=8, stride=4), short(c))
+        lambda *x: kernels.compressed_attention(*x, block_size=8, stride=4), short(c)
+    )
     assert (out == 0).all() and (lse == -torch.inf).all()
     nothing = torch.full((1, 1, 7, 3), -1, device=DEVICE)
     (selected,), more = run(
-        lambda *x: kernels.selected_attention(*x, nothing, select_block_size=8), tensors(c))
+        lambda *x: kernels.selected_attention(*x, nothing, select_block_size=8), tensors(c)
+    )
     assert (selected == 0).all()
     assert all((x == 0).all() for x in grads + more)
 
@@ -267,8 +290,9 @@ def test_later_tokens_change_nothing_before_them():
     c, cut = case(T=40), 21
     (q, k, v), (q_, k_, v_) = tensors(c), tensors(case(T=40, seed=1))
     ids = random_ids(c, 3)
-    mixed = [torch.cat([x[:, :, :cut], 100 * y[:, :, cut:]], 2)
-             for x, y in ((q, q_), (k, k_), (v, v_))]
+    mixed = [
+        torch.cat([x[:, :, :cut], 100 * y[:, :, cut:]], 2) for x, y in ((q, q_), (k, k_), (v, v_))
+    ]
     for operation in (
         lambda *x: kernels.window_attention(*x, window=9),
         lambda *x: kernels.window_attention(*x),
@@ -303,20 +327,28 @@ def test_a_scale_reaches_every_branch(scale):
     c = case(T=40)
     compare("window_attention", tensors(c), scale=scale, window=9)
     compare("compressed_attention", short(c), block_size=8, stride=4, scale=scale)
-    compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8,
-            scale=scale)
+    compare(
+        "selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8, scale=scale
+    )
     q, k, _ = short(c)
     lse = nsa_lite.compressed_attention(q, k, k, block_size=8, stride=4, scale=scale)[1]
-    assert torch.equal(kernels.select_blocks(q, k, lse, **choice(c), scale=scale),
-                       nsa_lite.select_blocks(q, k, lse, **choice(c), scale=scale))
+    assert torch.equal(
+        kernels.select_blocks(q, k, lse, **choice(c), scale=scale),
+        nsa_lite.select_blocks(q, k, lse, **choice(c), scale=scale),
+    )
 
 
 def test_half_precision():
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # interpreted bf16 is refused
     c = case(T=40, D=32)
     compare("window_attention", tensors(c, dtype), TOLERANCE[dtype])
-    compare("selected_attention", tensors(c, dtype), TOLERANCE[dtype], ids=random_ids(c, 3),
-            select_block_size=8)
+    compare(
+        "selected_attention",
+        tensors(c, dtype),
+        TOLERANCE[dtype],
+        ids=random_ids(c, 3),
+        select_block_size=8,
+    )
 
 
 def test_gated_sum():
@@ -341,14 +373,16 @@ def test_the_whole_is_its_parts(c, window, closed):
 
     def ours(q, gates, *kv):
         return kernels.nsa_attention(
-            q, kv[:2], kv[2:4], kv[4:], gates, window_size=window, **choice(c))
+            q, kv[:2], kv[2:4], kv[4:], gates, window_size=window, **choice(c)
+        )
 
     def reference(q, gates, *kv):
         blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
         out, lse = nsa_lite.compressed_attention(q, *kv[:2], **blocks)
         ids = nsa_lite.select_blocks(q, kv[0], lse, **choice(c))
         selected = nsa_lite.selected_attention(
-            q, *kv[2:4], ids, select_block_size=c["L"], start=c["start"])
+            q, *kv[2:4], ids, select_block_size=c["L"], start=c["start"]
+        )
         near = nsa_lite.window_attention(q, *kv[4:], window=window, start=c["start"])
         return nsa_lite.gated_sum(gates, (out, selected, near))
 

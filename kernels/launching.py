@@ -1,0 +1,40 @@
+"""Where every kernel starts, and how its grid is laid out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import triton
+
+Grid = tuple[int, ...]
+
+
+def on_the_device(kernel: triton.JITFunction, grid: Grid, arguments: tuple, options: dict) -> None:
+    """Start `grid` programs of a kernel on the current device."""
+    kernel[grid](*arguments, **options)
+
+
+starter: Callable[[triton.JITFunction, Grid, tuple, dict], None] = on_the_device
+
+
+def launch(kernel: triton.JITFunction, grid: Grid, *arguments: object, **options: object) -> None:
+    """Start a kernel, or hand it to whoever asked for the launches with `launching_by`."""
+    starter(kernel, grid, arguments, options)
+
+
+@contextmanager
+def launching_by(other: Callable[[triton.JITFunction, Grid, tuple, dict], None]) -> Iterator[None]:
+    """Within this, `other` gets each launch: to time it, say, or to compile it without a device."""
+    global starter
+    before, starter = starter, other
+    try:
+        yield
+    finally:
+        starter = before
+
+
+def grid_of(programs: int, batch: int, groups: int, chunks: int = 1) -> Grid:
+    """Programs for each pair of a batch entry and a group, and for each chunk of their walk.
+
+    `batch_and_group` of rows.py reads it back.
+    """
+    return (programs, batch * groups, chunks)

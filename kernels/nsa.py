@@ -1,0 +1,139 @@
+"""Eq. 5 in one function: three branches, the choice between them, gates.
+
+    forward    compressed -> lse -> ids          backward    compressed, selected, window: the
+               window                                        first writes dq, the others add to
+               selected(ids), and gates * outputs            it; each fills its column of dgates
+
+Apart, each branch would get its own gate * dout and give its own dq: six tensors as large as q that
+are written only to be read once more. Here the kernels of dq multiply by the gate themselves, and
+the selected forward, whose own work waits for the cache, adds up the three outputs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.block_sparse_attention import Blocks, Mix, block_sparse, block_sparse_gradients
+from kernels.checks import (
+    check_gates,
+    check_geometry,
+    check_ids,
+    check_inputs,
+    check_int,
+    check_keys_reach,
+    scale_or_default,
+)
+from kernels.flash_attention import Run, compressed_run, flash, flash_gradients, window_run
+from kernels.importance import select_blocks
+from kernels.online_softmax import GatedBranch, Gates, Saved
+from kernels.rows import rows_contiguous
+from kernels.union_and_readers import Union
+
+
+class Branches(NamedTuple):
+    """What each of the three branches needs beside its tensors."""
+
+    compressed: Run
+    selected: Blocks
+    window: Run
+
+
+class NSA(torch.autograd.Function):
+    """Eq. 5: (q, gates, k and v of each branch, choose, branches) -> out."""
+
+    @staticmethod
+    def forward(ctx, q, gates, k_c, v_c, k_s, v_s, k_w, v_w, choose, branches):
+        gates = gates.contiguous()
+        compressed = flash(q, k_c, v_c, branches.compressed)
+        ids = choose(compressed.lse).contiguous()
+        window = flash(q, k_w, v_w, branches.window)
+        out = torch.empty_like(compressed.out)
+        mix = Mix(gates, compressed.out, window.out, out)
+        selected, union = block_sparse(q, k_s, v_s, ids, branches.selected, mix)
+        ctx.branches = branches
+        ctx.save_for_backward(gates, ids, *union, *compressed, *selected, *window)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        gates, ids, entries, counts, *saved = ctx.saved_tensors
+        compressed, selected, window = (Saved(*saved[i : i + 5]) for i in (0, 5, 10))
+        dout = rows_contiguous(dout)
+        dq = torch.empty_like(compressed.q)
+        dgates = torch.empty_like(gates)
+        c, s, w = (GatedBranch(Gates(gates, dgates), i, dq) for i in range(3))
+        runs = ctx.branches
+        _, dk_c, dv_c = flash_gradients(compressed, dout, None, runs.compressed, c)
+        _, dk_s, dv_s = block_sparse_gradients(
+            selected, ids, Union(entries, counts), dout, runs.selected, s
+        )
+        _, dk_w, dv_w = flash_gradients(window, dout, None, runs.window, w)
+        return dq, dgates, dk_c, dv_c, dk_s, dv_s, dk_w, dv_w, None, None
+
+
+def nsa_attention(
+    q: Float[Tensor, "B H T D"],
+    compressed: tuple[Float[Tensor, "B G N D"], Float[Tensor, "B G N Dv"]],
+    selected: tuple[Float[Tensor, "B G S D"], Float[Tensor, "B G S Dv"]],
+    window: tuple[Float[Tensor, "B G W D"], Float[Tensor, "B G W Dv"]],
+    gates: Float[Tensor, "B H T 3"],
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    num_selected: int,
+    window_size: int,
+    num_initial: int = 1,
+    num_local: int = 2,
+    scale: float | None = None,
+    start: int = 0,
+    choose: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "B H T Dv"]:
+    """The gated sum of the three branches, each with its own keys and values (k, v).
+
+    Eq. 5: out = sum over the branches c of gates[..., c] * attention_c(q, k_c, v_c), with gates at
+    least 0, as a sigmoid gives them. `choose` may replace the choice of Eq. 8-11: it gets the
+    compressed branch's lse (B, H, T) and returns ids (B, G, T, n).
+    Errors: ValueError or TypeError that names the argument.
+    """
+    pairs = {"compressed": compressed, "selected": selected, "window": window}
+    for name, (k, v) in pairs.items():
+        check_inputs(q, k, v, names=(f"{name}[0]", f"{name}[1]"))
+        if name != "compressed":
+            check_keys_reach(q, k, start, name=f"{name}[0]")
+    check_geometry(block_size, stride, select_block_size)
+    check_int("window_size", window_size, at_least=1)
+    check_gates(gates, q)
+    scale = scale_or_default(scale, q.shape[3])
+
+    def best(lse: Tensor) -> Tensor:
+        return select_blocks(
+            q,
+            compressed[0],
+            lse,
+            block_size=block_size,
+            stride=stride,
+            select_block_size=select_block_size,
+            num_selected=num_selected,
+            num_initial=num_initial,
+            num_local=num_local,
+            scale=scale,
+            start=start,
+        )
+
+    def chosen(lse: Tensor) -> Tensor:
+        ids = (choose or best)(lse)
+        check_ids(ids, q, selected[0])
+        return ids
+
+    branches = Branches(
+        compressed_run(block_size, stride, scale, start),
+        Blocks(select_block_size, scale, start),
+        window_run(q, window_size, scale, start),
+    )
+    return NSA.apply(q, gates, *compressed, *selected, *window, chosen, branches)

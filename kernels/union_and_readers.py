@@ -60,6 +60,7 @@ def list_union(
     entries,
     counts,
     T,
+    runs,
     num_blocks,
     n: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -79,7 +80,7 @@ def list_union(
     # One bit a token, and a bit counts once even where a token names a block twice.
     who = tl.reduce(tl.where(same, 1 << (e // n)[None, :], 0), 1, either)
     slot = tl.cumsum(new.to(tl.int32), 0) - 1
-    run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    run = tl.program_id(1).to(tl.int64) * runs + tl.program_id(0)
     tl.store(entries + run * BLOCK_T * n + slot, block * 16 + who, mask=new)
     tl.store(counts + run, tl.sum(new.to(tl.int32), 0))
 
@@ -97,6 +98,7 @@ def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
         entries,
         counts,
         length,
+        runs,
         blocks,
         n=n,
         BLOCK_T=neighbours,

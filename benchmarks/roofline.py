@@ -22,10 +22,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kernels.launch import box_sides, token_walk, walk_sizes
-from kernels.routes import CHUNK
-from kernels.select import blocks_in_a_tile
-from kernels.tiles import padded, row_name, tiles
+from kernels.block_sparse_attention import union_tile
+from kernels.flash_attention import row_tile, token_chunks
+from kernels.importance import blocks_in_a_tile
+from kernels.tile_sizes import TileSizes, padded, row_name, tile_sizes
+from kernels.union_and_readers import CHUNK
 from nsa_lite import plots
 from nsa_lite.blocks import num_compressed, num_select_blocks
 from nsa_lite.checks import require
@@ -87,7 +88,7 @@ def bound_by(work: Work, device: dict = H100) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """A run of keys as kernels/flash.py walks it: key j ends at token j * stride + block - 1."""
+    """A run of keys as kernels/flash_attention.py walks it: key j ends at token j * stride + block - 1."""
 
     count: int
     block: int = 1
@@ -121,7 +122,7 @@ def token_steps(keys: Keys, length: int, step: int, N: int) -> int:
 
 def neighbours(config: NSAConfig) -> int:
     """How many tokens share a program of the selected branch: with their heads, 64 rows at most."""
-    return walk_sizes(config.group_size, config.num_selected)["U"]
+    return union_tile(config.group_size)[1]
 
 
 def expected_union(config: NSAConfig, length: int, U: int, keep: float = 0.0) -> float:
@@ -174,10 +175,10 @@ class Sizes:
         """Bytes of `numbers` elements of q, k, v and their like."""
         return numbers * self.dtype.itemsize
 
-    def tile(self, kernel: str) -> dict[str, int]:
-        """The row of kernels/tiles.py."""
+    def tile(self, kernel: str) -> TileSizes:
+        """The line of kernels/tile_sizes.py."""
         widest = max(padded(self.config.head_dim), padded(self.config.value_dim))
-        return tiles(kernel, widest, self.dtype)
+        return tile_sizes(kernel, widest, self.dtype)
 
     def operations(self, what: str, pairs: float, whole_tiles: bool = False) -> float:
         """Of the matrix products for this many pairs of one query head and one key."""
@@ -198,8 +199,9 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
             "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, row_lse and row_delta
     works = {}
     for what in rows:
-        M, N = (sizes.tile(row_name(what, keys.window))[side] for side in "MN")
-        heads, step = box_sides(group, M)
+        tile = sizes.tile(row_name(f"flash_{what}", keys.window))
+        N = tile.BLOCK_N
+        heads, step = row_tile(group, tile.BLOCK_M)
         M, met = heads * step, sizes.groups * key_tiles(keys, sizes.length, step, N)
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * sizes.config.heads * pairs),
@@ -212,9 +214,11 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
 
 def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work:
     """Key tiles walk over tokens; where the walk is cut, float32 parts are written and read."""
-    M, N = (sizes.tile(row_name("dkdv", keys.window))[side] for side in "MN")
-    heads, step, _, chunks = token_walk(sizes.length, keys.window, sizes.config.group_size, M, N,
-                                        -(-keys.count // N) * sizes.groups)
+    tile = sizes.tile(row_name("flash_dkdv", keys.window))
+    N = tile.BLOCK_N
+    heads, step = row_tile(sizes.config.group_size, tile.BLOCK_M)
+    programs = -(-keys.count // N) * sizes.groups
+    _, chunks = token_chunks(sizes.length, keys.window, step, N, programs)
     met = sizes.groups * token_steps(keys, sizes.length, step, N)
     M = heads * step
     parts = 0 if chunks == 1 else 2 * 4 * chunks * sizes.groups * keys.count * sizes.width
@@ -235,7 +239,7 @@ def selected(
     """
     config, group = sizes.config, sizes.config.group_size
     U = neighbours(config) if U is None else U
-    M, N = max(16, U * box_sides(group, 1)[0]), padded(config.select_block_size)
+    M, N = max(16, U * row_tile(group, 1)[0]), padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
     rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 3)}  # as in flash
@@ -275,7 +279,8 @@ def selected_dkdv(sizes: Sizes, pairs: float, key_bytes: float) -> Work:
 def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
     """block_scores and top_blocks: one product for each pair, then no matrix product at all."""
     config, length = sizes.config, sizes.length
-    M, N = (sizes.tile("scores")[side] for side in "MN")
+    tile = sizes.tile("block_scores")
+    M, N = tile.BLOCK_M, tile.BLOCK_N
     J = blocks_in_a_tile(N, config.select_block_size, config.stride)
     first_tokens = range(0, num_select_blocks(length, config.select_block_size)
                          * config.select_block_size, J * config.select_block_size)

@@ -184,6 +184,7 @@ def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
 
 def check_gates(gates: Tensor, x: Tensor) -> None:
     """Raise unless gates is (B, H, T, 3) for x (B, H, T, width)."""
+    check_float_tensor("gates", gates, "B, H, T, 3")
     expected = (*x.shape[:3], 3)
     rule = f"must be {expected}: one gate for each branch and head"
     require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule)

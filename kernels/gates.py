@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.checks import check_alike, check_float_tensor, check_gates, require
+from kernels.checks import check_alike, check_float_tensor, check_gates, check_width, require
 from kernels.launching import launch
 from kernels.rows import load_gate, load_rows, row_products, store_rows
 from kernels.tile_sizes import padded
@@ -138,6 +138,7 @@ def gated_sum(
     for i, x in enumerate(outputs):
         check_float_tensor(f"outputs[{i}]", x, "B, H, T, Dv")
         check_alike(f"outputs[{i}]", x, "outputs[0]", outputs[0])
+        check_width(f"outputs[{i}]", x)
         require(
             x.shape == outputs[0].shape,
             f"outputs[{i}].shape",

@@ -3,29 +3,31 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import triton
+from triton import JITFunction
 
 Grid = tuple[int, ...]
+Starter = Callable[[JITFunction, Grid, tuple, dict], None]
 
 
-def on_the_device(kernel: triton.JITFunction, grid: Grid, arguments: tuple, options: dict) -> None:
-    """Start `grid` programs of a kernel on the current device."""
+def on_the_device(kernel: JITFunction, grid: Grid, arguments: tuple, options: dict) -> None:
+    """Start a grid of programs on the current device."""
     kernel[grid](*arguments, **options)
 
 
-starter: Callable[[triton.JITFunction, Grid, tuple, dict], None] = on_the_device
+starter: Starter = on_the_device
 
 
-def launch(kernel: triton.JITFunction, grid: Grid, *arguments: object, **options: object) -> None:
+def launch(kernel: JITFunction, grid: Grid, *arguments: object, **options: object) -> None:
     """Start a kernel, or hand it to whoever asked for the launches with `launching_by`."""
     starter(kernel, grid, arguments, options)
 
 
 @contextmanager
-def launching_by(other: Callable[[triton.JITFunction, Grid, tuple, dict], None]) -> Iterator[None]:
+def launching_by(other: Starter) -> Iterator[None]:
     """Within this, `other` gets each launch: to time it, say, or to compile it without a device."""
     global starter
-    before, starter = starter, other
+    before = starter
+    starter = other
     try:
         yield
     finally:

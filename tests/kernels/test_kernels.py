@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import kernels
 import nsa_lite
-from kernels import launch, routes
-from kernels.tiles import FLOAT32, HALF, WIDE
+from kernels import block_sparse_attention, flash_attention
+from kernels.tile_sizes import FLOAT32, HALF, WIDE
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -175,7 +175,7 @@ def test_select_blocks_with_other_forced_blocks(initial, local):
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, 127, 128, 129])
 def test_masks_at_tile_edges(length):
     """One head a group: a row is a token, so that tiles end at these lengths."""
-    assert {FLOAT32["forward"]["M"], FLOAT32["dq"]["M"]} == {64, 32}
+    assert {FLOAT32["flash_forward"].BLOCK_M, FLOAT32["flash_dq"].BLOCK_M} == {64, 32}
     c = case(R=1, T=length)
     compare("window_attention", tensors(c), window=32)
     compare("window_attention", tensors(c), window=33)
@@ -214,9 +214,8 @@ def test_selecting_every_block_is_dense_attention():
 
 def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
     """Pieces so small that every list of readers, and the rows of every key tile, need several."""
-    monkeypatch.setattr(routes, "CHUNK", 8)
-    monkeypatch.setattr(launch, "CHUNK", 8)
-    monkeypatch.setattr(launch, "SHORTEST", 5)
+    monkeypatch.setattr(block_sparse_attention, "CHUNK", 8)
+    monkeypatch.setattr(flash_attention, "SHORTEST", 5)
     c = case(B=2, G=2, T=50)
     compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
     compare("compressed_attention", short(c), block_size=8, stride=4)
@@ -378,10 +377,10 @@ def test_the_layer_is_the_same_on_both_backends():
         assert_alike([b.grad], [a.grad], 1e-4)
 
 
-@pytest.mark.parametrize("row", ["dkdv", "window_dkdv"])
-def test_a_box_of_numbers_fills_128_bytes(row):
+@pytest.mark.parametrize("row", ["flash_dkdv", "flash_dkdv_window"])
+def test_the_numbers_of_a_tile_fill_128_bytes(row):
     """The copy engine writes from whole 128 bytes on: 32 float32 at least, or it stops."""
     for table in (HALF, WIDE, FLOAT32):
         for R in range(1, 65):
-            heads, step = launch.box_sides(R, table[row]["M"])
-            assert heads * step >= 32 and heads >= R
+            heads, tokens = flash_attention.row_tile(R, table[row].BLOCK_M)
+            assert heads * tokens >= 32 and heads >= R

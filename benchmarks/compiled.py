@@ -51,7 +51,7 @@ class Target:
     def get_current_device(self):
         return 0
 
-    def get_current_stream(self, device=None):
+    def get_current_stream(self, _device=None):
         return 0
 
 

@@ -95,8 +95,7 @@ def branches(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Calla
         return run
 
     used = {branch for branch, _ in KERNELS.values()}
-    return {name: trained(forward) for name, forward in ours(x, sizes, ids).items()
-            if name in used}
+    return {name: trained(forward) for name, forward in ours(x, sizes, ids).items() if name in used}
 
 
 def timed_into(launches: list[tuple]) -> Starter:
@@ -127,8 +126,9 @@ def milliseconds(run: Callable[[], object], kernel: str, repeats: int = 5) -> fl
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune",
-                                     description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(KERNELS)}")
     parser.add_argument("--config", choices=TABLES, default="A")
     args = parser.parse_args(arguments)

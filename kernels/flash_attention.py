@@ -56,7 +56,6 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
-    Rows,
     Tile,
     batch_and_group,
     empty_output,

@@ -89,8 +89,13 @@ def test_sharing_the_union_moves_less_and_multiplies_more(works):
 
 # --- by hand, at sizes that fit on paper ---
 
-SMALL = Sizes(NSAConfig.small(heads=2, kv_heads=1, select_block_size=16, num_selected=2,
-                              num_initial=0, num_local=1), 64, dtype=torch.float32)
+SMALL = Sizes(
+    NSAConfig.small(
+        heads=2, kv_heads=1, select_block_size=16, num_selected=2, num_initial=0, num_local=1
+    ),
+    64,
+    dtype=torch.float32,
+)
 
 
 def test_flash_by_hand():
@@ -194,8 +199,11 @@ def calls(monkeypatch):
 def inputs(sizes, keys):
     config = sizes.config
     make = torch.Generator().manual_seed(0)
-    shapes = [(config.heads, sizes.length, config.head_dim), (config.kv_heads, keys,
-              config.head_dim), (config.kv_heads, keys, config.value_dim)]
+    shapes = [
+        (config.heads, sizes.length, config.head_dim),
+        (config.kv_heads, keys, config.head_dim),
+        (config.kv_heads, keys, config.value_dim),
+    ]
     return [torch.randn(1, *shape, generator=make).requires_grad_() for shape in shapes]
 
 
@@ -258,8 +266,15 @@ def test_the_scores_are_made_by_the_counted_programs(calls, length):
     sizes = Sizes(config, length, dtype=torch.float32)
     short = (length - 8) // 4 + 1
     q, k, _ = inputs(sizes, length)
-    kernels.select_blocks(q, k[:, :, :short], torch.zeros(1, 1, length), block_size=8, stride=4,
-                          select_block_size=8, num_selected=5)
+    kernels.select_blocks(
+        q,
+        k[:, :, :short],
+        torch.zeros(1, 1, length),
+        block_size=8,
+        stride=4,
+        select_block_size=8,
+        num_selected=5,
+    )
     work = roofline.selection(sizes, pairs=0)["scores"]
     assert calls["load_tile"] == work.executed / (2 * 16 * 32 * 128)  # one tile of q a program
 
@@ -286,8 +301,11 @@ def test_the_table_has_a_line_for_each_kernel(monkeypatch, capsys):
 
 def test_the_picture_marks_both_floors_and_a_measured_time(works):
     figure = roofline.draw(works, measured={"dense": {"forward": 0.2}})
-    points = {(round(float(x), 1), round(float(y), 1)) for line in figure.axes[0].lines
-              for x, y in line.get_xydata()}
+    points = {
+        (round(float(x), 1), round(float(y), 1))
+        for line in figure.axes[0].lines
+        for x, y in line.get_xydata()
+    }
     work = works["dense"]["forward"]
     x = work.operations / work.memory
     for seconds in (roofline.floor_of_any(work), roofline.floor(work), 0.2):

@@ -13,8 +13,12 @@ SOME = settings(max_examples=15, deadline=None, derandomize=True)
 @st.composite
 def tables(draw):
     """ids (B, G, T, n) with distinct ids, -1 and ids beyond the last block among them."""
-    shape = [draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 20)),
-             draw(st.integers(1, 6))]
+    shape = [
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 6)),
+    ]
     make = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     table = torch.rand(*shape[:3], 9, generator=make).argsort(-1)[..., : shape[3]] - 1
     return table.int().to(DEVICE)
@@ -28,8 +32,12 @@ BLOCKS = 6  # ids 6 and 7 lie outside
 def test_union(ids, neighbours):
     entries, counts = union(ids, neighbours, BLOCKS)
     for pair, (table, lists, sizes) in enumerate(
-        zip(ids.flatten(0, 1).tolist(), entries.flatten(0, 1).tolist(),
-            counts.flatten(0, 1).tolist(), strict=True)
+        zip(
+            ids.flatten(0, 1).tolist(),
+            entries.flatten(0, 1).tolist(),
+            counts.flatten(0, 1).tolist(),
+            strict=True,
+        )
     ):
         for tile, (entry, size) in enumerate(zip(lists, sizes, strict=True)):
             expected = {}

@@ -51,6 +51,22 @@ class Tile(NamedTuple):
     HOLD: bool
 
 
+class TileRows(NamedTuple):
+    """Which rows a program's tile has, M = BLOCK_H * BLOCK_T of them; made in the kernel.
+
+    The batch entry, the group and its first head, the first token, then for each row [M] its token,
+    its head within the group, and whether it is one of the group's.
+    """
+
+    b: tl.tensor
+    g: tl.tensor
+    first_head: tl.tensor
+    first: tl.tensor
+    token: tl.tensor
+    head: tl.tensor
+    mask: tl.tensor
+
+
 # --- on the host ---
 
 
@@ -106,12 +122,20 @@ def batch_and_group(G):
 
 
 @triton.jit
-def rows_of_a_tile(first, T, R: tl.constexpr, TILE: tl.constexpr):
-    """The token and the head of each row, and whether it is one of the group's."""
+def tokens_and_heads(first, T, R: tl.constexpr, TILE: tl.constexpr):
+    """The token and the head of each row [M], and whether it is one of the group's."""
     row = tl.arange(0, TILE.BLOCK_H * TILE.BLOCK_T)
     token = first + row % TILE.BLOCK_T
     head = row // TILE.BLOCK_T
     return token, head, (token < T) & (head < R)
+
+
+@triton.jit
+def rows_of_a_tile(first, sizes, R: tl.constexpr, TILE: tl.constexpr):
+    """The TileRows of this program, which begin at token `first`."""
+    b, g = batch_and_group(sizes.G)
+    token, head, mask = tokens_and_heads(first, sizes.T, R, TILE)
+    return TileRows(b, g, g * R, first, token, head, mask)
 
 
 @triton.jit
@@ -122,9 +146,9 @@ def row_offsets(strides, b, head, token):
 
 
 @triton.jit
-def number_offsets(b, g, head, token, G, T, R: tl.constexpr):
-    """Where the numbers of a group's rows lie in a contiguous (B, H, T) tensor; 64 bits."""
-    return ((b.to(tl.int64) * G + g) * R + head) * T + token
+def number_offsets(at, sizes, R: tl.constexpr):
+    """Where the numbers of TileRows lie in a contiguous (B, H, T) tensor; 64 bits."""
+    return ((at.b.to(tl.int64) * sizes.G + at.g) * R + at.head) * sizes.T + at.token
 
 
 @triton.jit

@@ -163,7 +163,7 @@ def selected_forward(
     run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = run * TILE.BLOCK_T * SELECTION.num_selected
 
-    q_tile = load_group(q, at, WIDTHS.D, BLOCK_D, False)
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
@@ -173,7 +173,7 @@ def selected_forward(
         v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)
         m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc)
     acc, row_lse = finish(m_i, l_i, acc)
-    to = row_offsets(out.strides, at.b, at.first_head + at.head, at.token)
+    to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     number = number_offsets(at, sizes, WIDTHS.R)
     store_rows(out.ptr, to, acc, at.mask, DV, BLOCK_DV)
     tl.store(lse + number, row_lse, mask=at.mask)
@@ -220,9 +220,9 @@ def selected_dq(
     run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = run * TILE.BLOCK_T * SELECTION.num_selected
 
-    q_tile = load_group(q, at, D, BLOCK_D, TILE.HOLD)
-    do_tile = load_group(dout, at, DV, BLOCK_DV, TILE.HOLD)
-    o_tile = load_group(out, at, DV, BLOCK_DV, False)
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
     by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)
@@ -240,7 +240,7 @@ def selected_dq(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    to = row_offsets(dq.strides, at.b, at.first_head + at.head, at.token)
+    to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     acc = acc * (sizes.scale * gate)[:, None]
     if BRANCH > 0:
         acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)

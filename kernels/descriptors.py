@@ -94,15 +94,22 @@ def hold(tile, row_mask, HOLD: tl.constexpr):
 
 
 @triton.jit
-def load_group(x, at, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, HOLD: tl.constexpr):
+def load_group(
+    x,
+    at,
+    R: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    HOLD: tl.constexpr,
+):
     """The rows `at` (TileRows) of x as a tile [M, BLOCK_WIDTH].
 
     With HOLD x is a descriptor and the tile is held; without, x is Rows.
     """
     if HOLD:
-        tile = load_tile(x, at.b, at.first_head, at.first, at.mask.shape[0], BLOCK_WIDTH)
+        tile = load_tile(x, at.b, at.g * R, at.first, at.mask.shape[0], BLOCK_WIDTH)
         tile = hold(tile, at.mask, HOLD)
     else:
-        offsets = row_offsets(x.strides, at.b, at.first_head + at.head, at.token)
+        offsets = row_offsets(x.strides, at.b, at.g * R + at.head, at.token)
         tile = load_rows(x.ptr, offsets, at.mask, WIDTH, BLOCK_WIDTH)
     return tile

@@ -140,7 +140,7 @@ def flash_forward(
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    q_tile = load_group(q, at, WIDTHS.D, BLOCK_D, TILE.HOLD)
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, TILE.HOLD)
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
@@ -154,7 +154,7 @@ def flash_forward(
                 q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc
             )
     acc, row_lse = finish(m_i, l_i, acc)
-    to = row_offsets(out.strides, at.b, at.first_head + at.head, at.token)
+    to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     store_rows(out.ptr, to, acc, at.mask, WIDTHS.DV, BLOCK_DV)
     tl.store(lse + number_offsets(at, sizes, WIDTHS.R), row_lse, mask=at.mask)
 
@@ -193,9 +193,9 @@ def flash_dq(
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    q_tile = load_group(q, at, D, BLOCK_D, TILE.HOLD)
-    do_tile = load_group(dout, at, DV, BLOCK_DV, TILE.HOLD)
-    o_tile = load_group(out, at, DV, BLOCK_DV, False)
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
     by_row += place_in_tiles(at, TILE.BLOCK_H, KEY_TILE_T)
@@ -213,7 +213,7 @@ def flash_dq(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    to = row_offsets(dq.strides, at.b, at.first_head + at.head, at.token)
+    to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     acc = acc * (sizes.scale * gate)[:, None]
     if BRANCH > 0:
         acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)

@@ -54,13 +54,12 @@ class Tile(NamedTuple):
 class TileRows(NamedTuple):
     """Which rows a program's tile has, M = BLOCK_H * BLOCK_T of them; made in the kernel.
 
-    The batch entry, the group and its first head, the first token, then for each row [M] its token,
+    The batch entry, the group, the first token, then for each row [M] its token,
     its head within the group, and whether it is one of the group's.
     """
 
     b: tl.tensor
     g: tl.tensor
-    first_head: tl.tensor
     first: tl.tensor
     token: tl.tensor
     head: tl.tensor
@@ -135,7 +134,7 @@ def rows_of_a_tile(first, sizes, R: tl.constexpr, TILE: tl.constexpr):
     """The TileRows of this program, which begin at token `first`."""
     b, g = batch_and_group(sizes.G)
     token, head, mask = tokens_and_heads(first, sizes.T, R, TILE)
-    return TileRows(b, g, g * R, first, token, head, mask)
+    return TileRows(b, g, first, token, head, mask)
 
 
 @triton.jit

@@ -56,10 +56,8 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
-    Tile,
     batch_and_group,
     empty_output,
-    fit,
     load_gate,
     load_rows,
     number_offsets,
@@ -68,10 +66,8 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
     store_rows,
-    tile_sizes_of,
-    widths_of,
 )
-from kernels.tile_sizes import padded
+from kernels.tile_sizes import Tile, fit, padded, tile_sizes_of, widths_of
 from kernels.union_and_readers import CHUNK, NEIGHBOURS, Readers, Union, readers, union
 
 # Products that use a held tile: with one alone, Triton would fill the registers anew in every step.
@@ -163,14 +159,14 @@ def selected_forward(
     run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = run * TILE.BLOCK_T * SELECTION.num_selected
 
-    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
     for e in range(tl.load(union.counts + run)):
         key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
-        k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)
-        v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)
+        k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
+        v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
         m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc)
     acc, row_lse = finish(m_i, l_i, acc)
     to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
@@ -220,9 +216,9 @@ def selected_dq(
     run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = run * TILE.BLOCK_T * SELECTION.num_selected
 
-    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)
-    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)
-    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
     by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)
@@ -234,8 +230,8 @@ def selected_dq(
     for part in tl.static_range(PARTS):
         for e in range(part * count // PARTS, (part + 1) * count // PARTS):
             key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
-            k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)
-            v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)
+            k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
@@ -297,8 +293,8 @@ def selected_dkdv(
     for some in range(begin, end, STEP):
         for i in tl.static_range(STEP):
             token = tl.load(readers.indices + tl.minimum(some + i, end - 1))
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)  # [M, DV]
             limit = tl.where(some + i < end, sizes.start + token, -1)
             mask = (first_key + column <= limit)[:, None] & (head < WIDTHS.R)[None, :]
             row = group_rows + token * M + head

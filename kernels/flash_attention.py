@@ -56,10 +56,8 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
-    Tile,
     batch_and_group,
     empty_output,
-    fit,
     load_rows,
     number_offsets,
     row_offsets,
@@ -67,11 +65,9 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
     store_rows,
-    tile_sizes_of,
     tokens_and_heads,
-    widths_of,
 )
-from kernels.tile_sizes import row_name
+from kernels.tile_sizes import Tile, fit, row_name, tile_sizes_of, widths_of
 from kernels.visible_keys import Keys, key_range, may_read, token_range
 
 ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
@@ -140,14 +136,14 @@ def flash_forward(
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, TILE.HOLD)
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, TILE.HOLD)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
     for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
-            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)
-            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
             key = first_key + tl.arange(0, BLOCK_N)
             mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
             m_i, l_i, acc = fold_in(
@@ -193,9 +189,9 @@ def flash_dq(
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)
-    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)
-    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
     by_row += place_in_tiles(at, TILE.BLOCK_H, KEY_TILE_T)
@@ -205,8 +201,8 @@ def flash_dq(
     acc = tl.zeros([M, BLOCK_D], tl.float32)
     for part in tl.static_range(3):
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
-            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)
-            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
             key = first_key + tl.arange(0, BLOCK_N)
             mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
             _, ds = score_gradient(
@@ -260,8 +256,8 @@ def flash_dkdv(
         until = tl.minimum(edges[part + 1], edges[3])
         since = tl.maximum(edges[part], begin)
         for first in range(since, tl.minimum(until, begin + CHUNK), TILE.BLOCK_T):
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, BLOCK_D)
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)  # [M, DV]
             token, _, row_mask = tokens_and_heads(first, sizes.T, WIDTHS.R, TILE)
             mask = None
             if part != 1 or TILE.BLOCK_H != WIDTHS.R:

@@ -18,37 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tile_sizes import TileSizes, fit_stages, padded, tile_sizes
-
 
 class Rows(NamedTuple):
     """A (B, H, T, width) tensor as a kernel takes it; its rows are contiguous."""
 
     ptr: Tensor
     strides: tuple[int, ...]  # of the batch, the heads and the tokens
-
-
-class Widths(NamedTuple):
-    """Compile-time sizes of the rows: heads of a group, columns of q and k, columns of v and out.
-
-    BLOCK_R, BLOCK_D and BLOCK_DV are R, D and DV padded to what the matrix unit takes.
-    """
-
-    R: int
-    D: int
-    DV: int
-    BLOCK_R: int
-    BLOCK_D: int
-    BLOCK_DV: int
-
-
-class Tile(NamedTuple):
-    """Compile-time sizes of a tile: heads x tokens, that many keys, and `hold` of tile_sizes."""
-
-    BLOCK_H: int
-    BLOCK_T: int
-    BLOCK_N: int
-    HOLD: bool
 
 
 class TileRows(NamedTuple):
@@ -77,32 +52,6 @@ def rows(x: Tensor) -> Rows:
 def rows_contiguous(x: Tensor) -> Tensor:
     """x, copied only if its last axis is strided: the kernels step freely along the others."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
-    """The compile-time sizes of q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv)."""
-    sizes = q.shape[1] // k.shape[1], q.shape[3], v.shape[3]
-    return Widths(*sizes, *(padded(size) for size in sizes))
-
-
-def tile_sizes_of(kernel: str, widths: Widths, dtype: torch.dtype) -> TileSizes:
-    """The tile sizes of a kernel for rows of these widths and this type."""
-    return tile_sizes(kernel, max(widths.BLOCK_D, widths.BLOCK_DV), dtype)
-
-
-def fit(
-    tile: TileSizes,
-    widths: Widths,
-    dtype: torch.dtype,
-    kept: tuple[int, int],
-    step: tuple[int, int],
-) -> TileSizes:
-    """The tile with as many stages as fit; `kept` and `step` are (rows of D, rows of Dv)."""
-    kept_bytes, step_bytes = (
-        (of_d * widths.BLOCK_D + of_dv * widths.BLOCK_DV) * dtype.itemsize
-        for of_d, of_dv in (kept, step)
-    )
-    return fit_stages(tile, kept_bytes, step_bytes)
 
 
 def empty_output(q: Tensor, width: int) -> tuple[Tensor, Tensor]:

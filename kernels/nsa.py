@@ -47,6 +47,7 @@ class NSA(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, gates, k_c, v_c, k_s, v_s, k_w, v_w, choose, branches):
+        q = rows_contiguous(q)  # once for all three
         gates = gates.contiguous()
         compressed = flash(q, k_c, v_c, branches.compressed)
         ids = choose(compressed.lse).contiguous()

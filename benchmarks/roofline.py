@@ -88,7 +88,7 @@ def bound_by(work: Work, device: dict = H100) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """A run of keys as kernels/flash_attention.py walks it: key j ends at token j * stride + block - 1."""
+    """A run of keys as kernels/flash_attention.py walks it: j ends at token j * stride + block - 1."""
 
     count: int
     block: int = 1

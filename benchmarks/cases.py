@@ -26,20 +26,31 @@ class Sizes:
 
     def blocks(self) -> dict[str, int]:
         """The geometry as the operations' keywords."""
-        return dict(block_size=self.block_size, stride=self.stride)
+        return {"block_size": self.block_size, "stride": self.stride}
 
     def choice(self) -> dict[str, int]:
         """The keywords of select_blocks."""
-        return self.blocks() | dict(select_block_size=self.select_block_size,
-                                    num_selected=self.num_selected)
+        return self.blocks() | {
+            "select_block_size": self.select_block_size,
+            "num_selected": self.num_selected,
+        }
 
 
 CONFIGS = {
     "A": Sizes(heads=64, groups=4, width=128, value=128),  # the paper's heads
     "B": Sizes(heads=32, groups=8, width=128, value=128),  # 4 heads a group, as many open models
     "paper": Sizes(heads=64, groups=4, width=192, value=128),  # the paper's widths too
-    "tiny": Sizes(heads=2, groups=1, width=16, value=16, block_size=4, stride=2,
-                  select_block_size=8, num_selected=4, window=16),  # to try the script on a CPU
+    "tiny": Sizes(
+        heads=2,
+        groups=1,
+        width=16,
+        value=16,
+        block_size=4,
+        stride=2,
+        select_block_size=8,
+        num_selected=4,
+        window=16,
+    ),  # to try the script on a CPU
 }
 
 
@@ -75,8 +86,14 @@ def random_ids(sizes: Sizes, length: int, device: str) -> Tensor:
         rows = min(4096, length - start)
         legal = num_select_blocks(start + rows, sizes.select_block_size)
         score = torch.rand(1, sizes.groups, rows, blocks, generator=make, device=device)
-        parts.append(choose_blocks(score[..., :legal], num_selected=sizes.num_selected,
-                                   select_block_size=sizes.select_block_size, start=start))
+        parts.append(
+            choose_blocks(
+                score[..., :legal],
+                num_selected=sizes.num_selected,
+                select_block_size=sizes.select_block_size,
+                start=start,
+            )
+        )
     return torch.cat(parts, dim=2)
 
 

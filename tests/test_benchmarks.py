@@ -19,7 +19,7 @@ from benchmarks.cases import (
     random_ids,
     shared_with_neighbour,
 )
-from kernels import flash, flash_backward, select, selected, selected_backward
+from kernels import block_sparse_attention, flash_attention, importance
 from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
@@ -100,7 +100,7 @@ def test_a_record_holds_every_measurement_and_every_refusal(tmp_path):
 def test_a_later_run_replaces_its_own_cases_only(tmp_path):
     out = tmp_path / "b.json"
     now = {"device": "d", "versions": {"torch": "1"}, "command": "second"}
-    old = [dict(config="A", length=8, name="x"), dict(config="B", length=8, name="x")]
+    old = [{"config": "A", "length": 8, "name": "x"}, {"config": "B", "length": 8, "name": "x"}]
     out.write_text(json.dumps(now | {"command": "first", "rows": old}))
     assert bench.begin(out, now, {("A", 8)}) == now | {"command": "first; second", "rows": old[1:]}
     assert bench.begin(out, now, {("A", 8), ("B", 8)}) == now | {"rows": []}
@@ -111,7 +111,14 @@ def test_a_later_run_replaces_its_own_cases_only(tmp_path):
 def record_of(times):
     """A record by hand: (name, ids, length) -> forward and backward ms."""
     rows = [
-        dict(config="A", name=name, ids=ids, length=length, forward_ms=f, backward_ms=b)
+        {
+            "config": "A",
+            "name": name,
+            "ids": ids,
+            "length": length,
+            "forward_ms": f,
+            "backward_ms": b,
+        }
         for (name, ids, length), (f, b) in times.items()
     ]
     return {"device": "made by hand", "rows": rows}
@@ -236,7 +243,7 @@ def test_tuning_runs_every_branch_and_names_its_kernels(capsys):
     assert {branch for branch, _ in tune.KERNELS.values()} == set(runs)
     for run in runs.values():
         run()
-    modules = (flash, flash_backward, select, selected, selected_backward)
+    modules = (flash_attention, importance, block_sparse_attention)
     for _, kernel in tune.KERNELS.values():
         assert any(hasattr(module, kernel) for module in modules), kernel
     with pytest.raises(SystemExit):

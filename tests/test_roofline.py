@@ -11,8 +11,9 @@ import torch
 import kernels
 from benchmarks import roofline
 from benchmarks.roofline import Keys, Sizes, Work
-from kernels import flash, flash_backward, routes, select, selected, selected_backward
-from kernels.tiles import row_name
+from kernels import block_sparse_attention, flash_attention, importance
+from kernels.tile_sizes import row_name
+from kernels.union_and_readers import union as union_of
 from nsa_lite import NSAConfig
 from nsa_lite.cost import sequence_cost
 
@@ -184,12 +185,11 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, counting)
 
+    scored = ["fold_in", "score_gradient", "score_gradient_by_key"]
     for module, names in {
-        flash: ["fold_in"],
-        flash_backward: ["score_gradient", "score_gradient_by_key"],
-        selected: ["fold_in"],
-        selected_backward: ["score_gradient", "score_gradient_by_key"],
-        select: ["load_box"],
+        flash_attention: scored,
+        block_sparse_attention: scored,
+        importance: ["load_tile"],
     }.items():
         for name in names:
             count(module, name)
@@ -209,13 +209,11 @@ def inputs(sizes, keys):
 
 def tiles_executed(works, sizes, window=None):
     """(forward, dq, dk dv): tiles, from the operations executed."""
-    tile = {
-        what: sizes.tile(row_name(row, window))
-        for what, row in {"forward": "forward", "dq": "dq", "dk dv": "dkdv"}.items()
-    }
+    kernels_of = {"forward": "flash_forward", "dq": "flash_dq", "dk dv": "flash_dkdv"}
+    tile = {what: sizes.tile(row_name(kernel, window)) for what, kernel in kernels_of.items()}
+    pairs = {what: tile[what].BLOCK_M * tile[what].BLOCK_N for what in works}
     return [
-        work.executed / sizes.operations(what, tile[what]["M"] * tile[what]["N"], True)
-        for what, work in works.items()
+        work.executed / sizes.operations(what, pairs[what], True) for what, work in works.items()
     ]
 
 
@@ -251,7 +249,7 @@ def test_the_selected_branch_walks_the_counted_blocks(calls):
     legal = (j * 16 <= t).expand(1, 1, 96, 6)
     ids = (torch.rand(legal.shape) * legal).topk(3).indices
     ids = ids.masked_fill(~legal.gather(-1, ids), -1)
-    union = routes.union(ids, 4, 6)[1].float().mean().item()
+    union = union_of(ids, 4, 6).counts.float().mean().item()
     kernels.selected_attention(q, k, v, ids, select_block_size=16).sum().backward()
     works = roofline.selected(sizes, pairs=0, union=union)
     a_tile = {what: sizes.operations(what, 16 * 16, True) for what in ("forward", "dq")}
@@ -278,7 +276,7 @@ def test_the_scores_are_made_by_the_counted_programs(calls, length):
         num_selected=5,
     )
     work = roofline.selection(sizes, pairs=0)["scores"]
-    assert calls["load_box"] == work.executed / (2 * 16 * 32 * 128)  # one box of q a program
+    assert calls["load_tile"] == work.executed / (2 * 16 * 32 * 128)  # one tile of q a program
 
 
 # --- what is made of the counts ---

@@ -5,7 +5,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
@@ -86,7 +85,9 @@ def rounded_output(x):
 
     def flash_attention_2(q, k, v):
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            )
 
     got = forward_and_gradients(flash_attention_2, tensors, dout)
     expected = forward_and_gradients(kernels.window_attention, [t.float() for t in tensors], dout)
@@ -155,7 +156,7 @@ def test_offsets_beyond_2_to_the_31():
     token = torch.arange(length, device="cuda")
     ids = torch.stack([token * 0, token // 64], -1).int().view(1, 1, length, 2)
     ids[..., 1] = torch.where(ids[..., 1] == 0, -1, ids[..., 1])
-    blocks, short = dict(block_size=32, stride=16), (length - 32) // 16 + 1
+    blocks, short = {"block_size": 32, "stride": 16}, (length - 32) // 16 + 1
     k_short, v_short = k[:, :, :short], v[:, :, :short]
     tail, start = q[:, :, -last:].float().requires_grad_(), length - last
     q.requires_grad_()

@@ -4,20 +4,34 @@ Every input lies inside a larger buffer of NaN, and every buffer that a kernel i
 NaN, so that a read or an omission outside the mask shows.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import jaxtyped
 
 import kernels
 import nsa_lite
-from kernels import launch, routes
-from kernels.tiles import FLOAT32, HALF, WIDE
+from kernels import block_sparse_attention, flash_attention
+from kernels.tile_sizes import FLOAT32, HALF, WIDE
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SOME = settings(max_examples=12, deadline=None, derandomize=True)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.fixture(autouse=True)
+def hold_signatures_to_their_word(monkeypatch):
+    """Every call of a public function is checked against the shapes and types of its signature."""
+    if find_spec("beartype") is None:
+        return
+    for name in kernels.__all__:
+        checked = jaxtyped(getattr(kernels, name), typechecker=import_module("beartype").beartype)
+        monkeypatch.setattr(kernels, name, checked)
 
 
 @pytest.fixture(autouse=True)
@@ -36,19 +50,19 @@ def sizes(draw, longest=40):
     stride = draw(st.sampled_from([1, 2, 4]))
     block = stride * draw(st.integers(1, 3))
     select = -(-block // stride) * stride * draw(st.integers(1, 3))
-    return dict(
-        B=draw(st.integers(1, 2)),
-        G=draw(st.integers(1, 2)),
-        R=draw(st.sampled_from([1, 2, 3, 5, 16])),
-        T=draw(st.integers(1, longest)),
-        D=draw(st.sampled_from([16, 20, 32])),
-        Dv=draw(st.sampled_from([16, 24, 40])),
-        l=block,
-        d=stride,
-        L=select,
-        start=draw(st.sampled_from([0, 0, 9])),
-        seed=draw(st.integers(0, 99)),
-    )
+    return {
+        "B": draw(st.integers(1, 2)),
+        "G": draw(st.integers(1, 2)),
+        "R": draw(st.sampled_from([1, 2, 3, 5, 16])),
+        "T": draw(st.integers(1, longest)),
+        "D": draw(st.sampled_from([16, 20, 32])),
+        "Dv": draw(st.sampled_from([16, 24, 40])),
+        "l": block,
+        "d": stride,
+        "L": select,
+        "start": draw(st.sampled_from([0, 0, 9])),
+        "seed": draw(st.integers(0, 99)),
+    }
 
 
 def inside_nan(*shape, dtype, make):
@@ -75,7 +89,19 @@ def short(c, dtype=torch.float32):
 
 
 def case(**changes):
-    plain = dict(B=1, G=1, R=4, T=30, D=16, Dv=16, l=8, d=4, L=8, start=0, seed=0)
+    plain = {
+        "B": 1,
+        "G": 1,
+        "R": 4,
+        "T": 30,
+        "D": 16,
+        "Dv": 16,
+        "l": 8,
+        "d": 4,
+        "L": 8,
+        "start": 0,
+        "seed": 0,
+    }
     return {**plain, **changes}
 
 
@@ -175,7 +201,7 @@ def test_selected(c, n):
 @given(sizes(longest=70), st.integers(3, 7))
 def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
     q, k, _ = short(c)
-    blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+    blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
     lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
     got = kernels.select_blocks(q, k, lse, **choice(c, n))
     assert got.dtype == torch.int32
@@ -186,7 +212,7 @@ def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
 def test_select_blocks_with_other_forced_blocks(initial, local):
     c = case(T=300, start=9)
     q, k, _ = short(c)
-    blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+    blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
     lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
     options = choice(c, 5, num_initial=initial, num_local=local)
     got, expected = (x.select_blocks(q, k, lse, **options) for x in (kernels, nsa_lite))
@@ -196,7 +222,7 @@ def test_select_blocks_with_other_forced_blocks(initial, local):
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, 127, 128, 129])
 def test_masks_at_tile_edges(length):
     """One head a group: a row is a token, so that tiles end at these lengths."""
-    assert {FLOAT32["forward"]["M"], FLOAT32["dq"]["M"]} == {64, 32}
+    assert {FLOAT32["flash_forward"].BLOCK_M, FLOAT32["flash_dq"].BLOCK_M} == {64, 32}
     c = case(R=1, T=length)
     compare("window_attention", tensors(c), window=32)
     compare("window_attention", tensors(c), window=33)
@@ -235,9 +261,8 @@ def test_selecting_every_block_is_dense_attention():
 
 def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
     """Pieces so small that every list of readers, and the rows of every key tile, need several."""
-    monkeypatch.setattr(routes, "CHUNK", 8)
-    monkeypatch.setattr(launch, "CHUNK", 8)
-    monkeypatch.setattr(launch, "SHORTEST", 5)
+    monkeypatch.setattr(block_sparse_attention, "CHUNK", 8)
+    monkeypatch.setattr(flash_attention, "SHORTEST", 5)
     c = case(B=2, G=2, T=50)
     compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
     compare("compressed_attention", short(c), block_size=8, stride=4)
@@ -264,8 +289,8 @@ def test_expanded_tensors_are_read_as_if_they_were_not():
     q, k, v = tensors(c)
     one = [x[:, :1].expand(-1, 2, -1, -1) for x in (k, v)]
     copies = [x.contiguous() for x in one]
-    some = dict(ids=random_ids(c, 3), select_block_size=8)
-    for name, options in {"window_attention": dict(window=9), "selected_attention": some}.items():
+    some = {"ids": random_ids(c, 3), "select_block_size": 8}
+    for name, options in {"window_attention": {"window": 9}, "selected_attention": some}.items():
         got, expected = [], []
         for keys, into in ((one, got), (copies, expected)):
             leaves = [x.detach().requires_grad_() for x in (q, *keys)]
@@ -377,7 +402,7 @@ def test_the_whole_is_its_parts(c, window, closed):
         )
 
     def reference(q, gates, *kv):
-        blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+        blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
         out, lse = nsa_lite.compressed_attention(q, *kv[:2], **blocks)
         ids = nsa_lite.select_blocks(q, kv[0], lse, **choice(c))
         selected = nsa_lite.selected_attention(
@@ -412,10 +437,10 @@ def test_the_layer_is_the_same_on_both_backends():
         assert_alike([b.grad], [a.grad], 1e-4)
 
 
-@pytest.mark.parametrize("row", ["dkdv", "window_dkdv"])
-def test_a_box_of_numbers_fills_128_bytes(row):
+@pytest.mark.parametrize("row", ["flash_dkdv", "flash_dkdv_window"])
+def test_the_numbers_of_a_tile_fill_128_bytes(row):
     """The copy engine writes from whole 128 bytes on: 32 float32 at least, or it stops."""
     for table in (HALF, WIDE, FLOAT32):
         for R in range(1, 65):
-            heads, step = launch.box_sides(R, table[row]["M"])
-            assert heads * step >= 32 and heads >= R
+            heads, tokens = flash_attention.row_tile(R, table[row].BLOCK_M)
+            assert heads * tokens >= 32 and heads >= R

@@ -80,7 +80,8 @@ def random_ids(sizes: Sizes, length: int, device: str) -> Tensor:
 
     Shapes: ids (1, G, T, n) int32.
     """
-    blocks, parts = num_select_blocks(length, sizes.select_block_size), []
+    blocks = num_select_blocks(length, sizes.select_block_size)
+    parts = []
     make = torch.Generator(device).manual_seed(1)
     for start in range(0, length, 4096):  # a score for every block of every token is large
         rows = min(4096, length - start)
@@ -105,7 +106,8 @@ def coherent_ids(sizes: Sizes, length: int, device: str, keep: float) -> Tensor:
     Errors: ValueError unless 0 <= keep < 1.
     """
     require(0 <= keep < 1, "keep", keep, "must be at least 0 and less than 1")
-    free, make = sizes.num_selected - 3, torch.Generator(device).manual_seed(2)
+    free = sizes.num_selected - 3
+    make = torch.Generator(device).manual_seed(2)
     token = torch.arange(length, device=device)
     own = token // sizes.select_block_size
     shape = (1, sizes.groups, length, free)
@@ -143,7 +145,8 @@ def kept(ids: Tensor, select_block_size: int) -> float:
     free = (ids > 0) & (ids < own - 1)
     before = torch.where(free, ids, -1)[:, :, :-1, None, :]
     same = ((ids[:, :, 1:, :, None] == before).any(-1) & free[:, :, 1:]).sum(-1)
-    count, legal = free[:, :, 1:].sum(-1), (own[1:, 0] - 2).clamp(min=1)
+    count = free[:, :, 1:].sum(-1)
+    legal = (own[1:, 0] - 2).clamp(min=1)
     counted = (count < legal) & (count > 0)  # where there was a choice
     share = (same[counted].sum() / count[counted].sum()).item()
     chance = ((count**2 / legal)[counted].sum() / count[counted].sum()).item()

@@ -134,7 +134,7 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     from kernels.flash_attention import FlashAttention, compressed_run, window_run
     from kernels.gates import GatedSum
     from kernels.importance import Choice, best_blocks, importance_scores
-    from kernels.nsa import NSA, Branches
+    from kernels.nsa import NSA, Runs
 
     def new(*shape):
         return torch.zeros(*shape, dtype=dtype, requires_grad=True)
@@ -143,27 +143,29 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     short = 127
     scale = width**-0.5
     q = new(1, heads, length, width)
-    k, v = new(1, groups, length, width), new(1, groups, length, value)
-    k_short, v_short = new(1, groups, short, width), new(1, groups, short, value)
+    k = new(1, groups, length, width)
+    v = new(1, groups, length, value)
+    k_short = new(1, groups, short, width)
+    v_short = new(1, groups, short, value)
     gates = new(1, heads, length, 3)
     choice = Choice(select_block_size=64, num_selected=16, num_initial=1, num_local=2)
-    branches = Branches(
+    runs = Runs(
         compressed_run(32, 16, scale, start=0),
         Blocks(choice.select_block_size, scale, start=0),
         window_run(q, 512, scale, start=0),
     )
 
     def choose(lse):
-        keys = branches.compressed.keys
+        keys = runs.compressed.keys
         size = choice.select_block_size
         score = importance_scores(q, k_short, lse.detach(), keys, size, scale, start=0)
         return best_blocks(score, choice, start=0)
 
-    window, _ = FlashAttention.apply(q, k, v, branches.window)
-    compressed, lse = FlashAttention.apply(q, k_short, v_short, branches.compressed)
-    selected = BlockSparseAttention.apply(q, k, v, choose(lse), branches.selected)
+    window, _ = FlashAttention.apply(q, k, v, runs.window)
+    compressed, lse = FlashAttention.apply(q, k_short, v_short, runs.compressed)
+    selected = BlockSparseAttention.apply(q, k, v, choose(lse), runs.selected)
     GatedSum.apply(gates, compressed, selected, window).sum().backward()
-    NSA.apply(q, gates, k_short, v_short, k, v, k, v, choose, branches).sum().backward()
+    NSA.apply(q, gates, k_short, v_short, k, v, k, v, choose, runs)[0].sum().backward()
 
 
 def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):

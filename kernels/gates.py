@@ -25,7 +25,7 @@ from kernels.tile_sizes import cdiv, padded
 BLOCK_M = 32
 
 
-class Branches(NamedTuple):
+class Outputs(NamedTuple):
     """The outputs of the three branches, or their gradients: contiguous (B, H, T, Dv)."""
 
     compressed: Tensor
@@ -84,7 +84,7 @@ class GatedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gates, *outputs):
         gates = gates.contiguous()
-        outputs = Branches(*(x.contiguous() for x in outputs))
+        outputs = Outputs(*(x.contiguous() for x in outputs))
         ctx.save_for_backward(gates, *outputs)
         out = torch.empty_like(outputs.compressed)
         width = out.shape[-1]
@@ -107,14 +107,14 @@ class GatedSum(torch.autograd.Function):
     def backward(ctx, dout):
         gates, *outputs = ctx.saved_tensors
         dgates = torch.empty_like(gates)
-        doutputs = Branches(*(torch.empty_like(x) for x in outputs))
+        doutputs = Outputs(*(torch.empty_like(x) for x in outputs))
         width = dout.shape[-1]
         num_rows = dout.numel() // width
         launch(
             mix_backward,
             (cdiv(num_rows, BLOCK_M),),
             gates,
-            Branches(*outputs),
+            Outputs(*outputs),
             dout.contiguous(),
             dgates,
             doutputs,

@@ -1,6 +1,7 @@
 """What counts as packed code: found by reading the syntax tree, in modules and in cells alike."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 DISPLAYS = {
@@ -23,8 +24,9 @@ def packed(source: str) -> list[str]:
 
 
 def tree_of(source: str) -> ast.AST:
-    """The syntax tree; IPython's own lines, which begin with %, are left out."""
-    lines = ["" if line.startswith("%") else line for line in source.splitlines()]
+    """The syntax tree; IPython's own lines, with % or ! in front or behind `=`, are left out."""
+    own = re.compile(r"\s*(\w+\s*=\s*)?[%!]")
+    lines = ["" if own.match(line) else line for line in source.splitlines()]
     return ast.parse("\n".join(lines))
 
 

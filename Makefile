@@ -19,8 +19,8 @@ HALF = tests/exercises
 
 help:
 	@echo "make lab            install into .venv and open the course (LAB_ARGS=--no-browser)"
-	@echo "make test           install into .venv, check the style, run the tests and the notebooks"
-	@echo "make test-browser   try the explorer of notebook 13 in a real browser (Chromium)"
+	@echo "make test           install into .venv, check style and types, run the tests and the notebooks"
+	@echo "make test-browser   try the explorer of notebook 14 in a real browser (Chromium)"
 	@echo "make notebooks      run every notebook anew and store its outputs and counts"
 	@echo "make assignment     pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
 	@echo "make train          train NSA, dense and window attention on recall (ARGS=...)"
@@ -39,6 +39,8 @@ lab: $(READY)
 
 test: $(READY)
 	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m pyright --pythonpath $(VENV_PYTHON)
 	@echo "Half of it runs beside the other; what that half says comes after."
 	@{ $(ONE_THREAD) $(NBVAL) notebooks exercises; notebooks=$$?; \
 		$(ONE_THREAD) $(VENV_PYTHON) -m pytest $(HALF) && exit $$notebooks; \
@@ -64,12 +66,12 @@ assignment: $(READY)
 	@$(VENV_PYTHON) -m exercises.release $(SET) --zip
 
 train: $(READY)
-	$(VENV_PYTHON) -m nsa_lite.train --task recall \
+	$(VENV_PYTHON) -m nsa_lite.lab.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
 
-# Long on a CPU; Ctrl-C stops, the same command goes on. ARGS="selectors --only '*-seed0'", say.
+# Long on a CPU; Ctrl-C stops, the same command goes on. ARGS="rules --only '*-seed0'", say.
 experiments: $(READY)
-	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.experiments $(ARGS)
+	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.lab.experiments $(ARGS)
 
 # Both need a CUDA device and leave their records in benchmarks/results. GPU_PYTHON may name another
 # Python that has torch with CUDA, triton, pytest, hypothesis and, for the peers, fla-core.

@@ -26,8 +26,9 @@ def set_of(nb: NotebookNode) -> str:
 
 def with_answers(ours: NotebookNode, theirs: NotebookNode) -> NotebookNode:
     """Our notebook with a student's answer cells; an answer that is gone is the stub."""
-    answers = {cell.metadata.get("nbgrader", {}).get("grade_id"): cell.source
-               for cell in theirs.cells}
+    answers = {
+        cell.metadata.get("nbgrader", {}).get("grade_id"): cell.source for cell in theirs.cells
+    }
     stubs = release.student_version(ours)
     for cell, stub in zip(ours.cells, stubs.cells, strict=True):
         marks = cell.metadata.get("nbgrader", {})
@@ -47,13 +48,15 @@ def points(path: Path) -> tuple[str, dict[str, int]]:
         marks = cell.metadata.get("nbgrader", {})
         if marks.get("grade"):
             right = cell.execution_count and not any(
-                output.output_type == "error" for output in cell.outputs)
+                output.output_type == "error" for output in cell.outputs
+            )
             name = marks["grade_id"].removeprefix("check-").replace("-", ".")
             got[name] = marks["points"] if right else 0
     return number, got
 
 
 def main() -> None:
+    """Print the points of each notebook that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="+", type=Path)
     for path in parser.parse_args().notebooks:

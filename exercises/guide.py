@@ -1,6 +1,6 @@
 """Keep the tables of INSTRUCTOR.md and README.md true: exercises, and what checks say to mistakes.
 
-    python -m exercises.guide    writes them anew; the text around them is written by hand
+python -m exercises.guide    writes them anew; the text around them is written by hand
 """
 
 import re
@@ -23,12 +23,21 @@ def tables(number: str, judge=judge) -> str:
     exercises = load(number).EXERCISES
     wrong = load(number, "answers").WRONG
     lines = ["| exercise | tier | minutes | points |", "|---|---|---|---|"]
-    lines += [f"| {e.number} {e.title} | {e.tier} | {e.minutes} | {POINTS[e.tier]} |"
-              for e in exercises]
-    lines += ["", "<details><summary>Mistakes, and what the check says</summary>", "",
-              "| exercise | mistake | the check says |", "|---|---|---|"]
-    lines += [f"| {e.number} | {_cell(w.mistake)} | {_cell(judge(e, w.answer).message)} |"
-              for e in exercises for w in wrong[e.number]]
+    lines += [
+        f"| {e.number} {e.title} | {e.tier} | {e.minutes} | {POINTS[e.tier]} |" for e in exercises
+    ]
+    lines += [
+        "",
+        "<details><summary>Mistakes, and what the check says</summary>",
+        "",
+        "| exercise | mistake | the check says |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {e.number} | {_cell(w.mistake)} | {_cell(judge(e, w.answer).message)} |"
+        for e in exercises
+        for w in wrong[e.number]
+    ]
     return "\n".join([*lines, "", "</details>"])
 
 
@@ -39,6 +48,7 @@ def _cell(text: str) -> str:
 
 def renewed(text: str, judge=judge) -> str:
     """The guide with the tables of each set between its two marks."""
+
     def block(found: re.Match) -> str:
         number = found[1]
         if number not in sets():

@@ -66,11 +66,13 @@ def student_version(nb: NotebookNode) -> NotebookNode:
         if marks.get("grade"):
             cell.source = HIDDEN_TESTS.sub("", cell.source).rstrip("\n")
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = []
+            cell.execution_count = None
     return nb
 
 
 def _indented(text: str, by: str) -> str:
+    """The text with `by` before each line."""
     return "\n".join(by + line for line in text.splitlines())
 
 
@@ -81,9 +83,14 @@ def run(nb: NotebookNode, strict: bool, allow_errors: bool = False) -> NotebookN
     """
     nb = copy.deepcopy(nb)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NSA_LITE_STRICT": str(int(strict))}
-    client = NotebookClient(nb, timeout=120, record_timing=False, allow_errors=allow_errors,
-                            resources={"metadata": {"path": str(ROOT)}},
-                            interrupt_on_timeout=allow_errors)
+    client = NotebookClient(
+        nb,
+        timeout=120,
+        record_timing=False,
+        allow_errors=allow_errors,
+        resources={"metadata": {"path": str(ROOT)}},
+        interrupt_on_timeout=allow_errors,
+    )
     client.execute(env=environment)
     return nb
 
@@ -110,13 +117,24 @@ this folder.
 
 
 def packed(number: str) -> dict[str, bytes]:
-    """What a student gets: path -> content. No solutions, and no planted answers."""
+    """What a student gets: path -> content. No solutions, and nothing that is for teachers.
+
+    mistakes.py is in it, since the checks run the mistakes that they know.
+    """
     paths = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "LICENSE")]
-    for pattern in ("exercises/*.py", "nsa_lite/*.py", "kernels/*.py", f"exercises/{number}_*/*.*"):
+    for pattern in (
+        "exercises/*.py",
+        "nsa_lite/**/*.py",
+        "kernels/**/*.py",
+        f"exercises/{number}_*/*.*",
+    ):
         paths += sorted(ROOT.glob(pattern))
     hidden = {*FOR_TEACHERS, solutions(number).name}
-    files = {path.relative_to(ROOT).as_posix(): path.read_bytes()
-             for path in paths if path.name not in hidden}
+    files = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for path in paths
+        if path.name not in hidden
+    }
     notebook = exercises(number).relative_to(ROOT).as_posix()
     readme = PACK_README.format(number=number, notebook=notebook)
     return {"README.md": readme.encode(), **files}
@@ -128,12 +146,14 @@ def pack(number: str, target: Path = ROOT / "build") -> Path:
     path = target / f"exercises_{number}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in packed(number).items():
-            archive.writestr(zipfile.ZipInfo(f"exercises_{number}/{name}"), content,
-                             zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(f"exercises_{number}/{name}"), content, zipfile.ZIP_DEFLATED
+            )
     return path
 
 
 def main() -> None:
+    """Make or pack the sets that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", help="numbers of sets, 03 say; none is all")
     parser.add_argument("--zip", action="store_true", help="only pack the student's files")

@@ -1,20 +1,52 @@
-"""Native Sparse Attention (arXiv 2502.11089) in plain PyTorch: the definition of every step."""
+"""Native Sparse Attention (arXiv 2502.11089) in plain PyTorch: the definition of every step.
 
-from nsa_lite.attention import dense_attention, window_attention
+Read the files in the paper's order: config (the sizes), blocks (where blocks lie), attention
+(softmax with grouped heads, the window), rope, compression (Eq. 7), selection (Eq. 8-12), gates,
+nsa (Eq. 5: the whole in one function), cache, layer (projections around it), dense (what it is
+compared with), cost, loops (every step once more as a plain loop), model (a small decoder).
+Beside them: checks (what arguments must be), traces (what a pass read), backend (PyTorch or
+Triton).
+The rooms lab, rivals and show use these files; none of these files uses them.
+"""
+
+from nsa_lite.attention import KV, dense_attention, window_attention
+from nsa_lite.cache import Cache
 from nsa_lite.compression import Phi, compressed_attention
 from nsa_lite.config import NSAConfig
-from nsa_lite.layer import BRANCHES, DenseAttention, NSAttention, Trace, gated_sum
-from nsa_lite.model import ATTENTIONS, DecoderLM, ModelConfig, generate
+from nsa_lite.dense import DenseAttention
+from nsa_lite.gates import BRANCHES, gated_sum
+from nsa_lite.layer import Choice, Known, NSAttention
+from nsa_lite.model import DecoderLM, ModelConfig, generate
+from nsa_lite.nsa import nsa_attention
 from nsa_lite.selection import (
     block_importance,
     choose_blocks,
     select_blocks,
     selected_attention,
 )
+from nsa_lite.traces import Trace
 
 __all__ = [
-    "ATTENTIONS", "BRANCHES", "DecoderLM", "DenseAttention", "ModelConfig", "NSAConfig",
-    "NSAttention", "Phi", "Trace", "block_importance", "choose_blocks", "compressed_attention",
-    "dense_attention", "gated_sum", "generate", "select_blocks", "selected_attention",
+    "BRANCHES",
+    "KV",
+    "Cache",
+    "Choice",
+    "DecoderLM",
+    "DenseAttention",
+    "Known",
+    "ModelConfig",
+    "NSAConfig",
+    "NSAttention",
+    "Phi",
+    "Trace",
+    "block_importance",
+    "choose_blocks",
+    "compressed_attention",
+    "dense_attention",
+    "gated_sum",
+    "generate",
+    "nsa_attention",
+    "select_blocks",
+    "selected_attention",
     "window_attention",
 ]

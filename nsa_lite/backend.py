@@ -4,18 +4,19 @@ Both sides offer the same operations under the same names.
 """
 
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 
-import nsa_lite
 from nsa_lite.checks import require
+from nsa_lite.nsa import nsa_attention
 
 BACKENDS = ("auto", "torch", "triton")
 
 
-def operations(backend: str, device: torch.device) -> ModuleType:
-    """The module that holds the operations: nsa_lite (reference) or kernels (Triton).
+def attention_of(backend: str, device: torch.device) -> Callable:
+    """nsa_attention as the reference has it, or as the kernels do.
 
     "auto" takes the kernels on a CUDA device when they can be imported, PyTorch otherwise.
     Errors: ValueError for an unknown name; ImportError for "triton" without the kernels.
@@ -23,11 +24,15 @@ def operations(backend: str, device: torch.device) -> ModuleType:
     require(backend in BACKENDS, "backend", repr(backend), f"must be one of {BACKENDS}")
     have_kernels = importlib.util.find_spec("kernels") is not None
     if backend == "torch" or (backend == "auto" and (device.type != "cuda" or not have_kernels)):
-        return nsa_lite
-    return _kernels()
+        return nsa_attention
+    return kernels_or_why_not().nsa_attention
 
 
-def _kernels() -> ModuleType:
+def kernels_or_why_not() -> ModuleType:
+    """The package `kernels`, if it can be imported and is ours.
+
+    Errors: ImportError that says what to do.
+    """
     try:
         import kernels
     except ImportError as error:
@@ -35,7 +40,7 @@ def _kernels() -> ModuleType:
             f"backend = 'triton': the kernels package cannot be imported ({error}); "
             "it needs Linux and triton. Use backend='torch'."
         ) from error
-    if not hasattr(kernels, "selected_attention"):
+    if not hasattr(kernels, "nsa_attention"):
         found = getattr(kernels, "__path__", None) or kernels.__file__
         raise ImportError(
             f"backend = 'triton': Python found another package named kernels at "

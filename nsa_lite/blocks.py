@@ -5,6 +5,7 @@ selection block j covers tokens [j l', (j + 1) l').
 """
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -18,35 +19,37 @@ def num_select_blocks(length: int, select_block_size: int) -> int:
     return -(-length // select_block_size)
 
 
-def query_positions(q: Tensor, start: int = 0) -> Tensor:
-    """Positions start .. start + T - 1 of the queries q (B, H, T, D)."""
+def query_positions(q: Float[Tensor, "B H T D"], start: int = 0) -> Int[Tensor, " T"]:
+    """Positions start .. start + T - 1 of the queries."""
     return torch.arange(start, start + q.shape[2], device=q.device)
 
 
-def visible_compressed(positions: Tensor, count: int, block_size: int, stride: int) -> Tensor:
-    """Which compression blocks end at or before each query: i d + l - 1 <= t.
-
-    Shapes: positions (T,) -> bool (T, count).
-    """
+def visible_compressed(
+    positions: Int[Tensor, " T"], count: int, block_size: int, stride: int
+) -> Bool[Tensor, "T {count}"]:
+    """Which compression blocks end at or before each query: i d + l - 1 <= t."""
     last = torch.arange(count, device=positions.device) * stride + block_size - 1
     return last <= positions[:, None]
 
 
-def visible_select_blocks(positions: Tensor, count: int, select_block_size: int) -> Tensor:
-    """Which selection blocks start at or before each query: j l' <= t.
-
-    Shapes: positions (T,) -> bool (T, count).
-    """
+def visible_select_blocks(
+    positions: Int[Tensor, " T"], count: int, select_block_size: int
+) -> Bool[Tensor, "T {count}"]:
+    """Which selection blocks start at or before each query: j l' <= t."""
     first = torch.arange(count, device=positions.device) * select_block_size
     return first <= positions[:, None]
 
 
 def forced_blocks(
-    positions: Tensor, count: int, select_block_size: int, num_initial: int, num_local: int
-) -> Tensor:
+    positions: Int[Tensor, " T"],
+    count: int,
+    select_block_size: int,
+    num_initial: int,
+    num_local: int,
+) -> Bool[Tensor, "T {count}"]:
     """Blocks that every query selects: the first few, and the last few up to its own.
 
-    Shapes: positions (T,) -> bool (T, count). A mask, so a block that is both counts once.
+    A mask, so a block that is both counts once.
     """
     j = torch.arange(count, device=positions.device)
     own = (positions // select_block_size)[:, None]
@@ -56,14 +59,15 @@ def forced_blocks(
 
 def overlap_in_strides(
     compressed: int, selected: int, block_size: int, stride: int, select_block_size: int
-) -> Tensor:
+) -> Float[Tensor, "{compressed} {selected}"]:
     """How much of selection block j compression block i covers: |C_i ∩ S_j| / d (Eq. 9).
 
-    Shapes: (compressed, selected) float32, whole numbers. With l=32, d=16, l'=64 a column
-    holds 1 2 2 2 1: the weights that Eq. 9 reaches by summing p twice.
+    Whole numbers. With l=32, d=16, l'=64 a column holds 1 2 2 2 1: the weights that Eq. 9
+    reaches by summing p twice.
     """
     first_c = torch.arange(compressed)[:, None] * stride
     first_s = torch.arange(selected)[None, :] * select_block_size
-    last_c, last_s = first_c + block_size, first_s + select_block_size
-    tokens = torch.minimum(last_c, last_s) - torch.maximum(first_c, first_s)
+    end_c = first_c + block_size
+    end_s = first_s + select_block_size
+    tokens = torch.minimum(end_c, end_s) - torch.maximum(first_c, first_s)
     return (tokens.clamp(min=0) // stride).float()

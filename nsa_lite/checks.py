@@ -1,10 +1,13 @@
 """What every public function asks of its arguments, and how it says no.
 
-Each message names the argument, the value it got and the rule it broke.
+Each message names the argument, the value it got and the rule it broke. The kernels ask the same
+in the same words (kernels/checks.py).
 """
 
 import torch
 from torch import Tensor
+
+from nsa_lite.blocks import num_select_blocks
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -36,58 +39,116 @@ def require_alike(argument: str, value: Tensor, like: str, other: Tensor) -> Non
     """Raise unless two tensors have the same dtype and device."""
     if value.dtype != other.dtype:
         raise TypeError(f"{argument}.dtype = {value.dtype}: must be {like}.dtype = {other.dtype}")
-    require(
-        value.device == other.device,
-        f"{argument}.device",
-        value.device,
-        f"must be {like}.device = {other.device}",
-    )
+    same = value.device == other.device
+    require(same, f"{argument}.device", value.device, f"must be {like}.device = {other.device}")
 
 
-def require_queries_and_keys(q: Tensor, k: Tensor) -> None:
-    """Raise unless q is (B, H, T, D) and k is (B, G, S, D), alike, with T >= 1 and H % G == 0."""
+def require_queries_and_keys(q: Tensor, k: Tensor, name: str = "k") -> None:
+    """Raise unless q is (B, H, T, D) and k is (B, G, S, D), alike, with T >= 1 and H % G == 0.
+
+    `name` is what the caller calls k.
+    """
     require_float_tensor("q", q, "B, H, T, D")
-    require_float_tensor("k", k, "B, G, S, D")
-    require_alike("k", k, "q", q)
-    require(
-        min(q.shape) >= 1, "q.shape", tuple(q.shape),
-        "must hold at least one query, and no axis may be empty",
-    )
-    require(
-        k.shape[0] == q.shape[0], "k.shape", tuple(k.shape), f"batch must be q's, {q.shape[0]}"
-    )
-    require(
-        k.shape[3] == q.shape[3], "k.shape", tuple(k.shape), f"width must be q's, {q.shape[3]}"
-    )
+    require_float_tensor(name, k, "B, G, S, D")
+    require_alike(name, k, "q", q)
+    empty = "must hold at least one query, and no axis may be empty"
+    require(min(q.shape) >= 1, "q.shape", tuple(q.shape), empty)
+    shape = tuple(k.shape)
+    require(k.shape[0] == q.shape[0], f"{name}.shape", shape, f"batch must be q's, {q.shape[0]}")
+    require(k.shape[3] == q.shape[3], f"{name}.shape", shape, f"width must be q's, {q.shape[3]}")
     heads, groups = q.shape[1], k.shape[1]
-    require(
-        groups >= 1 and heads % groups == 0,
-        "q.shape",
-        tuple(q.shape),
-        f"query heads ({heads}) must be a multiple of k's heads ({groups})",
-    )
+    rule = f"query heads ({heads}) must be a multiple of {name}'s heads ({groups})"
+    require(groups >= 1 and heads % groups == 0, "q.shape", tuple(q.shape), rule)
 
 
-def require_attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv) fit together."""
-    require_queries_and_keys(q, k)
-    require_float_tensor("v", v, "B, G, S, Dv")
-    require_alike("v", v, "q", q)
-    require(
-        v.shape[:3] == k.shape[:3],
-        "v.shape",
-        tuple(v.shape),
-        f"batch, heads and length must be k's, {tuple(k.shape[:3])}",
-    )
+def require_attention_inputs(
+    q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str] = ("k", "v")
+) -> None:
+    """Raise unless q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv) fit together.
+
+    `names` are what the caller calls k and v.
+    """
+    k_name, v_name = names
+    require_queries_and_keys(q, k, k_name)
+    require_float_tensor(v_name, v, "B, G, S, Dv")
+    require_alike(v_name, v, "q", q)
+    rule = f"batch, heads and length must be {k_name}'s, {tuple(k.shape[:3])}"
+    require(v.shape[:3] == k.shape[:3], f"{v_name}.shape", tuple(v.shape), rule)
 
 
-def require_keys_for_every_query(q: Tensor, k: Tensor, start: int) -> None:
+def require_keys_for_every_query(q: Tensor, k: Tensor, start: int, name: str = "k") -> None:
     """Raise unless the S keys reach the last query's position, start + T - 1."""
     require_int("start", start, at_least=0)
     last = start + q.shape[2]
-    require(
-        k.shape[2] >= last,
-        "k.shape",
-        tuple(k.shape),
-        f"must hold at least start + T = {last} keys, one for each position up to the last query",
-    )
+    rule = f"must hold at least start + T = {last} keys, one for each position up to the last query"
+    require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule)
+
+
+def require_geometry(block_size: int, stride: int, select_block_size: int | None = None) -> None:
+    """Raise unless d divides l and l', and l <= l' (the paper's conditions on Eq. 9)."""
+    require_int("block_size", block_size, at_least=1)
+    require_int("stride", stride, at_least=1)
+    require(block_size % stride == 0, "stride", stride, f"must divide block_size = {block_size}")
+    if select_block_size is None:
+        return
+    require_int("select_block_size", select_block_size, at_least=1)
+    whole = select_block_size % stride == 0
+    rule = f"must be a multiple of stride = {stride}"
+    require(whole, "select_block_size", select_block_size, rule)
+    rule = f"must not exceed select_block_size = {select_block_size}"
+    require(block_size <= select_block_size, "block_size", block_size, rule)
+
+
+def require_counts(num_selected: int, num_initial: int, num_local: int) -> None:
+    """Raise unless the forced blocks fit inside the n selected ones."""
+    require_int("num_selected", num_selected, at_least=1)
+    require_int("num_initial", num_initial, at_least=0)
+    require_int("num_local", num_local, at_least=0)
+    forced = num_initial + num_local
+    rule = f"must be at least num_initial + num_local = {forced}"
+    require(num_selected >= forced, "num_selected", num_selected, rule)
+
+
+def require_lse(lse: Tensor, q: Tensor) -> None:
+    """Raise unless lse is a float (B, H, T) on q's device."""
+    require_float_tensor("lse", lse, "B, H, T")
+    rule = f"must be (B, H, T) = {tuple(q.shape[:3])}"
+    require(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape), rule)
+    require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
+
+
+def require_score(score: Tensor, select_block_size: int, start: int) -> None:
+    """Raise unless score holds one number for each block that the tokens up to the last touch."""
+    require_float_tensor("score", score, "B, G, T, blocks")
+    shape = tuple(score.shape)
+    require(shape[2] >= 1, "score.shape", shape, "must hold at least one query")
+    last = start + shape[2]
+    blocks = num_select_blocks(last, select_block_size)
+    rule = f"{last} tokens lie in {blocks} blocks of {select_block_size}"
+    require(shape[3] == blocks, "score.shape", shape, rule)
+
+
+def require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, start: int) -> None:
+    """Raise unless ids is int (B, G, T, n) on q's device and names blocks of this sequence."""
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
+        got = getattr(ids, "dtype", type(ids).__name__)
+        raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
+    expected = (k.shape[0], k.shape[1], q.shape[2])
+    fits = ids.dim() == 4 and ids.shape[:3] == expected
+    rule = f"must be (B, G, T, n) with (B, G, T) = {expected}"
+    require(fits, "ids.shape", tuple(ids.shape), rule)
+    require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
+    if ids.numel():
+        last = num_select_blocks(start + q.shape[2], select_block_size) - 1
+        low = int(ids.min())
+        high = int(ids.max())
+        rule = f"must lie in -1 .. {last}, the blocks of this sequence"
+        require(low >= -1 and high <= last, "ids", f"{low} .. {high}", rule)
+
+
+def require_gates(gates: Tensor, q: Tensor) -> None:
+    """Raise unless gates is a float (B, H, T, 3) for the queries q (B, H, T, D)."""
+    require_float_tensor("gates", gates, "B, H, T, 3")
+    expected = (*q.shape[:3], 3)
+    rule = f"must be {expected}: one gate for each branch and head"
+    require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule)

@@ -1,18 +1,24 @@
 """Branch 1: each block of tokens becomes one key and one value, and queries read those."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from nsa_lite.attention import attend
 from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
-from nsa_lite.checks import require, require_attention_inputs, require_float_tensor, require_int
-from nsa_lite.config import PHIS, require_geometry
+from nsa_lite.checks import (
+    require,
+    require_attention_inputs,
+    require_float_tensor,
+    require_geometry,
+    require_int,
+)
+from nsa_lite.config import PHIS
 
 
 class Phi(nn.Module):
     """phi of Eq. 7: add an intra-block position encoding, then a two-layer MLP, (l, D) -> (D).
 
-    Shapes: (B, G, T, D) -> (B, G, N, D), with N = max(0, (T - l) // d + 1) whole blocks.
     kind="mean+mlp" adds the block's mean to the result: ours, not the paper's. It starts as
     a fair summary, so short trainings learn to choose blocks sooner.
     """
@@ -22,25 +28,31 @@ class Phi(nn.Module):
         require_int("width", width, at_least=1)
         require_geometry(block_size, stride)
         require(kind in PHIS, "kind", repr(kind), f"must be one of {PHIS}")
-        self.width, self.block_size, self.stride, self.kind = width, block_size, stride, kind
+        self.width = width
+        self.block_size = block_size
+        self.stride = stride
+        self.kind = kind
         self.position = nn.Parameter(torch.randn(block_size, width) * 0.02)
         self.mlp = nn.Sequential(
             nn.Linear(block_size * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B G T D"]) -> Float[Tensor, "B G N D"]:
+        """N = max(0, (T - l) // d + 1) whole blocks, one row each."""
         require_float_tensor("x", x, "B, G, T, D")
-        require(x.shape[3] == self.width, "x.shape", tuple(x.shape),
-                f"its width must be {self.width}")
+        fits = x.shape[3] == self.width
+        require(fits, "x.shape", tuple(x.shape), f"its width must be {self.width}")
         blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
         summary = self.mlp((blocks + self.position).flatten(-2))
         return summary + blocks.mean(-2) if self.kind == "mean+mlp" else summary
 
 
-def split_blocks(x: Tensor, block_size: int, stride: int) -> Tensor:
+def split_blocks(
+    x: Float[Tensor, "B G T D"], block_size: int, stride: int
+) -> Float[Tensor, "B G N {block_size} D"]:
     """The overlapping compression blocks of a sequence; a tail too short for a block is left out.
 
-    Shapes: (B, G, T, D) -> (B, G, N, l, D); for one token a block, x[:, :, i*d : i*d + l].
+    Block i is x[:, :, i*d : i*d + l].
     """
     count = num_compressed(x.shape[2], block_size, stride)
     if count == 0:
@@ -49,14 +61,19 @@ def split_blocks(x: Tensor, block_size: int, stride: int) -> Tensor:
 
 
 def compressed_attention(
-    q: Tensor, k: Tensor, v: Tensor, *,
-    block_size: int, stride: int, scale: float | None = None, start: int = 0,
-) -> tuple[Tensor, Tensor]:
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    v: Float[Tensor, "B G N Dv"],
+    *,
+    block_size: int,
+    stride: int,
+    scale: float | None = None,
+    start: int = 0,
+) -> tuple[Float[Tensor, "B H T Dv"], Float[Tensor, "B H T"]]:
     """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
 
-    Shapes: q (B, H, T, D), k (B, G, N, D), v (B, G, N, Dv) -> out (B, H, T, Dv), lse (B, H, T),
-    the natural log-sum-exp. A query that sees no block (t < l - 1) gets out 0 and lse -inf.
-    Errors: ValueError or TypeError that names the argument.
+    Returns the output and the natural log-sum-exp; a query that sees no block (t < l - 1) gets
+    0 and -inf. Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
     require_geometry(block_size, stride)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from nsa_lite.checks import require, require_int
+from nsa_lite.checks import require, require_counts, require_geometry, require_int
 
 PHIS = ("mlp", "mean+mlp")  # the paper's; and ours, which adds the block's mean
 
@@ -36,15 +36,11 @@ class NSAConfig:
             if field.type is int:
                 lowest = 0 if field.name in ("num_initial", "num_local") else 1
                 require_int(field.name, getattr(self, field.name), at_least=lowest)
-        self._check_rules()
-
-    def _check_rules(self) -> None:
-        l, d, l_sel = self.block_size, self.stride, self.select_block_size  # noqa: E741
-        require(self.heads % self.kv_heads == 0, "heads", self.heads,
-                f"must be a multiple of kv_heads = {self.kv_heads}")
-        require(self.head_dim % 2 == 0, "head_dim", self.head_dim,
-                "must be even: rotary encoding turns pairs")
-        require_geometry(l, d, l_sel)
+        whole = self.heads % self.kv_heads == 0
+        require(whole, "heads", self.heads, f"must be a multiple of kv_heads = {self.kv_heads}")
+        rule = "must be even: rotary encoding turns pairs"
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, rule)
+        require_geometry(self.block_size, self.stride, self.select_block_size)
         require_counts(self.num_selected, self.num_initial, self.num_local)
 
     @property
@@ -55,33 +51,36 @@ class NSAConfig:
     @classmethod
     def small(cls, **changes: int | str) -> "NSAConfig":
         """A layer small enough to print and to train on a laptop; `changes` override fields."""
-        sizes = dict(dim=64, heads=4, kv_heads=2, head_dim=16, value_dim=16, block_size=8,
-                     stride=4, select_block_size=8, num_selected=5, window=16)
+        sizes = dict(
+            dim=64,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            value_dim=16,
+            block_size=8,
+            stride=4,
+            select_block_size=8,
+            num_selected=5,
+            window=16,
+        )
         return cls(**{**sizes, **changes})
+
+    @property
+    def choice_sizes(self) -> dict[str, int]:
+        """The keywords of choose_blocks (Eq. 11)."""
+        return dict(
+            select_block_size=self.select_block_size,
+            num_selected=self.num_selected,
+            num_initial=self.num_initial,
+            num_local=self.num_local,
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The keywords of nsa_attention (Eq. 5)."""
+        compression = dict(block_size=self.block_size, stride=self.stride)
+        return {**compression, **self.choice_sizes, "window_size": self.window}
 
     def as_dict(self) -> dict[str, int | str]:
         """The fields by name, for a log or a checkpoint."""
         return asdict(self)
-
-
-def require_geometry(block_size: int, stride: int, select_block_size: int | None = None) -> None:
-    """Raise unless d divides l and l', and l <= l' (the paper's conditions on Eq. 9)."""
-    require_int("block_size", block_size, at_least=1)
-    require_int("stride", stride, at_least=1)
-    require(block_size % stride == 0, "stride", stride, f"must divide block_size = {block_size}")
-    if select_block_size is None:
-        return
-    require_int("select_block_size", select_block_size, at_least=1)
-    require(select_block_size % stride == 0, "select_block_size", select_block_size,
-            f"must be a multiple of stride = {stride}")
-    require(block_size <= select_block_size, "block_size", block_size,
-            f"must not exceed select_block_size = {select_block_size}")
-
-
-def require_counts(num_selected: int, num_initial: int, num_local: int) -> None:
-    """Raise unless the forced blocks fit inside the n selected ones."""
-    require_int("num_selected", num_selected, at_least=1)
-    require_int("num_initial", num_initial, at_least=0)
-    require_int("num_local", num_local, at_least=0)
-    require(num_selected >= num_initial + num_local, "num_selected", num_selected,
-            f"must be at least num_initial + num_local = {num_initial + num_local}")

@@ -26,11 +26,7 @@ class Cost:
 def paper_tokens(config: NSAConfig, length: int) -> int:
     """Tokens NSA loads to decode one token after `length`: T/d + n l' + w (Table 4)."""
     require_int("length", length, at_least=1)
-    return (
-        length // config.stride
-        + config.num_selected * config.select_block_size
-        + config.window
-    )
+    return length // config.stride + config.num_selected * config.select_block_size + config.window
 
 
 def tokens_read(config: NSAConfig, position: int, kind: str = "nsa") -> dict[str, int]:
@@ -60,7 +56,7 @@ def query_cost(
     are the compressed branch's, so they are not counted twice. Bytes: each key and value once
     for a group, since its heads share them. Projections, phi and gates are left out.
     """
-    tokens = tokens_read(config, position, kind)
+    tokens = {name: float(count) for name, count in tokens_read(config, position, kind).items()}
     read = sum(tokens.values())
     width = config.head_dim + config.value_dim
     return Cost(
@@ -71,8 +67,12 @@ def query_cost(
 
 
 def sequence_cost(
-    config: NSAConfig, length: int, kind: str = "nsa", *,
-    training: bool = False, bytes_per_number: int = 2,
+    config: NSAConfig,
+    length: int,
+    kind: str = "nsa",
+    *,
+    training: bool = False,
+    bytes_per_number: int = 2,
 ) -> Cost:
     """The attention of all T queries of a sequence; bytes as if no two queries shared a load.
 

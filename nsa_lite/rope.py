@@ -1,21 +1,26 @@
 """Rotary position encoding: turn each pair of channels by an angle that grows with position."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nsa_lite.checks import require
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float = 10_000.0) -> Tensor:
+def rotate(
+    x: Float[Tensor, "*heads T D"], positions: Int[Tensor, " T"], theta: float = 10_000.0
+) -> Float[Tensor, "*heads T D"]:
     """Rotate channel pairs (c, c + D/2) of x by position * theta^(-2c/D) (RoPE, 2104.09864).
 
-    Shapes: x (..., T, D), positions (T,) -> (..., T, D). The product of a rotated query and a
-    rotated key then depends on their distance only. Errors: ValueError for odd D.
+    The product of a rotated query and a rotated key then depends on their distance only.
+    Errors: ValueError for odd D.
     """
     half = x.shape[-1] // 2
     require(x.shape[-1] == 2 * half, "x.shape", tuple(x.shape), "the last axis must be even")
     speed = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = positions[:, None] * speed
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+    cos = angle.cos().to(x.dtype)
+    sin = angle.sin().to(x.dtype)
+    a = x[..., :half]
+    b = x[..., half:]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

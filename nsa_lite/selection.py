@@ -3,9 +3,11 @@
 import math
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding, pad
 
-from nsa_lite.attention import accurate, masked_softmax
+from nsa_lite.attention import accurate, masked_softmax, scale_of
 from nsa_lite.blocks import (
     forced_blocks,
     num_select_blocks,
@@ -15,53 +17,63 @@ from nsa_lite.blocks import (
     visible_select_blocks,
 )
 from nsa_lite.checks import (
-    require,
     require_attention_inputs,
-    require_float_tensor,
+    require_counts,
+    require_geometry,
+    require_ids,
     require_int,
     require_keys_for_every_query,
+    require_lse,
     require_queries_and_keys,
+    require_score,
 )
-from nsa_lite.config import require_counts, require_geometry
 
 
 @torch.no_grad()
 def compressed_probabilities(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, scale: float | None = None, start: int = 0,
-) -> Tensor:
-    """The compressed branch's softmax again, from its log-sum-exp: p = exp(s - lse) (Eq. 8).
-
-    Shapes: q (B, H, T, D), k (B, G, N, D), lse (B, H, T) -> p (B, G, R, T, N).
-    """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    lse: Float[Tensor, "B H T"],
+    *,
+    block_size: int,
+    stride: int,
+    scale: float | None = None,
+    start: int = 0,
+) -> Float[Tensor, "B G R T N"]:
+    """The compressed branch's softmax again, from its log-sum-exp: p = exp(s - lse) (Eq. 8)."""
     group = (k.shape[1], q.shape[1] // k.shape[1])
     scores = torch.einsum("bgrtd,bgnd->bgrtn", accurate(q).unflatten(1, group), accurate(k))
     visible = visible_compressed(query_positions(q, start), k.shape[2], block_size, stride)
-    scores = (scores * scale).masked_fill(~visible, -math.inf)
+    scores = (scores * scale_of(scale, k.shape[3])).masked_fill(~visible, -math.inf)
     lse = lse.masked_fill(lse == -math.inf, 0.0)  # exp(-inf - 0) = 0 where nothing is visible
     return (scores - lse.unflatten(1, group)[..., None]).exp()
 
 
 @torch.no_grad()
-def block_importance(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, select_block_size: int,
-    scale: float | None = None, start: int = 0,
-) -> Tensor:
+def block_importance(  # noqa: PLR0913  the paper's sizes
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    lse: Float[Tensor, "B H T"],
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    scale: float | None = None,
+    start: int = 0,
+) -> Float[Tensor, "B G T blocks"]:
     """How much each selection block matters to each query and group (Eq. 8-10); no gradient.
 
-    Shapes: q (B, H, T, D), k (B, G, N, D), lse (B, H, T) -> importance (B, G, T, blocks).
     importance[t, j] = sum over the group's heads, sum_i p[t, i] |C_i ∩ S_j| / d.
     Errors: ValueError or TypeError that names the argument.
     """
     require_queries_and_keys(q, k)
     require_geometry(block_size, stride, select_block_size)
     require_int("start", start, at_least=0)
-    _require_lse(lse, q)
+    require_lse(lse, q)
     p = compressed_probabilities(
         q, k, lse, block_size=block_size, stride=stride, scale=scale, start=start
-    ).sum(dim=2)  # Eq. 10: probabilities are summed over the group's heads, not logits
+    )
+    p = p.sum(dim=2)  # Eq. 10: probabilities are summed over the group's heads, not logits
     blocks = num_select_blocks(start + q.shape[2], select_block_size)
     overlap = overlap_in_strides(k.shape[2], blocks, block_size, stride, select_block_size)
     return p @ overlap.to(p)
@@ -69,20 +81,23 @@ def block_importance(
 
 @torch.no_grad()
 def choose_blocks(
-    score: Tensor, *,
-    select_block_size: int, num_selected: int, num_initial: int = 1, num_local: int = 2,
+    score: Float[Tensor, "B G T blocks"],
+    *,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int = 1,
+    num_local: int = 2,
     start: int = 0,
-) -> Tensor:
+) -> Int[Tensor, "B G T n"]:
     """The n best legal blocks of each query, forced ones first, whatever made the score (Eq. 11).
 
-    Shapes: score (B, G, T, blocks) -> ids (B, G, T, n) int32, ascending, then -1 where fewer
-    blocks than n have begun. Ties go to the lower id.
+    int32, ascending, then -1 where fewer blocks than n have begun. Ties go to the lower id.
     Errors: ValueError or TypeError that names the argument.
     """
     require_int("select_block_size", select_block_size, at_least=1)
     require_int("start", start, at_least=0)
     require_counts(num_selected, num_initial, num_local)
-    _require_score(score, select_block_size, start)
+    require_score(score, select_block_size, start)
     positions = torch.arange(start, start + score.shape[2], device=score.device)
     blocks = score.shape[3]
     legal = visible_select_blocks(positions, blocks, select_block_size)
@@ -92,58 +107,84 @@ def choose_blocks(
     # The best n may hold blocks that start after t when few are legal: mask them again.
     chosen = order.masked_fill(~legal.expand_as(rank).gather(-1, order), blocks)
     ids = chosen.sort(dim=-1).values
-    ids = torch.nn.functional.pad(ids, (0, num_selected - ids.shape[-1]), value=blocks)
+    ids = pad(ids, (0, num_selected - ids.shape[-1]), value=blocks)
     return ids.masked_fill(ids == blocks, -1).int()
 
 
-def select_blocks(
-    q: Tensor, k: Tensor, lse: Tensor, *,
-    block_size: int, stride: int, select_block_size: int, num_selected: int,
-    num_initial: int = 1, num_local: int = 2, scale: float | None = None, start: int = 0,
-) -> Tensor:
+def select_blocks(  # noqa: PLR0913  the paper's sizes
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    lse: Float[Tensor, "B H T"],
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int = 1,
+    num_local: int = 2,
+    scale: float | None = None,
+    start: int = 0,
+) -> Int[Tensor, "B G T n"]:
     """The selection blocks each query reads, one set per group of heads (Eq. 8-11).
 
-    Shapes: q (B, H, T, D), compressed k (B, G, N, D), lse (B, H, T) of the compressed branch
-    -> ids (B, G, T, n) int32, ascending, then -1. Not differentiable.
+    k and lse are the compressed branch's. int32, ascending, then -1. Not differentiable.
     Errors: ValueError or TypeError that names the argument.
     """
     importance = block_importance(
-        q, k, lse, block_size=block_size, stride=stride, select_block_size=select_block_size,
-        scale=scale, start=start,
+        q,
+        k,
+        lse,
+        block_size=block_size,
+        stride=stride,
+        select_block_size=select_block_size,
+        scale=scale,
+        start=start,
     )
     return choose_blocks(
-        importance, select_block_size=select_block_size, num_selected=num_selected,
-        num_initial=num_initial, num_local=num_local, start=start,
+        importance,
+        select_block_size=select_block_size,
+        num_selected=num_selected,
+        num_initial=num_initial,
+        num_local=num_local,
+        start=start,
     )
 
 
 def selected_attention(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, *,
-    select_block_size: int, scale: float | None = None, start: int = 0,
-) -> Tensor:
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S Dv"],
+    ids: Int[Tensor, "B G T n"],
+    *,
+    select_block_size: int,
+    scale: float | None = None,
+    start: int = 0,
+) -> Float[Tensor, "B H T Dv"]:
     """Attention to the raw tokens of the selected blocks, causal inside the own block (Eq. 12).
 
-    Shapes: q (B, H, T, D), k (B, G, S, D), v (B, G, S, Dv), ids (B, G, T, n) int, -1 is padding
-    -> out (B, H, T, Dv). Memory grows with T n l', not T x T.
+    An id of -1 is padding. Memory grows with T n l', not T x T.
     Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
     require_keys_for_every_query(q, k, start)
     require_int("select_block_size", select_block_size, at_least=1)
-    _require_ids(ids, q, k, select_block_size, start)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    require_ids(ids, q, k, select_block_size, start)
+    scale = scale_of(scale, q.shape[3])
     return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 
 
 def attend_to_blocks(
-    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, scale: float | Tensor, select_block_size: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    scale: float | Float[Tensor, "B G T 1 keys"],
+    select_block_size: int,
     start: int,
 ) -> Tensor:
-    """selected_attention without its checks; the scale may differ from key to key.
-
-    Shapes: scale a number or (B, G, T, 1, n l').
-    """
-    keys, values = (gather_blocks(x, ids, select_block_size) for x in (k, v))
+    """selected_attention without its checks; the scale may differ from key to key (keys = n l')."""
+    keys = gather_blocks(k, ids, select_block_size)
+    values = gather_blocks(v, ids, select_block_size)
     mask = selected_mask(ids, query_positions(q, start), select_block_size)
     q = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
     # Keys first: their gradient then has the gathered layout, which saves a copy of all blocks.
@@ -153,56 +194,23 @@ def attend_to_blocks(
     return out.to(v.dtype)
 
 
-def gather_blocks(x: Tensor, ids: Tensor, select_block_size: int) -> Tensor:
-    """The tokens of each query's blocks, side by side; -1 reads block 0, to be masked.
-
-    Shapes: x (B, G, S, D), ids (B, G, T, n) -> (B, G, T, n l', D).
-    """
+def gather_blocks(
+    x: Float[Tensor, "B G S D"], ids: Int[Tensor, "B G T n"], select_block_size: int
+) -> Float[Tensor, "B G T keys D"]:
+    """The tokens of each query's blocks, keys = n l' of them; -1 reads block 0, to be masked."""
     batch, groups, length, width = x.shape
     blocks = num_select_blocks(length, select_block_size)
-    x = torch.nn.functional.pad(accurate(x), (0, 0, 0, blocks * select_block_size - length))
+    x = pad(accurate(x), (0, 0, 0, blocks * select_block_size - length))
     table = x.reshape(-1, select_block_size * width)  # one row a block, of every batch and group
     row = torch.arange(batch * groups, device=x.device).view(batch, groups, 1, 1) * blocks
-    rows = torch.nn.functional.embedding(ids.long().clamp(min=0) + row, table)
+    rows = embedding(ids.long().clamp(min=0) + row, table)
     return rows.view(batch, groups, ids.shape[2], -1, width)
 
 
-def selected_mask(ids: Tensor, positions: Tensor, select_block_size: int) -> Tensor:
-    """Which of the gathered tokens a query may read: real blocks, tokens up to its own.
-
-    Shapes: ids (B, G, T, n), positions (T,) -> bool (B, G, T, n l').
-    """
+def selected_mask(
+    ids: Int[Tensor, "B G T n"], positions: Int[Tensor, " T"], select_block_size: int
+) -> Bool[Tensor, "B G T keys"]:
+    """Which of the gathered tokens a query may read: real blocks, tokens up to its own."""
     token = torch.arange(select_block_size, device=ids.device)
     token = ids[..., None] * select_block_size + token  # (B, G, T, n, l')
     return ((ids >= 0)[..., None] & (token <= positions[:, None, None])).flatten(-2)
-
-
-def _require_lse(lse: Tensor, q: Tensor) -> None:
-    require_float_tensor("lse", lse, "B, H, T")
-    require(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape),
-            f"must be (B, H, T) = {tuple(q.shape[:3])}")
-    require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
-
-
-def _require_score(score: Tensor, select_block_size: int, start: int) -> None:
-    require_float_tensor("score", score, "B, G, T, blocks")
-    shape, last = tuple(score.shape), start + score.shape[2]
-    require(shape[2] >= 1, "score.shape", shape, "must hold at least one query")
-    blocks = num_select_blocks(last, select_block_size)
-    require(shape[3] == blocks, "score.shape", shape,
-            f"{last} tokens lie in {blocks} blocks of {select_block_size}")
-
-
-def _require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, start: int) -> None:
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
-        got = getattr(ids, "dtype", type(ids).__name__)
-        raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
-    expected = (k.shape[0], k.shape[1], q.shape[2])
-    require(ids.dim() == 4 and ids.shape[:3] == expected, "ids.shape", tuple(ids.shape),
-            f"must be (B, G, T, n) with (B, G, T) = {expected}")
-    require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
-    if ids.numel():
-        last = num_select_blocks(start + q.shape[2], select_block_size) - 1
-        low, high = int(ids.min()), int(ids.max())
-        require(low >= -1 and high <= last, "ids", f"{low} .. {high}",
-                f"must lie in -1 .. {last}, the blocks of this sequence")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nsa_lite import (
+    Cache,
     DecoderLM,
     DenseAttention,
     ModelConfig,
@@ -21,12 +22,25 @@ from nsa_lite import (
     selected_attention,
     window_attention,
 )
-from nsa_lite.backend import operations
+from nsa_lite.backend import attention_of
 from nsa_lite.cost import cache_bytes, compression_flops, paper_tokens, sequence_cost, tokens_read
 from nsa_lite.rope import rotate
 
-INTS = ("dim", "heads", "kv_heads", "head_dim", "value_dim", "block_size", "stride",
-        "select_block_size", "num_selected", "num_initial", "num_local", "window", "rope_theta")
+INTS = (
+    "dim",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "value_dim",
+    "block_size",
+    "stride",
+    "select_block_size",
+    "num_selected",
+    "num_initial",
+    "num_local",
+    "window",
+    "rope_theta",
+)
 SMALL = NSAConfig.small()
 GEOMETRY = dict(block_size=4, stride=2)
 CHOICE = dict(**GEOMETRY, select_block_size=4, num_selected=3)
@@ -95,8 +109,6 @@ def test_config_fields_that_break_a_rule(changes, words):
         ({"vocab_size": 2.0}, TypeError, ("vocab_size = 2.0", "int", "float")),
         ({"vocab_size": 5, "layers": 0}, ValueError, ("layers = 0", "at least 1")),
         ({"vocab_size": 5, "layers": True}, TypeError, ("layers = True", "int", "bool")),
-        ({"vocab_size": 5, "attention": "flash"}, ValueError,
-         ("attention = 'flash'", "one of", "nsa")),
         ({"vocab_size": 5, "nsa": {"dim": 64}}, TypeError, ("nsa", "NSAConfig", "dict")),
     ],
 )
@@ -121,10 +133,16 @@ OPERATIONS = {
         ((q(), [1.0], v()), TypeError, ("k:", "torch.Tensor", "list")),
         ((q(), k(), 3), TypeError, ("v:", "torch.Tensor", "int")),
         ((q(dtype=torch.int64), k(), v()), TypeError, ("q.dtype = torch.int64", "floating")),
-        ((q(), k(dtype=torch.float16), v()), TypeError,
-         ("k.dtype = torch.float16", "q.dtype = torch.float32")),
-        ((q(), k(), v(dtype=torch.float64)), TypeError,
-         ("v.dtype = torch.float64", "q.dtype = torch.float32")),
+        (
+            (q(), k(dtype=torch.float16), v()),
+            TypeError,
+            ("k.dtype = torch.float16", "q.dtype = torch.float32"),
+        ),
+        (
+            (q(), k(), v(dtype=torch.float64)),
+            TypeError,
+            ("v.dtype = torch.float64", "q.dtype = torch.float32"),
+        ),
         ((q(), k(device="meta"), v()), ValueError, ("k.device = meta", "q.device = cpu")),
         ((q(), k(), v(device="meta")), ValueError, ("v.device = meta", "q.device = cpu")),
         ((q(4, 8, 6), k(), v()), ValueError, ("q.shape = (4, 8, 6)", "(B, H, T, D)")),
@@ -132,13 +150,18 @@ OPERATIONS = {
         ((q(), k(), v(2, 8, 3)), ValueError, ("v.shape = (2, 8, 3)", "(B, G, S, Dv)")),
         ((q(1, 4, 0, 6), k(), v()), ValueError, ("q.shape = (1, 4, 0, 6)", "at least one query")),
         ((q(1, 0, 8, 6), k(), v()), ValueError, ("q.shape = (1, 0, 8, 6)", "at least one")),
-        ((q(1, 4, 8, 0), k(1, 2, 8, 0), v()), ValueError,
-         ("q.shape = (1, 4, 8, 0)", "at least one")),
-        ((q(), k(2, 2, 8, 6), v(2, 2, 8, 3)), ValueError,
-         ("k.shape = (2, 2, 8, 6)", "batch", "1")),
+        (
+            (q(1, 4, 8, 0), k(1, 2, 8, 0), v()),
+            ValueError,
+            ("q.shape = (1, 4, 8, 0)", "at least one"),
+        ),
+        ((q(), k(2, 2, 8, 6), v(2, 2, 8, 3)), ValueError, ("k.shape = (2, 2, 8, 6)", "batch", "1")),
         ((q(), k(1, 2, 8, 4), v()), ValueError, ("k.shape = (1, 2, 8, 4)", "width", "6")),
-        ((q(), k(1, 3, 8, 6), v(1, 3, 8, 3)), ValueError,
-         ("q.shape = (1, 4, 8, 6)", "heads (4)", "multiple of k's heads (3)")),
+        (
+            (q(), k(1, 3, 8, 6), v(1, 3, 8, 3)),
+            ValueError,
+            ("q.shape = (1, 4, 8, 6)", "heads (4)", "multiple of k's heads (3)"),
+        ),
         ((q(), k(1, 0, 8, 6), v(1, 0, 8, 3)), ValueError, ("heads (4)", "k's heads (0)")),
         ((q(), k(), v(1, 1, 8, 3)), ValueError, ("v.shape = (1, 1, 8, 3)", "k's, (1, 2, 8)")),
         ((q(), k(), v(1, 2, 7, 3)), ValueError, ("v.shape = (1, 2, 7, 3)", "k's, (1, 2, 8)")),
@@ -165,16 +188,27 @@ def test_sizes_of_compressed_attention(name):
 
 
 def test_sizes_of_window_attention():
-    for name, value, error in (("window", 0, ValueError), ("window", 2.0, TypeError),
-                               ("window", True, TypeError), ("start", -1, ValueError),
-                               ("start", None, TypeError)):
+    for name, value, error in (
+        ("window", 0, ValueError),
+        ("window", 2.0, TypeError),
+        ("window", True, TypeError),
+        ("start", -1, ValueError),
+        ("start", None, TypeError),
+    ):
         with refused(error, f"{name} = {value}", "must be"):
             window_attention(q(), k(), v(), **{name: value})
 
 
 LSE = torch.zeros(1, 4, 8)
-ALL_SIZES = ("block_size", "stride", "select_block_size", "num_selected", "num_initial",
-             "num_local", "start")
+ALL_SIZES = (
+    "block_size",
+    "stride",
+    "select_block_size",
+    "num_selected",
+    "num_initial",
+    "num_local",
+    "start",
+)
 
 
 def score_and_choose(**sizes):
@@ -276,10 +310,16 @@ def test_sizes_of_selected_attention():
         (torch.zeros(1, 5, 63), ValueError, ("x.shape = (1, 5, 63)", "config.dim = 64")),
         (torch.zeros(5, 64), ValueError, ("x.shape = (5, 64)", "(B, T, C)")),
         (torch.zeros(1, 5, 64).long(), TypeError, ("x.dtype = torch.int64", "floating")),
-        (torch.zeros(1, 5, 64).double(), TypeError,
-         ("x.dtype = torch.float64", "weight.dtype = torch.float32")),
-        (torch.zeros(1, 5, 64, device="meta"), ValueError,
-         ("x.device = meta", "weight.device = cpu")),
+        (
+            torch.zeros(1, 5, 64).double(),
+            TypeError,
+            ("x.dtype = torch.float64", "weight.dtype = torch.float32"),
+        ),
+        (
+            torch.zeros(1, 5, 64, device="meta"),
+            ValueError,
+            ("x.device = meta", "weight.device = cpu"),
+        ),
         ([1.0], TypeError, ("x:", "torch.Tensor", "list")),
     ],
 )
@@ -298,11 +338,7 @@ def test_options_of_the_layers():
     with refused(ValueError, "backend = 'cuda'", "one of", "torch"):
         NSAttention(SMALL, backend="cuda")
     with refused(ValueError, "backend = None", "one of", "torch"):
-        operations(None, torch.device("cpu"))
-    with refused(ValueError, "routing = 'best'", "one of", "importance"):
-        NSAttention(SMALL, routing="best")
-    with refused(ValueError, "closed = ('local',)", "among", "compressed"):
-        NSAttention(SMALL, closed=("local",))
+        attention_of(None, torch.device("cpu"))
     for window, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with refused(error, f"window = {window}", "must be"):
             DenseAttention(SMALL, window=window)
@@ -343,7 +379,7 @@ def test_options_of_the_decoder():
         with refused(error, f"count = {count}", "must be"):
             generate(model, prompt, count)
     with refused(ValueError, "len(caches) = 1", "one for each of 2 layers"):
-        model(prompt, [{}])
+        model(prompt, [Cache()])
 
 
 def test_an_odd_width_cannot_be_rotated():

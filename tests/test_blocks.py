@@ -97,8 +97,10 @@ def test_the_overlap_matrix_counts_the_shared_tokens(length, geometry):
     size, stride, select = geometry
     rows, columns = num_compressed(length, size, stride), num_select_blocks(length, select)
     expected = [
-        [len(tokens_of(i, stride, size) & tokens_of(j, select, select)) / stride
-         for j in range(columns)]
+        [
+            len(tokens_of(i, stride, size) & tokens_of(j, select, select)) / stride
+            for j in range(columns)
+        ]
         for i in range(rows)
     ]
     overlap = overlap_in_strides(rows, columns, size, stride, select)

@@ -20,8 +20,19 @@ from nsa_lite.cost import (
 )
 
 PAPER = NSAConfig()
-TINY = NSAConfig(dim=8, heads=4, kv_heads=2, head_dim=6, value_dim=4, block_size=4, stride=2,
-                 select_block_size=4, num_selected=2, num_local=1, window=3)
+TINY = NSAConfig(
+    dim=8,
+    heads=4,
+    kv_heads=2,
+    head_dim=6,
+    value_dim=4,
+    block_size=4,
+    stride=2,
+    select_block_size=4,
+    num_selected=2,
+    num_local=1,
+    window=3,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,21 +62,29 @@ def keys_with_weight(attend, keys):
 )
 def test_tokens_read_counts_the_weights_that_the_operations_give(sizes):
     block, stride, select, chosen, window = sizes
-    config = NSAConfig.small(block_size=block, stride=stride, select_block_size=select,
-                             num_selected=chosen, window=window)
+    config = NSAConfig.small(
+        block_size=block,
+        stride=stride,
+        select_block_size=select,
+        num_selected=chosen,
+        window=window,
+    )
     torch.manual_seed(0)
     length = 43
     short = (length - block) // stride + 1
     q, k = torch.randn(2, 1, 1, length, 4, dtype=torch.float64)
     blocks = dict(block_size=block, stride=stride)
     lse = compressed_attention(q, k[:, :, :short], k[:, :, :short], **blocks)[1]
-    ids = select_blocks(q, k[:, :, :short], lse, **blocks, select_block_size=select,
-                        num_selected=chosen)
+    ids = select_blocks(
+        q, k[:, :, :short], lse, **blocks, select_block_size=select, num_selected=chosen
+    )
     counted = {
         "compressed": keys_with_weight(
-            lambda v: compressed_attention(q, k[:, :, :short], v, **blocks)[0], short),
+            lambda v: compressed_attention(q, k[:, :, :short], v, **blocks)[0], short
+        ),
         "selected": keys_with_weight(
-            lambda v: selected_attention(q, k, v, ids, select_block_size=select), length),
+            lambda v: selected_attention(q, k, v, ids, select_block_size=select), length
+        ),
         "window": keys_with_weight(lambda v: window_attention(q, k, v, window=window), length),
     }
     expected = [dict(zip(counted, row, strict=True)) for row in zip(*counted.values(), strict=True)]
@@ -97,7 +116,9 @@ def test_a_sequence_is_the_sum_of_its_queries_by_hand():
     assert sequence_cost(TINY, 5, "window").tokens == {"window": 1 + 2 + 3 + 3 + 3}
     nsa = sequence_cost(TINY, 5)
     assert nsa.tokens == {
-        "compressed": 0 + 0 + 0 + 1 + 1, "selected": 1 + 2 + 3 + 4 + 5, "window": 12,
+        "compressed": 0 + 0 + 0 + 1 + 1,
+        "selected": 1 + 2 + 3 + 4 + 5,
+        "window": 12,
     }
     assert nsa.flops == 29 * 4 * 20
     assert nsa.bytes == 29 * 2 * 2 * 10

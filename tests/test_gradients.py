@@ -6,6 +6,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from nsa_lite import (
+    Choice,
     NSAConfig,
     NSAttention,
     block_importance,
@@ -15,11 +16,19 @@ from nsa_lite import (
     selected_attention,
     window_attention,
 )
-from nsa_lite.routing import Choice
-from nsa_lite.selectors import ROUTINGS
 
-TINY = NSAConfig(dim=4, heads=2, kv_heads=1, head_dim=2, value_dim=3, block_size=2, stride=1,
-                 select_block_size=2, num_selected=3, window=3)
+TINY = NSAConfig(
+    dim=4,
+    heads=2,
+    kv_heads=1,
+    head_dim=2,
+    value_dim=3,
+    block_size=2,
+    stride=1,
+    select_block_size=2,
+    num_selected=3,
+    window=3,
+)
 
 
 def leaves(keys, length=9):
@@ -49,13 +58,13 @@ def test_gradcheck_selected_attention_with_the_set_frozen():
 
 
 @pytest.mark.parametrize("phi", ["mlp", "mean+mlp"])
-def test_gradcheck_the_layer_in_its_input_and_every_parameter(phi, monkeypatch):
+def test_gradcheck_the_layer_in_its_input_and_every_parameter(phi):
     torch.manual_seed(0)
     layer = NSAttention(NSAConfig(**{**TINY.as_dict(), "phi": phi})).double()
     x = torch.randn(1, 9, 4, dtype=torch.float64, requires_grad=True)
     ids = layer(x, return_trace=True)[1].ids
     assert (ids[0, 0, 8] >= 0).sum() == 3  # of the 5 blocks begun
-    monkeypatch.setitem(ROUTINGS, "importance", lambda known: Choice(ids))
+    layer.choose = lambda known: Choice(ids)
     names = [name for name, _ in layer.named_parameters()]
 
     def run(x, *parameters):
@@ -74,8 +83,8 @@ def backward(layer, length=21):
 def shut(layer, branch):
     """Close one branch's gate in every head: sigmoid(-1000) is exactly 0."""
     with torch.no_grad():
-        layer.gate[-1].weight[branch::3] = 0
-        layer.gate[-1].bias[branch::3] = -1000
+        layer.gate.mlp[-1].weight[branch::3] = 0
+        layer.gate.mlp[-1].bias[branch::3] = -1000
 
 
 def test_phi_learns_through_the_compressed_gate_only():
@@ -104,7 +113,7 @@ def test_no_gradient_is_nan_when_rows_see_nothing(length, closed):
         x, y = backward(layer, length)
     gradients = [p.grad for p in layer.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in (x.grad, y, *gradients))
-    assert layer.gate[0].weight.grad.abs().max() > 0
+    assert layer.gate.mlp[0].weight.grad.abs().max() > 0
 
 
 def test_no_gradient_passes_the_choice():

@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import nsa_lite
 from nsa_lite import (
-    ATTENTIONS,
     BRANCHES,
+    Cache,
     DecoderLM,
     ModelConfig,
     NSAConfig,
@@ -19,18 +18,30 @@ from nsa_lite import (
     generate,
     loops,
 )
-from nsa_lite.backend import operations
+from nsa_lite.backend import attention_of
+from nsa_lite.nsa import nsa_attention
+from nsa_lite.rivals.attentions import ATTENTIONS
+from nsa_lite.rivals.rules import block_mass
 from nsa_lite.rope import rotate
-from nsa_lite.routing import block_mass
 
-SMALL = NSAConfig(dim=12, heads=4, kv_heads=2, head_dim=4, value_dim=3, block_size=4, stride=2,
-                  select_block_size=4, num_selected=4, window=5)
+SMALL = NSAConfig(
+    dim=12,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    value_dim=3,
+    block_size=4,
+    stride=2,
+    select_block_size=4,
+    num_selected=4,
+    window=5,
+)
 LENGTH = 27  # more than n l' = 16, and a multiple of nothing
 
 
 def attention(kind="nsa"):
     torch.manual_seed(0)
-    return ATTENTIONS[kind](SMALL).double()
+    return ATTENTIONS[kind].build(SMALL).double()
 
 
 def stream(length=LENGTH):
@@ -39,7 +50,7 @@ def stream(length=LENGTH):
 
 def decoder(kind="nsa"):
     torch.manual_seed(0)
-    return DecoderLM(ModelConfig(vocab_size=11, attention=kind, nsa=SMALL)).double()
+    return DecoderLM(ModelConfig(vocab_size=11, nsa=SMALL), ATTENTIONS[kind].build).double()
 
 
 def turned(x, positions):
@@ -68,8 +79,9 @@ def heads_of(x, weight, width):
 def test_rope_turns_pairs_as_complex_numbers_do():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 20, 6, dtype=torch.float64)
-    torch.testing.assert_close(rotate(x, torch.arange(20)), turned(x, range(20)),
-                               rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        rotate(x, torch.arange(20)), turned(x, range(20)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_rope_scores_depend_on_the_distance_only():
@@ -105,7 +117,7 @@ def test_the_layer_is_equation_5_over_the_three_branches():
     assert torch.equal(trace.ids, ids)
     for name, expected in zip(BRANCHES, (out_c, out_s, out_w), strict=True):
         torch.testing.assert_close(trace.outputs[name], expected, **near)
-    gate = torch.sigmoid(layer.gate(x)).reshape(2, LENGTH, 4, 3)  # (B, T, H, branch)
+    gate = torch.sigmoid(layer.gate.mlp(x)).reshape(2, LENGTH, 4, 3)  # (B, T, H, branch)
     torch.testing.assert_close(trace.gates, gate.transpose(1, 2))
     mixed = torch.zeros(2, LENGTH, 4, 3, dtype=torch.float64)
     for branch, out in enumerate((out_c, out_s, out_w)):
@@ -115,7 +127,7 @@ def test_the_layer_is_equation_5_over_the_three_branches():
 
 
 def run_seeded(module, x):
-    torch.manual_seed(1)  # random routing draws the same blocks in every pass
+    torch.manual_seed(1)  # the random rule draws the same blocks in every pass
     return module(x)
 
 
@@ -141,7 +153,7 @@ def test_no_gradient_comes_from_a_later_token(kind):
 @pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
 @pytest.mark.parametrize("chunks", [[1] * LENGTH, [1, 2, 5, 19], [3, 4, 4, 9, 7], [26, 1]])
 def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
-    layer, x, cache = attention(kind).eval(), stream(), {}  # no exploring when decoding
+    layer, x, cache = attention(kind).eval(), stream(), Cache()  # no exploring when decoding
     y = torch.cat([layer(part, cache) for part in x.split(chunks, dim=1)], dim=1)
     torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
 
@@ -151,7 +163,7 @@ def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
 def test_the_newest_queries_alone_get_the_same_outputs(kind, last):
     layer, x = attention(kind).eval(), stream()
     torch.testing.assert_close(layer(x, last=last), layer(x)[:, -last:], rtol=1e-10, atol=1e-10)
-    cache = {}
+    cache = Cache()
     layer(x[:, :20], cache, last=1)  # the cache is whole whichever outputs are asked for
     torch.testing.assert_close(layer(x[:, 20:], cache), layer(x)[:, 20:], rtol=1e-10, atol=1e-10)
 
@@ -167,14 +179,19 @@ def test_the_trace_has_the_shapes_it_promises_and_no_gradient(length):
     assert trace.gates.shape == (2, 4, length, 3)
     assert [out.shape for out in trace.outputs.values()] == [(2, 4, length, 3)] * 3
     assert tuple(trace.outputs) == BRANCHES
-    for tensor in (trace.ids, trace.probabilities, trace.importance, trace.gates,
-                   *trace.outputs.values()):
+    for tensor in (
+        trace.ids,
+        trace.probabilities,
+        trace.importance,
+        trace.gates,
+        *trace.outputs.values(),
+    ):
         assert not tensor.requires_grad
 
 
 def test_gates_lie_between_0_and_1_and_do_not_sum_to_1():
     gates = attention()(3 * stream(), return_trace=True)[1].gates
-    assert 0 < gates.min() and gates.max() < 1
+    assert gates.min() > 0 and gates.max() < 1
     assert (gates.sum(-1) - 1).abs().max() > 0.1
     assert gates.std(dim=1).max() > 0.01  # each head has its own
 
@@ -185,14 +202,14 @@ def test_without_selection_the_selected_branch_is_exactly_0():
     assert (trace.ids == -1).all()
 
 
-def test_random_routing_follows_the_seed_and_keeps_the_forced_blocks():
+def test_random_blocks_follow_the_seed_and_keep_the_forced_blocks():
     layer, x = attention("nsa-random"), stream()
     assert torch.equal(run_seeded(layer, x), run_seeded(layer, x))
     sets = {tuple(layer(x, return_trace=True)[1].ids[0, 0, -1].tolist()) for _ in range(30)}
     assert sets == {(0, j, 5, 6) for j in (1, 2, 3, 4)}  # query 26: one initial, two local
 
 
-def test_oracle_routing_chooses_the_blocks_that_dense_attention_weighs_most():
+def test_the_oracle_chooses_the_blocks_that_dense_attention_weighs_most():
     layer, x = attention("nsa-oracle"), stream()
     ids = layer(x, return_trace=True)[1].ids
     q = turned(heads_of(x, layer.query.weight, 4), range(LENGTH))
@@ -239,9 +256,13 @@ def test_the_newest_positions_alone_get_the_same_logits_and_gradients(kind, last
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("last, message", [
-    (0, "last = 0: must be at least 1"), (28, "last = 28: must not exceed the 27 tokens of x"),
-])
+@pytest.mark.parametrize(
+    "last, message",
+    [
+        (0, "last = 0: must be at least 1"),
+        (28, "last = 28: must not exceed the 27 tokens of x"),
+    ],
+)
 def test_more_newest_positions_than_there_are_is_an_error(last, message):
     for kind in ("nsa", "dense"):
         with pytest.raises(ValueError, match=message):
@@ -278,8 +299,8 @@ def test_a_state_dict_carries_the_whole_model():
 
 
 def test_auto_and_torch_are_the_reference_on_a_cpu():
-    assert operations("auto", torch.device("cpu")) is nsa_lite
-    assert operations("torch", torch.device("cuda")) is nsa_lite
+    assert attention_of("auto", torch.device("cpu")) is nsa_attention
+    assert attention_of("torch", torch.device("cuda")) is nsa_attention
 
 
 def pretend_kernels(monkeypatch, **contents):
@@ -291,15 +312,15 @@ def pretend_kernels(monkeypatch, **contents):
 
 
 def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
-    kernels = pretend_kernels(monkeypatch, selected_attention=print)
-    assert operations("auto", torch.device("cuda")) is kernels
-    assert operations("auto", torch.device("cpu")) is nsa_lite
-    assert operations("triton", torch.device("cpu")) is kernels
+    pretend_kernels(monkeypatch, nsa_attention=print)
+    assert attention_of("auto", torch.device("cuda")) is print
+    assert attention_of("auto", torch.device("cpu")) is nsa_attention
+    assert attention_of("triton", torch.device("cpu")) is print
 
 
 def test_auto_is_the_reference_on_a_gpu_without_kernels(monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels", None)
-    assert operations("auto", torch.device("cuda")) is nsa_lite
+    assert attention_of("auto", torch.device("cuda")) is nsa_attention
 
 
 def test_triton_without_kernels_says_what_to_do(monkeypatch):

@@ -29,8 +29,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no module `resource`")
 def test_the_papers_block_sizes_at_4096_tokens_stay_within_6_gib():
     root = str(Path(__file__).parents[1])
-    run = subprocess.run([sys.executable, "-c", FULL_SIZE], capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": root}, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_SIZE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr
     peak = float(run.stdout)
     assert 0.5 < peak < 6, f"peak memory {peak:.2f} GiB"
@@ -60,8 +65,9 @@ def largest(attend):
 
 
 def test_selection_makes_no_tensor_of_t_by_t():
-    ids = choose_blocks(torch.rand(1, 1, LENGTH, LENGTH // BLOCK), select_block_size=BLOCK,
-                        num_selected=COUNT)
+    ids = choose_blocks(
+        torch.rand(1, 1, LENGTH, LENGTH // BLOCK), select_block_size=BLOCK, num_selected=COUNT
+    )
     numel = largest(lambda *qkv: selected_attention(*qkv, ids, select_block_size=BLOCK))
     assert numel == LENGTH * COUNT * BLOCK * WIDTH < T_BY_T  # the gathered keys, or values
 

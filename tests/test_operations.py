@@ -36,17 +36,30 @@ def cases(draw, longest=24):
     block = draw(st.integers(1, 3))
     select = draw(st.integers(block, 5))
     sizes = dict(
-        batch=draw(st.integers(1, 3)), groups=draw(st.integers(1, 2)),
-        heads=draw(st.integers(1, 16)), length=draw(st.integers(1, longest)),
-        width=draw(st.integers(1, 5)), value=draw(st.integers(1, 5)),
+        batch=draw(st.integers(1, 3)),
+        groups=draw(st.integers(1, 2)),
+        heads=draw(st.integers(1, 16)),
+        length=draw(st.integers(1, longest)),
+        width=draw(st.integers(1, 5)),
+        value=draw(st.integers(1, 5)),
     )
     blocks = dict(block_size=block * stride, stride=stride)
     scale = draw(st.sampled_from([None, 0.0, 0.7]))
     return sizes, blocks, select * stride, scale, draw(st.integers(0, 999))
 
 
-def tensors(seed=0, *, batch=2, groups=2, heads=3, length=23, keys=None, width=4, value=3,
-            dtype=torch.float64):
+def tensors(  # noqa: PLR0913  one for each size
+    seed=0,
+    *,
+    batch=2,
+    groups=2,
+    heads=3,
+    length=23,
+    keys=None,
+    width=4,
+    value=3,
+    dtype=torch.float64,
+):
     """q, k, v with strides of three other kinds than contiguous; `heads` is R, per group."""
     make = torch.Generator().manual_seed(seed)
     keys = length if keys is None else keys
@@ -95,11 +108,20 @@ def test_block_importance_equals_its_loop(case):
 def test_choose_blocks_equals_its_loop(case, initial, local, free):
     sizes, _, select, _, seed = case
     blocks = num_select_blocks(sizes["length"], select)
-    score = torch.rand(sizes["batch"], sizes["groups"], sizes["length"], blocks,
-                       generator=torch.Generator().manual_seed(seed))
+    score = torch.rand(
+        sizes["batch"],
+        sizes["groups"],
+        sizes["length"],
+        blocks,
+        generator=torch.Generator().manual_seed(seed),
+    )
     score = (score * 4).round()  # many ties
-    choice = dict(select_block_size=select, num_selected=max(1, initial + local + free),
-                  num_initial=initial, num_local=local)
+    choice = dict(
+        select_block_size=select,
+        num_selected=max(1, initial + local + free),
+        num_initial=initial,
+        num_local=local,
+    )
     assert torch.equal(choose_blocks(score, **choice), loops.choose_blocks(score, **choice))
 
 
@@ -109,8 +131,13 @@ def test_selected_attention_equals_its_loop(case, count):
     sizes, _, select, scale, seed = case
     qkv = tensors(seed, **sizes)
     blocks = num_select_blocks(sizes["length"], select)
-    order = torch.rand(sizes["batch"], sizes["groups"], sizes["length"], blocks + count,
-                       generator=torch.Generator().manual_seed(seed)).argsort(-1)[..., :count]
+    order = torch.rand(
+        sizes["batch"],
+        sizes["groups"],
+        sizes["length"],
+        blocks + count,
+        generator=torch.Generator().manual_seed(seed),
+    ).argsort(-1)[..., :count]
     ids = order.masked_fill(order >= blocks, -1).int()  # any order, -1 anywhere, later blocks too
     expected = loops.selected_attention(*qkv, ids, select_block_size=select, scale=scale)
     close(selected_attention(*qkv, ids, select_block_size=select, scale=scale), expected)

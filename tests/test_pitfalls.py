@@ -33,8 +33,11 @@ def seed():
 def tensors(length=24, keys=None, dtype=torch.float64, heads=4, groups=2):
     """q (1, 4, T, 6), k (1, 2, S, 6), v (1, 2, S, 3): D and Dv differ."""
     keys = length if keys is None else keys
-    return (torch.randn(1, heads, length, 6).to(dtype), torch.randn(1, groups, keys, 6).to(dtype),
-            torch.randn(1, groups, keys, 3).to(dtype))
+    return (
+        torch.randn(1, heads, length, 6).to(dtype),
+        torch.randn(1, groups, keys, 6).to(dtype),
+        torch.randn(1, groups, keys, 3).to(dtype),
+    )
 
 
 def selection(length=24):
@@ -148,8 +151,9 @@ def test_07_index_minus_1_reads_the_last_block():
         assert torch.equal(attend(other), attend(v))
 
     def unmasked(v):
-        rows = torch.cat([x.unflatten(2, (-1, 4))[:, :, ids[0, 0, 23]].flatten(2, 3)
-                          for x in (k, v)], dim=-1)
+        rows = torch.cat(
+            [x.unflatten(2, (-1, 4))[:, :, ids[0, 0, 23]].flatten(2, 3) for x in (k, v)], dim=-1
+        )
         return F.scaled_dot_product_attention(q, rows[..., :6], rows[..., 6:], enable_gqa=True)
 
     check(lambda v: selected_attention(q, k, v, ids, select_block_size=4))
@@ -189,8 +193,7 @@ def operations():
     ids = selection().clone()
     return {
         "window": lambda *qkv, **more: window_attention(*qkv, window=5, **more),
-        "selected": lambda *qkv, **more: selected_attention(
-            *qkv, ids, select_block_size=4, **more),
+        "selected": lambda *qkv, **more: selected_attention(*qkv, ids, select_block_size=4, **more),
         "compressed": lambda *qkv, **more: compressed_attention(*qkv, **BLOCKS, **more)[0],
     }
 
@@ -223,8 +226,9 @@ def test_10_the_backward_is_the_same_in_every_run(name):
             assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
 
     def as_atomics():  # each query adds its part, in whatever order they arrive
-        parts = [gradients(lambda *qkv, t=t: attend(*qkv)[:, :, t], inputs)
-                 for t in torch.randperm(24)]
+        parts = [
+            gradients(lambda *qkv, t=t: attend(*qkv)[:, :, t], inputs) for t in torch.randperm(24)
+        ]
         return [sum(x) for x in zip(*parts, strict=True)]
 
     check(lambda: gradients(attend, inputs))
@@ -283,8 +287,10 @@ def test_14_w_keys_in_prefill_and_in_decode():
         assert decode == prefill
 
     def decode(window):
-        return [keys_read(q[:, :, t : t + 1], k[:, :, : t + 1], window=window, start=t)[0]
-                for t in range(24)]
+        return [
+            keys_read(q[:, :, t : t + 1], k[:, :, : t + 1], window=window, start=t)[0]
+            for t in range(24)
+        ]
 
     check(keys_read(q, k, window=5), decode(5))
     rejected(lambda wrong: check(wrong, decode(5)), keys_read(q, k, window=6))
@@ -306,8 +312,10 @@ def test_15_n_is_not_rounded_to_a_power_of_two(count):
 @pytest.mark.parametrize("widths", [(6, 3), (2, 5)])
 def test_16_keys_and_values_may_differ_in_width(widths):
     width, value = widths
-    q, k, v = (torch.randn(shape, dtype=torch.float64)
-               for shape in ((1, 4, 24, width), (1, 2, 24, width), (1, 2, 24, value)))
+    q, k, v = (
+        torch.randn(shape, dtype=torch.float64)
+        for shape in ((1, 4, 24, width), (1, 2, 24, width), (1, 2, 24, value))
+    )
     for attend in operations().values():
         dk, dv = gradients(attend, (q, k, v))
         assert attend(q, k, v).shape == (1, 4, 24, value)

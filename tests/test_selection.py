@@ -19,8 +19,9 @@ def choices(draw):
     count = draw(st.integers(max(1, initial + local), 12))
     make = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     score = torch.randint(0, 4, (1, 1, length, -(-length // size)), generator=make).float()
-    return score, dict(select_block_size=size, num_selected=count, num_initial=initial,
-                       num_local=local)
+    return score, dict(
+        select_block_size=size, num_selected=count, num_initial=initial, num_local=local
+    )
 
 
 def rows(score, choice):
@@ -67,7 +68,8 @@ def test_the_free_places_go_to_the_highest_scores_ties_to_the_lower_id(case):
     for t, chosen, _ in rows(score, choice):
         own = t // choice["select_block_size"]
         free = [
-            j for j in range(own + 1)
+            j
+            for j in range(own + 1)
             if j >= choice["num_initial"] and j <= own - choice["num_local"]
         ]
         ranked = sorted(free, key=lambda j: (-score[0, 0, t, j].item(), j))

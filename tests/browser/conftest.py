@@ -27,8 +27,11 @@ def chromium():
 
     found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     if found is None:
-        pytest.exit("There is no Chromium here: install it (on Debian: apt install chromium), "
-                    "then run make test-browser again.", returncode=1)
+        pytest.exit(
+            "There is no Chromium here: install it (on Debian: apt install chromium), "
+            "then run make test-browser again.",
+            returncode=1,
+        )
     arguments = ["--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")  # Chromium's own sandbox refuses to run as root

@@ -2,8 +2,8 @@
 
 import torch
 
-from nsa_lite import plots
-from nsa_lite.explorer.sequence import TracedSequence
+from nsa_lite.show import plots
+from nsa_lite.show.explorer.sequence import TracedSequence
 
 KINDS = ("masked", "unused", "selected", "forced")
 GROUNDS = {"masked": "#FFFFFF", "unused": "#F2F2F2", "selected": "#0072B2", "forced": "#E69F00"}
@@ -40,8 +40,13 @@ def map_kinds(page, sequence: TracedSequence, t: int) -> list[str]:
     wide = (size[0] - left - right) / sequence.blocks
     tall = (size[1] - top - bottom) / sequence.queries
     y = top + (t - sequence.start) * tall
-    return kinds_at(canvas, [(left + j * wide + 1, y + 0.2 * tall, wide - 2, max(1, 0.6 * tall))
-                             for j in range(sequence.blocks)])
+    return kinds_at(
+        canvas,
+        [
+            (left + j * wide + 1, y + 0.2 * tall, wide - 2, max(1, 0.6 * tall))
+            for j in range(sequence.blocks)
+        ],
+    )
 
 
 def strip_kinds(page, sequence: TracedSequence) -> list[str]:

@@ -1,4 +1,4 @@
-"""Notebook 13 in JupyterLab, in a real browser: run, moved, heard from Python, and read unrun."""
+"""Notebook 14 in JupyterLab, in a real browser: run, moved, heard from Python, and read unrun."""
 
 import json
 import os
@@ -13,11 +13,11 @@ import urllib.request
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from nsa_lite.explorer import SelectionExplorer, load_traces
+from nsa_lite.show.explorer import SelectionExplorer, load_traces
 from tests.browser.conftest import ROOT, SCREENSHOTS
 from tests.browser.drawn import strip_kinds, true_kinds
 
-NOTEBOOK = "13_see_the_selection.ipynb"
+NOTEBOOK = "14_see_the_selection.ipynb"
 # A notebook's cells are all in the page, also those out of sight; and no news pop up.
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
 NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -39,9 +39,12 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
-        **os.environ, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
-        "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data"),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "PYTHONPATH": str(ROOT),
+        **os.environ,
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "PYTHONPATH": str(ROOT),
     }
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(
@@ -86,10 +89,12 @@ def run(page):
     """The notebook, run from the top; its explorers, in order."""
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
     page.wait_for_function(
-        "window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
+        "window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
+    )
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(
-        "[...document.querySelectorAll('.nsa-explorer')].filter((e) => e.explorer).length === 3")
+        "[...document.querySelectorAll('.nsa-explorer')].filter((e) => e.explorer).length === 3"
+    )
     return page.locator(".nsa-explorer")
 
 
@@ -103,7 +108,9 @@ class In:
         """Wait until the sentence is what it should be."""
         self.page.wait_for_function(
             "([root, where, words]) => root.querySelector(where).textContent === words",
-            arg=[self.root.element_handle(), where, expected], timeout=10_000)
+            arg=[self.root.element_handle(), where, expected],
+            timeout=10_000,
+        )
 
     def slide(self, name: str, key: str) -> None:
         self.root.get_by_label(name, exact=True).press(key)
@@ -121,8 +128,9 @@ def kernel(folder) -> BlockingKernelClient:
 def value(client: BlockingKernelClient, expression: str) -> object:
     """What an expression is in the kernel."""
     asked = {"x": f"__import__('json').dumps({expression})"}
-    reply = client.execute_interactive("", user_expressions=asked, timeout=30,
-                                       output_hook=lambda _: None)
+    reply = client.execute_interactive(
+        "", user_expressions=asked, timeout=30, output_hook=lambda _: None
+    )
     shown = reply["content"]["user_expressions"]["x"]
     assert shown["status"] == "ok", shown
     return json.loads(eval(shown["data"]["text/plain"]))
@@ -174,14 +182,21 @@ def test_every_control_reaches_its_ends_and_python_sees_it(run, page, lab):
 
 
 def test_keys_move_the_query_and_leave_the_notebook_alone(run, page, lab):
-    here, client = In(page, run.nth(1)), kernel(lab[1])
+    here = In(page, run.nth(1))
+    client = kernel(lab[1])
     active = "window.jupyterapp.shell.currentWidget.content.activeCellIndex"
     at_map = here.locator(".nsa-map")
     at_map.click(position={"x": 100, "y": 100})
     cells = "window.jupyterapp.shell.currentWidget.content.widgets.length"
-    count, cell = page.evaluate(cells), page.evaluate(active)
-    for key, query in (("Home", 0), ("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1),
-                       ("End", 103)):
+    count = page.evaluate(cells)
+    cell = page.evaluate(active)
+    for key, query in (
+        ("Home", 0),
+        ("ArrowDown", 1),
+        ("ArrowDown", 2),
+        ("ArrowUp", 1),
+        ("End", 103),
+    ):
         at_map.press(key)
         here.says(value(client, f"recall.describe({query})"))
     for key in ("a", "b", "d", "d"):  # JupyterLab's own: new cells, and away with one

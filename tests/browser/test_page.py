@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
-from nsa_lite.explorer import SelectionExplorer, load_traces
+from nsa_lite.rivals.attentions import ATTENTIONS
+from nsa_lite.show.explorer import SelectionExplorer, load_traces
 from tests.browser.conftest import ROOT, SCREENSHOTS
 from tests.browser.drawn import map_kinds, strip_kinds, true_kinds
 
+SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 AXE = ROOT / ".venv/axe/node_modules/axe-core/axe.min.js"
 READY = "document.querySelector('.nsa-explorer')?.explorer && true"
 
@@ -28,7 +30,7 @@ def two_layers():
 
 @pytest.fixture(scope="module")
 def recall():
-    """The recorded run of notebook 13: eleven checkpoints, sixteen questions."""
+    """The recorded run of notebook 14: eleven checkpoints, sixteen questions."""
     return SelectionExplorer(load_traces(ROOT / "notebooks/recorded/selection_recall.npz")[0])
 
 
@@ -37,7 +39,8 @@ def opened(chromium, tmp_path):
     """A function that saves an explorer and opens the file, offline; no error may be logged."""
     context = chromium.new_context(viewport={"width": 1100, "height": 860})
     context.set_offline(True)
-    problems, asked = [], []
+    problems = []
+    asked = []
     context.on("request", lambda request: asked.append(request.url))
 
     def open_page(explorer, **options):
@@ -80,7 +83,8 @@ def settled(page) -> None:
 
 
 def test_the_map_and_the_strip_show_the_trace(opened, two_layers):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     for layer, group in ((0, 0), (0, 1), (1, 0), (1, 1)):
         for name, value in (("layer", layer), ("group", group)):
             slide(page, name, "End" if value else "Home")
@@ -89,25 +93,30 @@ def test_the_map_and_the_strip_show_the_trace(opened, two_layers):
         settled(page)
         focus = page.evaluate("document.querySelector('.nsa-explorer').explorer.view.focus")
         for t in range(3, s.length, 4):
-            drawn, true = map_kinds(page, s, t), true_kinds(s, ids[t], t)
+            drawn = map_kinds(page, s, t)
+            true = true_kinds(s, ids[t], t)
             assert [x for j, x in enumerate(drawn) if j != focus] == [
-                x for j, x in enumerate(true) if j != focus], (layer, group, t)
+                x for j, x in enumerate(true) if j != focus
+            ], (layer, group, t)
         for t in (0, 1, 40, 77, 111):
-            page.evaluate("([t]) => document.querySelector('.nsa-explorer').explorer"
-                          ".choose('query', t)", [t])
+            page.evaluate(
+                "([t]) => document.querySelector('.nsa-explorer').explorer.choose('query', t)", [t]
+            )
             settled(page)
             assert strip_kinds(page, s) == true_kinds(s, ids[t], t), (layer, group, t)
 
 
 @pytest.mark.parametrize("n", [3, 4, 7, 14])
 def test_another_n_is_drawn_as_choose_blocks_chooses(opened, two_layers, n):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     importance = s.checkpoints[""][0].importance[:, :1]
     ids = choose_blocks(importance, select_block_size=8, num_selected=n)[0, 0]
     page.evaluate("([n]) => document.querySelector('.nsa-explorer').explorer.choose('n', n)", [n])
     for t in (20, 50, 83, 111):
-        page.evaluate("([t]) => document.querySelector('.nsa-explorer').explorer"
-                      ".choose('query', t)", [t])
+        page.evaluate(
+            "([t]) => document.querySelector('.nsa-explorer').explorer.choose('query', t)", [t]
+        )
         settled(page)
         assert strip_kinds(page, s) == true_kinds(s, ids[t], t)
     own = set(two_layers.selected(111))
@@ -118,23 +127,54 @@ def test_another_n_is_drawn_as_choose_blocks_chooses(opened, two_layers, n):
 
 
 def test_the_page_says_what_python_says(opened, two_layers, recall):
-    for e, views in ((two_layers, [(0, 0, 0, 5), (0, 1, 1, 5), (0, 1, 0, 8)]),
-                     (recall, [(0, 0, 0, 6), (10, 0, 0, 6), (4, 0, 0, 4)])):
+    for e, views in (
+        (two_layers, [(0, 0, 0, 5), (0, 1, 1, 5), (0, 1, 0, 8)]),
+        (recall, [(0, 0, 0, 6), (10, 0, 0, 6), (4, 0, 0, 4)]),
+    ):
         page = opened(e)
         for checkpoint, layer, group, n in views:
             view = dict(checkpoint=checkpoint, layer=layer, group=group, n=n)
-            said = page.evaluate("""(view) => {
+            said = page.evaluate(
+                """(view) => {
                 const { trace } = document.querySelector('.nsa-explorer').explorer;
                 return Array.from({ length: trace.length }, (_, t) => trace.describe(view, t));
-            }""", view)
+            }""",
+                view,
+            )
             e.checkpoint, e.layer, e.group, e.n = checkpoint, layer, group, n
             assert said == [e.describe(t) for t in range(e.sequence.length)]
         e.checkpoint, e.layer, e.group = len(e.sequence.checkpoints) - 1, 0, 0
         e.n = e.sequence.config.num_selected
 
 
+def test_blocks_that_another_rule_chose_are_drawn_and_said_as_traced(opened):
+    torch.manual_seed(0)
+    model = DecoderLM(SMALL_MODEL, ATTENTIONS["nsa-random"].build)
+    e = SelectionExplorer.of_model(model, "x = (y)\n" * 16)
+    page = opened(e)
+    s = e.sequence
+    view = dict(checkpoint=0, layer=0, group=1, n=5)
+    said = page.evaluate(
+        """(view) => {
+        const { trace } = document.querySelector('.nsa-explorer').explorer;
+        return Array.from({ length: trace.length }, (_, t) => trace.describe(view, t));
+    }""",
+        view,
+    )
+    e.group = 1
+    assert said == [e.describe(t) for t in range(s.length)]
+    slide(page, "group", "End")
+    settled(page)
+    ids = s.checkpoints[""][0].ids[0, 1]
+    assert strip_kinds(page, s) == true_kinds(s, ids[127], 127)
+    assert page.get_by_label("n", exact=True).is_disabled()
+    remark = page.locator(".nsa-remarks").text_content()
+    assert remark.startswith("these blocks were not chosen by their score")
+
+
 def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
-    page, s = opened(recall), recall.sequence
+    page = opened(recall)
+    s = recall.sequence
     block = s.answer_at // s.config.select_block_size
     for key, (trace,) in (("Home", s.checkpoints["step 0"]), ("End", s.checkpoints["step 1500"])):
         slide(page, "checkpoint", key)
@@ -145,22 +185,28 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
         assert strip_kinds(page, s) == true_kinds(s, trace.ids[0, 0, 103], 103)
     assert "answer in block 6: selected" in page.locator(".nsa-remarks").text_content()
     # The README's picture is a copy of this one: notebooks/explorer.png.
-    page.evaluate("document.querySelector('.nsa-explorer').explorer.look({ focus: 6 });"
-                  "document.activeElement.blur()")
+    page.evaluate(
+        "document.querySelector('.nsa-explorer').explorer.look({ focus: 6 });"
+        "document.activeElement.blur()"
+    )
     settled(page)
     assert "k9\u00b7v" in page.locator(".nsa-reader").text_content()  # the fact that is asked for
     page.locator(".nsa-explorer").screenshot(path=SCREENSHOTS / "explorer.png")
 
 
 def test_remarks_by_hand(opened, two_layers):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     importance = s.checkpoints[""][0].importance[0, 0, 111]
     free = importance[1:12].sort(descending=True)  # block 0, 12 and 13 are forced
     last, after = (int(free.indices[i]) + 1 for i in (1, 2))
     settled(page)
     remark = page.locator(".nsa-remarks").text_content()
-    numbers = re.search(r"lowest score selected: ([\d.e-]+) \(block (\d+)\); next: ([\d.e-]+) "
-                        r"\(block (\d+)\); margin ([\d.e-]+)", remark).groups()
+    numbers = re.search(
+        r"lowest score selected: ([\d.e-]+) \(block (\d+)\); next: ([\d.e-]+) "
+        r"\(block (\d+)\); margin ([\d.e-]+)",
+        remark,
+    ).groups()
     assert (int(numbers[1]), int(numbers[3])) == (last, after)
     assert float(numbers[0]) == pytest.approx(float(free.values[1]), rel=5e-3)
     margin = float(free.values[1] - free.values[2])
@@ -170,14 +216,16 @@ def test_remarks_by_hand(opened, two_layers):
 
 
 def test_tokens_are_readable_when_zoomed(opened, two_layers):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     blank = page.locator(".nsa-strip").screenshot()
     slide(page, "zoom", "End")
     settled(page)
     assert page.locator(".nsa-strip").screenshot(path=SCREENSHOTS / "zoomed.png") != blank
     box = page.locator(".nsa-reader").text_content()
     assert box == "block 13, tokens 104-111: " + "".join(s.tokens[104:]).replace(
-        " ", "\u00b7").replace("\n", "\u23ce")
+        " ", "\u00b7"
+    ).replace("\n", "\u23ce")
 
 
 # --- what one can do ---
@@ -186,9 +234,19 @@ def test_tokens_are_readable_when_zoomed(opened, two_layers):
 def test_keys_on_the_map(opened, two_layers):
     page = opened(two_layers)
     at_map = page.locator(".nsa-map")
-    for key, query in (("Home", 0), ("ArrowUp", 0), ("ArrowDown", 1), ("ArrowRight", 2),
-                       ("PageDown", 14), ("ArrowLeft", 13), ("PageUp", 1), ("End", 111),
-                       ("PageDown", 111), ("ArrowDown", 111), ("ArrowUp", 110)):
+    for key, query in (
+        ("Home", 0),
+        ("ArrowUp", 0),
+        ("ArrowDown", 1),
+        ("ArrowRight", 2),
+        ("PageDown", 14),
+        ("ArrowLeft", 13),
+        ("PageUp", 1),
+        ("End", 111),
+        ("PageDown", 111),
+        ("ArrowDown", 111),
+        ("ArrowUp", 110),
+    ):
         at_map.press(key)
         assert sentence(page) == two_layers.describe(query), key
         assert at_map.get_attribute("aria-valuenow") == str(query)
@@ -206,8 +264,15 @@ def test_keys_on_the_strip(opened, two_layers):
     page = opened(two_layers)
     strip = page.locator(".nsa-strip")
     chosen = two_layers.selected(111)
-    for key, block in (("Home", 0), (".", chosen[1]), (".", chosen[2]), (",", chosen[1]),
-                       ("ArrowRight", chosen[1] + 1), ("ArrowLeft", chosen[1]), ("End", 13)):
+    for key, block in (
+        ("Home", 0),
+        (".", chosen[1]),
+        (".", chosen[2]),
+        (",", chosen[1]),
+        ("ArrowRight", chosen[1] + 1),
+        ("ArrowLeft", chosen[1]),
+        ("End", 13),
+    ):
         strip.press(key)
         settled(page)
         assert strip.get_attribute("aria-valuenow") == str(block), key
@@ -301,8 +366,9 @@ def test_axe_finds_no_serious_violation(opened, recall):
     page = opened(recall)
     page.evaluate(AXE.read_text("utf-8"))
     found = page.evaluate("axe.run()")["violations"]
-    serious = [(x["id"], x["nodes"][0]["html"]) for x in found
-               if x["impact"] in ("serious", "critical")]
+    serious = [
+        (x["id"], x["nodes"][0]["html"]) for x in found if x["impact"] in ("serious", "critical")
+    ]
     assert not serious
 
 
@@ -321,8 +387,12 @@ def test_tokens_that_are_html_are_shown_and_never_run(opened):
     torch.manual_seed(0)
     model = DecoderLM(ModelConfig(256, 1, nsa=NSAConfig.small()))
     traces = model(torch.randint(256, (1, 40)), return_traces=True)[1]
-    evil = ["<script>document.title = 'run'</script>", "</script>", "<img src=x onerror=alert(1)>",
-            "&lt;b&gt;"]
+    evil = [
+        "<script>document.title = 'run'</script>",
+        "</script>",
+        "<img src=x onerror=alert(1)>",
+        "&lt;b&gt;",
+    ]
     page = opened(SelectionExplorer(traces, evil * 10), title="<i>safe</i>")
     assert page.title() == "<i>safe</i>" and page.locator("h1").text_content() == "<i>safe</i>"
     assert page.locator("img").count() == 0
@@ -342,7 +412,7 @@ def test_one_token_and_one_block(opened, two_layers, text):
 
 def test_nothing_selected_and_scores_that_are_no_numbers(opened):
     torch.manual_seed(0)
-    model = DecoderLM(ModelConfig(256, 1, "nsa-no-selection", NSAConfig.small()))
+    model = DecoderLM(SMALL_MODEL, ATTENTIONS["nsa-no-selection"].build)
     e = SelectionExplorer.of_model(model, "x" * 64)
     page = opened(e)
     assert sentence(page) == e.describe() and "selected none" in e.describe()

@@ -23,6 +23,7 @@ def judge():
 @pytest.fixture
 def caught(request):
     """Note how many of an exercise's planted wrong answers its check rejected by name."""
+
     def note(exercise, found: int, planted: int) -> None:
         request.config.stash[COUNTS][exercise] = (found, planted)
 

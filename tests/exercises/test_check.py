@@ -11,7 +11,7 @@ import torch
 
 from exercises import check, compare, hint
 from exercises.checking import judge
-from exercises.records import Case, Exercise, find, load
+from exercises.records import Case, Exercise, Mistake, find, load
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +50,16 @@ def test_the_line_for_a_right_answer(capsys):
 
 def test_the_line_for_a_wrong_answer(capsys):
     line = line_of(capsys, "02.1", lambda length, size, stride: (length - size) // stride + 1)
-    assert line == ("✗ 02.1 5 of 6 cases: a sequence too short for any block: 1 tokens, blocks of "
-                    "4 every 2: got -1, and no sequence has fewer than 0 blocks")
+    assert line == (
+        "✗ 02.1 5 of 6 cases: a sequence too short for any block: 1 tokens, blocks of "
+        "4 every 2: got -1, and no sequence has fewer than 0 blocks"
+    )
 
 
 def test_an_exercise_that_does_not_exist(capsys):
-    assert line_of(capsys, "02.9", right) == ("✗ 02.9 0 of 0 cases: there is no exercise '02.9'; "
-                                              "there are 02.1, 02.2, 02.3, 02.4")
+    assert line_of(capsys, "02.9", right) == (
+        "✗ 02.9 0 of 0 cases: there is no exercise '02.9'; there are 02.1, 02.2, 02.3, 02.4"
+    )
     assert "there is no exercise set '77'" in line_of(capsys, "77.1", right)
 
 
@@ -173,8 +176,9 @@ SHORT = 0.3
 
 
 def exercise(*cases: Case, seconds: float = SHORT) -> Exercise:
-    return Exercise("02.1", "a stand-in", "core", 10, lambda generator: list(cases), ("",) * 3,
-                    seconds)
+    return Exercise(
+        "02.1", "a stand-in", "core", 10, lambda generator: list(cases), ("",) * 3, seconds
+    )
 
 
 def busy(*arguments):
@@ -190,13 +194,17 @@ def stubborn(*arguments):
             return 1
 
 
-@pytest.mark.parametrize("answer", [busy, stubborn, lambda *x: time.sleep(30)],
-                         ids=["busy", "stubborn", "asleep"])
+@pytest.mark.parametrize(
+    "answer", [busy, stubborn, lambda *x: time.sleep(30)], ids=["busy", "stubborn", "asleep"]
+)
 def test_an_answer_that_does_not_end_is_stopped(answer):
-    begun, case = time.monotonic(), Case("quick", {"n": 1}, 1)
+    begun = time.monotonic()
+    case = Case("quick", {"n": 1}, 1)
     verdict = judge(exercise(case, case), answer)
-    assert verdict.line() == ("✗ 02.1 0 of 2 cases: quick: stopped after 0.3 seconds: does a loop "
-                              "never end, or do too much?")
+    assert verdict.line() == (
+        "✗ 02.1 0 of 2 cases: quick: stopped after 0.3 seconds: does a loop "
+        "never end, or do too much?"
+    )
     assert time.monotonic() - begun < 10
 
 
@@ -257,8 +265,9 @@ def test_the_seed_changes_the_numbers_but_not_the_cases():
 def test_hints_are_printed_one_at_a_time(capsys):
     for which in (1, 2, 3):
         hint("02.1", which)
-        assert capsys.readouterr().out == (f"hint {which} of 3 for 02.1:\n"
-                                           f"{find('02.1').hints[which - 1]}\n")
+        assert capsys.readouterr().out == (
+            f"hint {which} of 3 for 02.1:\n{find('02.1').hints[which - 1]}\n"
+        )
     hint("02.1", 4)
     assert capsys.readouterr().out == "02.1 has hints 1, 2 and 3, not 4\n"
     hint("02.7", 1)
@@ -290,13 +299,21 @@ def test_another_way_to_say_the_same_is_accepted(got, expected):
 @pytest.mark.parametrize(
     ("got", "expected", "axes", "says"),
     [
-        (torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 2.0]]), ("query", "block"),
-         "query 0, block 1: got 1, which is wrong (1 of 2 entries are wrong)"),
+        (
+            torch.tensor([[0.0, 1.0]]),
+            torch.tensor([[0.0, 2.0]]),
+            ("query", "block"),
+            "query 0, block 1: got 1, which is wrong (1 of 2 entries are wrong)",
+        ),
         (torch.tensor([0.0, torch.nan]), torch.zeros(2), ("query",), "query 1: got nan"),
         (torch.tensor([0.3]), torch.tensor([1 / 3]), (), "axis 0 0: got 0.3"),
         (torch.tensor([torch.inf]), torch.tensor([-torch.inf]), ("row",), "row 0: got inf"),
-        ((torch.zeros(1), torch.ones(1)), (torch.zeros(1), torch.zeros(1)),
-         {"out": ("query",), "lse": ("query",)}, "lse: query 0: got 1"),
+        (
+            (torch.zeros(1), torch.ones(1)),
+            (torch.zeros(1), torch.zeros(1)),
+            {"out": ("query",), "lse": ("query",)},
+            "lse: query 0: got 1",
+        ),
         ([1, 2, 3], [1, 2], (), "3 entries: too many"),
         ([1], [1, 2], (), "1 entries: too few"),
         ([1, 3], [1, 2], (), "entry 1: got 3"),
@@ -313,3 +330,27 @@ def test_a_mistake_is_recognised_only_where_it_is_the_only_one_that_fits():
     mistakes = {"doubled": 4, "squared": 4, "tripled": 6}
     assert compare.recognise(6, mistakes) == "tripled"
     assert compare.recognise(4, mistakes) is None
+
+
+def test_a_mistake_is_named_by_what_its_function_gives():
+    mistakes = [
+        Mistake("doubled", lambda n: 2 * n, "{n} was doubled"),
+        Mistake("squared", lambda n: n * n, "{n} was squared"),
+        Mistake("inverted", lambda n: 1 // (n - 3), "{n} was inverted"),  # stops at 3
+    ]
+    assert compare.name_mistake(9, mistakes, (3,), n="three") == "three was squared"
+    assert compare.name_mistake(4, mistakes, (2,), n="two") is None, "two of them give 4"
+    assert compare.name_mistake(5, mistakes, (3,), n="three") is None
+
+
+def test_a_mistake_may_be_called_as_the_case_calls_and_compared_in_part():
+    mistakes = [Mistake("swapped", lambda a, b: (b, a), "they were swapped")]
+
+    def call(answer, a):
+        return answer(a, a + 1)
+
+    def first(result):
+        return result[0]
+
+    assert compare.name_mistake((6, "?"), mistakes, (5,), call=call, part=first)
+    assert compare.name_mistake((6, "?"), mistakes, (5,), call=call) is None

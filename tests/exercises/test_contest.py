@@ -37,8 +37,10 @@ def test_the_oracle_is_the_ceiling_and_random_the_floor_of_what_reads_keys():
     oracle = contest.play(None, WORLDS)
     for budget in contest.BUDGETS:
         assert all(row[budget][0] < oracle[budget][0] for row in rows.values())
-        assert all(rows[name][budget][0] > rows["random"][budget][0]
-                   for name in ("block means", "compressed importance", "minimum and maximum"))
+        assert all(
+            rows[name][budget][0] > rows["random"][budget][0]
+            for name in ("block means", "compressed importance", "minimum and maximum")
+        )
 
 
 def test_the_board_has_a_line_for_a_rule_that_is_not_there_or_fails(capsys):

@@ -29,8 +29,9 @@ BROKEN = "def compress(:"
 
 
 def test_points_follow_our_checks_and_a_broken_cell_costs_its_own(tmp_path, monkeypatch, capsys):
-    nbformat.write(handed_in({"02.1": RIGHT, "02.2": WRONG, "02.3": BROKEN}),
-                   tmp_path / "one.ipynb")
+    nbformat.write(
+        handed_in({"02.1": RIGHT, "02.2": WRONG, "02.3": BROKEN}), tmp_path / "one.ipynb"
+    )
     (tmp_path / "other.ipynb").write_text("no notebook", "utf-8")
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "third.ipynb")
     names = [str(tmp_path / name) for name in ("one.ipynb", "other.ipynb", "third.ipynb")]
@@ -47,8 +48,10 @@ def test_an_answer_cell_that_is_gone_counts_as_not_attempted():
     theirs.cells = [c for c in theirs.cells if not c.source.startswith("def visible")]
     ours = grade.with_answers(nbformat.read(release.solutions(SET), as_version=4), theirs)
     assert [c.source for c in ours.cells if "def visible" in c.source] == [
-        c.source for c in nbformat.read(release.exercises(SET), as_version=4).cells
-        if "def visible" in c.source]
+        c.source
+        for c in nbformat.read(release.exercises(SET), as_version=4).cells
+        if "def visible" in c.source
+    ]
     assert not any("BEGIN SOLUTION" in c.source for c in ours.cells)
 
 

@@ -40,8 +40,10 @@ def test_the_readme_lists_every_set_with_its_minutes():
 
 def rows_of(plan: str) -> list[list[str]]:
     section = TEXT.split(f"## {plan}\n")[1].split("\n## ")[0]
-    return [[cell.strip() for cell in row.strip("|").split("|")]
-            for row in re.findall(r"^\|.*\|$", section, re.M)[2:]]
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in re.findall(r"^\|.*\|$", section, re.M)[2:]
+    ]
 
 
 def test_each_session_has_90_minutes():

@@ -74,7 +74,8 @@ def released(course):
         assert result["success"], result
     return {
         number: nbformat.read(
-            root / "release" / assignment(number) / f"exercises_{number}.ipynb", as_version=4)
+            root / "release" / assignment(number) / f"exercises_{number}.ipynb", as_version=4
+        )
         for number in sets()
     }
 
@@ -84,8 +85,9 @@ def marks(course, released):
     """The scores of three students, and the feedback that they get."""
     root, api = course
     right = solution_cells(GRADED)
-    wrong = re.sub(r"### BEGIN SOLUTION\n.*?### END SOLUTION", MISTAKE, right["answer-02-2"],
-                   flags=re.S)
+    wrong = re.sub(
+        r"### BEGIN SOLUTION\n.*?### END SOLUTION", MISTAKE, right["answer-02-2"], flags=re.S
+    )
     handed_in = {"right": right, "stub": {}, "one-mistake": {**right, "answer-02-2": wrong}}
     scores = {}
     for student, answers in handed_in.items():
@@ -105,7 +107,8 @@ def test_nbgrader_makes_the_students_notebook_that_we_commit(released):
     for number, nb in released.items():
         ours = nbformat.read(release.exercises(number), as_version=4)
         assert [(c.cell_type, c.source) for c in nb.cells] == [
-            (c.cell_type, c.source) for c in ours.cells], number
+            (c.cell_type, c.source) for c in ours.cells
+        ], number
 
 
 def test_make_lab_shows_none_of_nbgraders_menus():
@@ -125,7 +128,8 @@ def test_solutions_get_full_marks_stubs_none_and_one_mistake_a_part(marks):
     points = release.POINTS
     full = sum(points[e.tier] for e in load(GRADED).EXERCISES)
     assert {name: (s["score"], s["max_score"]) for name, s in scores.items()} == {
-        "right": (full, full), "stub": (0, full),
+        "right": (full, full),
+        "stub": (0, full),
         # 02.4 calls the function of 02.2, so both lose their points
         "one-mistake": (full - points["core"] - points["stretch"], full),
     }
@@ -136,4 +140,5 @@ def test_the_feedback_names_the_mistake(marks):
     root, _ = marks
     page = root / "feedback" / "one-mistake" / assignment(GRADED) / f"exercises_{GRADED}.html"
     assert "query 0 sees block 0, tokens 0 to 3: the last of them comes after" in page.read_text(
-        "utf-8")
+        "utf-8"
+    )

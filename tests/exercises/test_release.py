@@ -53,7 +53,8 @@ def marks(cell) -> dict:
 def test_the_students_notebook_is_made_from_the_solutions(number):
     made = release.student_version(solutions(number))
     assert essence(exercises(number)) == essence(made), (
-        f"exercises_{number}.ipynb is stale: run `python -m exercises.release {number}`")
+        f"exercises_{number}.ipynb is stale: run `python -m exercises.release {number}`"
+    )
     text = release.exercises(number).read_text("utf-8")
     assert "SOLUTION" not in text and "HIDDEN" not in text
 
@@ -110,8 +111,11 @@ def test_outputs_are_stored_and_say_what_they_should(number):
                 name = marks(cell)["grade_id"].removeprefix("check-").replace("-", ".")
                 said = printed(cell).splitlines()
                 assert said and all(s.startswith(line.format(name)) for s in said), said
-        pictures = [cell for cell in code(nb)
-                    if any("image/png" in output.get("data", {}) for output in cell.outputs)]
+        pictures = [
+            cell
+            for cell in code(nb)
+            if any("image/png" in output.get("data", {}) for output in cell.outputs)
+        ]
         assert pictures, "a set has at least one picture"
         for cell in pictures:
             said = printed(cell)
@@ -158,10 +162,13 @@ def test_the_stub_keeps_the_indentation_and_what_stands_around_the_solution():
     cell = nbformat.v4.new_code_cell(
         "class A:\n    def f(self):\n        ### BEGIN SOLUTION\n        x = 1\n\n"
         "        return x\n        ### END SOLUTION\n\n    y = 2",
-        metadata={"nbgrader": {"solution": True, "grade": False}})
+        metadata={"nbgrader": {"solution": True, "grade": False}},
+    )
     made = release.student_version(nbformat.v4.new_notebook(cells=[cell])).cells[0].source
-    assert made == ("class A:\n    def f(self):\n        # YOUR CODE HERE\n"
-                    "        raise NotImplementedError()\n\n    y = 2")
+    assert made == (
+        "class A:\n    def f(self):\n        # YOUR CODE HERE\n"
+        "        raise NotImplementedError()\n\n    y = 2"
+    )
 
 
 # --- a set for a class, without nbgrader ---
@@ -193,10 +200,17 @@ def test_a_packed_set_works_alone(tmp_path):
         "assert Path(exercises.__file__).is_relative_to(Path.cwd().resolve())\n"
         "import matplotlib; matplotlib.use('Agg')\n"
         "for cell in nbformat.read(sys.argv[1], as_version=4).cells:\n"
-        "    if cell.cell_type == 'code': exec(cell.source)\n")
+        "    if cell.cell_type == 'code': exec(cell.source)\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(folder), "NSA_LITE_STRICT": "0"}
-    ran = subprocess.run([sys.executable, "-c", script, notebook], cwd=folder, env=environment,
-                         capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, notebook],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert ran.returncode == 0, ran.stderr
     lines = [line for line in ran.stdout.splitlines() if line.startswith(("○", "✗", "✓"))]
     assert lines == [f"○ {e.number} not attempted" for e in load(FIRST).EXERCISES]

@@ -1,0 +1,1 @@
+"""What is done with the paper's layer: tasks, text, the trainer, checkpoints, recorded runs."""

@@ -1,0 +1,84 @@
+"""Checkpoints: tensors and a small JSON header in one safetensors file, never pickled code."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+FORMAT = "nsa_lite checkpoint 1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the message names the file and the reason."""
+
+
+def save(path: Path, model: nn.Module, optimizer: Optimizer, state: dict) -> None:
+    """Write weights, optimizer, torch's random state and `state` (JSON) to `path`, atomically.
+
+    Whatever interrupts it, `path` holds either the old checkpoint or the new one, whole.
+    """
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    for i, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{slot}": t for slot, t in slots.items()}
+    tensors["random"] = torch.get_rng_state()
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"format": FORMAT, "state": json.dumps(state)})
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())  # on disk before the name changes hands
+    os.replace(part, path)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors and the state of a checkpoint; the file is only read.
+
+    Errors: CheckpointError for a file that is damaged, or that something else wrote.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path}: not a checkpoint of this program "
+                    f"(format {header.get('format')!r}, expected {FORMAT!r}); left untouched"
+                )
+            state = json.loads(header["state"])
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118  no dict
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: damaged or unreadable ({error}); left untouched") from error
+
+
+def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's state dict among the tensors that `load` returns."""
+    return {
+        name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")
+    }
+
+
+def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:
+    """Load `path` into a model and an optimizer made from the same config; return its state.
+
+    Errors: CheckpointError when the file's config differs, naming the first field that does.
+    """
+    tensors, state = load(path)
+    for name in sorted(config.keys() | state["config"].keys()):
+        saved = state["config"].get(name)
+        asked = json.loads(json.dumps(config.get(name)))
+        if saved != asked:
+            raise CheckpointError(
+                f"{path}: made with {name} = {saved}, asked for {asked}; left untouched"
+            )
+    model.load_state_dict(weights(tensors))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".")
+            slots.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    torch.set_rng_state(tensors["random"])
+    return state

@@ -1,0 +1,130 @@
+"""Every recorded experiment in one table, and the command that does it again.
+
+    python -m nsa_lite.lab.experiments rules
+
+Each is resumable; its record stands in notebooks/recorded.
+"""
+
+import argparse
+import fnmatch
+import json
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from nsa_lite.checks import require
+from nsa_lite.lab import neighbour_runs, rule_runs, selection_runs
+from nsa_lite.lab.runs import RECORDED, Run, do, write_json
+
+
+class Experiment(NamedTuple):
+    """One recorded experiment.
+
+    runs() lists its runs in the order in which they are done; write(about, results, folder, path)
+    leaves its record once all have a result: `about` names the command and the versions, `results`
+    are the runs' by name, `folder` is where they worked.
+    """
+
+    name: str
+    runs: Callable[[], list[Run]]
+    file: str
+    write: Callable[[dict, dict[str, dict], Path, Path], None]
+
+
+def write_results(about: dict, results: dict[str, dict], folder: Path, path: Path) -> None:  # noqa: ARG001
+    """The results as JSON."""
+    write_json({**about, "runs": results}, path)
+
+
+def selection(task: str) -> Experiment:
+    """What a model selects while it trains on a task."""
+    name = f"selection_{task}"
+    write = partial(selection_runs.write_traces, task)
+    return Experiment(name, partial(selection_runs.runs, task), f"{name}.npz", write)
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("recall_controls", rule_runs.controls, "recall_controls.json", write_results),
+        Experiment("rules", rule_runs.runs, "rules.json", write_results),
+        Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
+        selection("recall"),
+        selection("text"),
+    )
+}
+
+
+def record(experiment: Experiment, folder: Path, path: Path) -> int:
+    """Write an experiment's record once every run has its result; how many have not."""
+    files = {run.name: folder / run.name / "result.json" for run in experiment.runs()}
+    missing = sum(not file.exists() for file in files.values())
+    if missing:
+        return missing
+    about = {
+        "command": f"python -m nsa_lite.lab.experiments {experiment.name}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    results = {name: json.loads(file.read_text()) for name, file in files.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    experiment.write(about, results, folder, path)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words = parse(arguments)
+    stop = threading.Event()
+    # Ctrl-C waits for the end of a step, as in nsa_lite.lab.train.
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        for name in words.experiment or EXPERIMENTS:
+            do_and_record(name, words, stop)
+    except KeyboardInterrupt:
+        print("\nStopped and saved. The same command goes on from here.", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 0
+
+
+def do_and_record(name: str, words: argparse.Namespace, stop: threading.Event) -> None:
+    """Do what is left of one experiment, and say how far it is."""
+    require(name in EXPERIMENTS, "experiment", repr(name), f"must be one of {list(EXPERIMENTS)}")
+    experiment = EXPERIMENTS[name]
+    runs = experiment.runs()
+    folder = words.out / name
+    for run in runs:
+        if fnmatch.fnmatch(run.name, words.only):
+            do(run, folder / run.name, stop)
+    path = words.record / experiment.file
+    missing = record(experiment, folder, path)
+    end = "" if missing else f"; wrote {path}"
+    print(f"{name}: {len(runs) - missing} of {len(runs)} runs finished{end}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The words of the command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m nsa_lite.lab.experiments",
+        description="Do the long runs behind the recorded figures, or what is left of them.",
+    )
+    p.add_argument("experiment", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; all if not given")
+    p.add_argument("--only", default="*", help="runs whose name fits, as in '*-seed0'")
+    p.add_argument("--out", type=Path, default=Path("runs/experiments"), help="checkpoints, logs")
+    p.add_argument("--record", type=Path, default=RECORDED, help="where the record goes")
+    return p.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

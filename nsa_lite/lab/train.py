@@ -1,0 +1,131 @@
+"""Train small models on a toy task, side by side, and resume after any interruption.
+
+    python -m nsa_lite.lab.train --task recall --attention nsa --attention dense --attention window
+
+It leaves a table, curves and a summary; a run that Ctrl-C stopped goes on with --resume.
+"""
+
+import argparse
+import json
+import platform
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nsa_lite.lab.checkpoint import load
+from nsa_lite.lab.logs import evaluations, read_log, runs_table
+from nsa_lite.lab.training import TASKS, TrainConfig, steps
+from nsa_lite.rivals.attentions import ATTENTIONS
+
+CHANGES = ("steps", "batch_size", "lr", "layers", "threads", "device")  # over a task's preset
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words = parse(arguments)
+    changes = {k: getattr(words, k) for k in CHANGES if getattr(words, k) is not None}
+    runs: dict[str, list[dict]] = {}
+    seconds: dict[str, float] = {}
+    out = words.out or Path("runs") / words.task
+    try:
+        for attention in words.attention or ["nsa", "dense", "window"]:
+            for seed in words.seed or [0]:
+                config = TrainConfig.preset(words.task, attention, seed, **changes)
+                directory = out / config.name
+                train_with_bar(config, directory, words.resume)
+                _, state = load(directory / "checkpoint.safetensors")
+                seconds[config.name] = state["seconds"]
+                runs[config.name] = read_log(directory)
+    except KeyboardInterrupt:
+        print(f"\nStopped and saved. To go on: {command(arguments)} --resume", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report(words.task, runs, seconds, out)
+    device = changes.get("device", "cpu")
+    summary = summary_of(runs, seconds, device, command(arguments))
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The words of the command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m nsa_lite.lab.train",
+        description="Train small models on a toy task, side by side, and resume them.",
+    )
+    p.add_argument("--task", choices=TASKS, default="recall")
+    p.add_argument("--attention", choices=ATTENTIONS, action="append", help="repeat for several")
+    p.add_argument("--seed", type=int, action="append", help="repeat for several; 0 if not given")
+    p.add_argument("--steps", type=int)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--layers", type=int)
+    p.add_argument("--lr", type=float)
+    p.add_argument("--threads", type=int, help="2 if not given; part of what a run repeats")
+    p.add_argument("--device", help="cpu if not given; only there a resumed run repeats every bit")
+    p.add_argument("--out", type=Path, help="runs/TASK if not given")
+    p.add_argument("--resume", action="store_true", help="go on with runs that exist")
+    return p.parse_args(arguments)
+
+
+def train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
+    """Do a run under a progress bar. Errors: KeyboardInterrupt, once it is saved after Ctrl-C."""
+    run = steps(config, directory, resume)
+    stop = threading.Event()
+    # Ctrl-C waits for the end of a step: half a step must not reach the checkpoint.
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        with tqdm(total=config.steps, desc=config.name, unit="step") as bar:
+            for record in run:
+                bar.update(record["step"] - bar.n)
+                shown = ("test_accuracy", "hit_rate", "bits_per_byte")
+                if numbers := {k: record[k] for k in shown if k in record}:
+                    bar.set_postfix(numbers)
+                if stop.is_set():
+                    run.close()
+                    raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def command(arguments: list[str] | None) -> str:
+    """The command as it was given, without --resume."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return " ".join(["python -m nsa_lite.lab.train", *(x for x in given if x != "--resume")])
+
+
+def summary_of(
+    runs: dict[str, list[dict]], seconds: dict[str, float], device: str, command: str
+) -> dict:
+    """What was run, with what, and how it ended: enough to draw it again or to repeat it."""
+    return {
+        "command": command,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "runs": {
+            name: {"seconds": round(seconds[name], 1), "evaluations": evaluations(records)}
+            for name, records in runs.items()
+        },
+    }
+
+
+def report(task: str, runs: dict[str, list[dict]], seconds: dict[str, float], out: Path) -> None:
+    """Print the table, and draw the curves into `out`."""
+    from nsa_lite.show import curves, plots  # matplotlib is slow to import; only the end needs it
+
+    plots.use_style()
+    picture = out / "curves.png"
+    curves.draw_curves(runs).savefig(picture)
+    print(runs_table(runs, seconds))
+    if baseline := TASKS[task]().baseline():
+        print(baseline)
+    print(f"curves: {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Native Sparse Attention in one function: three branches, the choice between them, gates."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nsa_lite.attention import window_attention
+from nsa_lite.checks import (
+    require_attention_inputs,
+    require_gates,
+    require_geometry,
+    require_int,
+    require_keys_for_every_query,
+)
+from nsa_lite.compression import compressed_attention
+from nsa_lite.gates import gated_sum
+from nsa_lite.selection import select_blocks, selected_attention
+
+Pair = tuple[Tensor, Tensor]  # one branch's keys (B, G, S, D) and values (B, G, S, Dv)
+Choose = Callable[[Float[Tensor, "B H T"]], Int[Tensor, "B G T n"]]  # the compressed lse -> ids
+
+
+class Branches(NamedTuple):
+    """What the gates add up and what chose it, without gradient.
+
+    Shapes: compressed, selected and window (B, H, T, Dv), lse (B, H, T), ids (B, G, T, n).
+    """
+
+    compressed: Tensor
+    selected: Tensor
+    window: Tensor
+    lse: Tensor
+    ids: Tensor
+
+
+def nsa_attention(  # noqa: PLR0913  the paper's sizes
+    q: Float[Tensor, "B H T D"],
+    compressed: Pair,
+    selected: Pair,
+    window: Pair,
+    gates: Float[Tensor, "B H T 3"],
+    *,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    num_selected: int,
+    window_size: int,
+    num_initial: int = 1,
+    num_local: int = 2,
+    scale: float | None = None,
+    start: int = 0,
+    choose: Choose | None = None,
+    return_branches: bool = False,
+) -> Float[Tensor, "B H T Dv"] | tuple[Float[Tensor, "B H T Dv"], Branches]:
+    """Eq. 5: the gated sum of the three branches; each has its own keys and values.
+
+    `choose` may replace the choice of Eq. 8-11: it gets the compressed branch's lse and returns
+    ids. With return_branches the Branches come too.
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_branches(q, compressed, selected, window, start)
+    require_geometry(block_size, stride, select_block_size)
+    require_int("window_size", window_size, at_least=1)
+    require_gates(gates, q)
+    compression: dict[str, Any] = dict(block_size=block_size, stride=stride)
+    where: dict[str, Any] = dict(scale=scale, start=start)
+
+    out_c, lse = compressed_attention(q, *compressed, **compression, **where)
+    if choose is None:
+        ids = select_blocks(
+            q,
+            compressed[0],
+            lse,
+            **compression,
+            select_block_size=select_block_size,
+            num_selected=num_selected,
+            num_initial=num_initial,
+            num_local=num_local,
+            **where,
+        )
+    else:
+        ids = choose(lse)
+    out_s = selected_attention(q, *selected, ids, select_block_size=select_block_size, **where)
+    out_w = window_attention(q, *window, window=window_size, **where)
+    out = gated_sum(gates, (out_c, out_s, out_w))
+    if not return_branches:
+        return out
+    return out, Branches(*(x.detach() for x in (out_c, out_s, out_w, lse, ids)))
+
+
+def require_branches(q: Tensor, compressed: Pair, selected: Pair, window: Pair, start: int) -> None:
+    """Raise unless each pair fits q, and the raw ones reach the last query."""
+    require_attention_inputs(q, *compressed, names=("compressed[0]", "compressed[1]"))
+    for name, pair in {"selected": selected, "window": window}.items():
+        require_attention_inputs(q, *pair, names=(f"{name}[0]", f"{name}[1]"))
+        require_keys_for_every_query(q, pair[0], start, f"{name}[0]")

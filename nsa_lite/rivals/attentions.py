@@ -1,0 +1,102 @@
+"""Every attention that the course compares, one record each: name, how to build it, its line."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from nsa_lite.config import NSAConfig
+from nsa_lite.dense import DenseAttention
+from nsa_lite.gates import BRANCHES
+from nsa_lite.layer import NSAttention, Rule
+from nsa_lite.rivals import rules, taught
+
+
+class Line(NamedTuple):
+    """How a curve is drawn: colour, dashes and marker, as matplotlib names them."""
+
+    colour: str
+    dashes: str | tuple
+    marker: str
+
+
+class Attention(NamedTuple):
+    """A kind of attention: `build(config)` makes its layer."""
+
+    name: str
+    build: Callable[[NSAConfig], nn.Module]
+    line: Line
+
+
+class Shut(nn.Module):
+    """A layer's gate with one branch shut: its scores still choose blocks, nobody reads it."""
+
+    def __init__(self, gate: nn.Module, branch: str) -> None:
+        super().__init__()
+        self.gate = gate
+        self.branch = BRANCHES.index(branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gate(x)
+        keep = gates.new_ones(len(BRANCHES))
+        keep[self.branch] = 0
+        return gates * keep
+
+
+def window(config: NSAConfig) -> nn.Module:
+    """NSA's window branch alone."""
+    return DenseAttention(config, window=config.window)
+
+
+def shut(config: NSAConfig) -> nn.Module:
+    """NSA whose compressed branch scores blocks and is not read."""
+    layer = NSAttention(config)
+    layer.gate = Shut(layer.gate, "compressed")
+    return layer
+
+
+def nsa_by(rule: Rule) -> Callable[[NSAConfig], nn.Module]:
+    """NSA that chooses its blocks by a rule without weights."""
+    return lambda config: NSAttention(config, choose=rule)
+
+
+def nsa_taught(rule: Callable[[NSAConfig], nn.Module]) -> Callable[[NSAConfig], nn.Module]:
+    """NSA that chooses its blocks by a rule with weights of its own.
+
+    The layer's weights are drawn first: for one seed they are the same whatever the rule.
+    """
+
+    def build(config: NSAConfig) -> nn.Module:
+        layer = NSAttention(config)
+        layer.choose = rule(config)
+        return layer
+
+    return build
+
+
+ATTENTIONS = {
+    attention.name: attention
+    for attention in (
+        Attention("nsa", NSAttention, Line("#0072B2", "-", "o")),
+        Attention("dense", DenseAttention, Line("#000000", "--", "s")),
+        Attention("window", window, Line("#009E73", ":", "^")),
+        Attention("nsa-no-selection", nsa_by(rules.nothing), Line("#56B4E9", "-.", "v")),
+        Attention("nsa-random", nsa_by(rules.at_random), Line("#D55E00", (0, (3, 1, 1, 1)), "D")),
+        Attention("nsa-oracle", nsa_by(rules.by_true_mass), Line("#CC79A7", (0, (5, 1)), "P")),
+        Attention("nsa-shut", shut, Line("#7F7F7F", (0, (1, 2)), "x")),
+        Attention("nsa-bce", nsa_taught(taught.BCEOverSoftmax), Line("#332288", (0, (2, 2)), "<")),
+        Attention(
+            "nsa-kl",
+            nsa_taught(taught.KLToTrueMass),
+            Line("#882255", (0, (6, 1, 1, 1, 1, 1)), ">"),
+        ),
+        Attention(
+            "nsa-straight-through",
+            nsa_taught(taught.StraightThrough),
+            Line("#117733", (0, (1, 1)), "p"),
+        ),
+        Attention("nsa-gumbel", nsa_taught(taught.GumbelTopK), Line("#AA4499", (0, (3, 3)), "X")),
+        Attention("nsa-quest", nsa_by(rules.by_bound), Line("#E69F00", (0, (4, 2, 1, 2)), "*")),
+        Attention("nsa-moba", nsa_by(rules.by_block_mean), Line("#8C564B", (0, (8, 2)), "h")),
+    )
+}

@@ -1,0 +1,1 @@
+"""The course's pictures, and the explorer of a selection."""

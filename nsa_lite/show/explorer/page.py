@@ -1,0 +1,76 @@
+"""The explorer as one HTML file: the same JavaScript, the arrays beside it, no network."""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+
+from nsa_lite.checks import require
+from nsa_lite.show.explorer.packing import packed_within
+from nsa_lite.show.explorer.sequence import TracedSequence
+
+HERE = Path(__file__).parent
+PAGE_LIMIT = 2_000_000  # bytes
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>
+body {{ margin: 0 auto; max-width: 72rem; padding: 1rem; font-family: system-ui, sans-serif;
+       color: #222; background: #fff; }}
+{css}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<noscript><p>{sentence}</p><img alt="{sentence}" src="data:image/png;base64,{picture}"></noscript>
+<div id="explorer"></div>
+</main>
+<script type="application/json" id="facts">{facts}</script>
+<script type="application/json" id="state">{state}</script>
+<script type="text/plain" id="data">{data}</script>
+<script type="module">
+{module}
+openPage();
+</script>
+</body>
+</html>
+"""
+
+
+def page_of(
+    sequence: TracedSequence, state: dict[str, int], title: str, sentence: str, picture: bytes
+) -> str:
+    """The page's text; of the compressed scores it holds as much as its size allows.
+
+    Errors: ValueError when even the importances alone need more than PAGE_LIMIT.
+    """
+    text = {
+        "title": escape(title),
+        "sentence": escape(sentence),
+        "state": _json(state),
+        "css": (HERE / "explorer.css").read_text("utf-8"),
+        "module": (HERE / "explorer.js").read_text("utf-8"),
+        "picture": base64.b64encode(picture).decode(),
+    }
+    room = PAGE_LIMIT - len(PAGE) - sum(len(x.encode()) for x in text.values())
+    room -= len(_json(sequence.tokens).encode()) + 5_000  # the facts: the tokens, and a few numbers
+    facts, data = packed_within(sequence, room * 3 // 4)  # base64 makes 4 bytes of 3
+    require(
+        len(data) <= room * 3 // 4,
+        "the page",
+        f"{len(data):,} bytes of scores",
+        f"must stay below {PAGE_LIMIT:,} bytes: pass fewer checkpoints or layers",
+    )
+    return PAGE.format(**text, facts=_json(facts), data=base64.b64encode(data).decode())
+
+
+def _json(value: object) -> str:
+    """JSON that HTML cannot end early or read as a tag: a token may be "</script>"."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,130 @@
+"""The explorer as a Jupyter widget: JavaScript draws it, and the cell keeps a picture as well."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import matplotlib.pyplot as plt
+import torch
+import traitlets
+from PIL import Image
+from torch import Tensor
+
+from nsa_lite import DecoderLM
+from nsa_lite.checks import require
+from nsa_lite.show.explorer.arguments import Traces
+from nsa_lite.show.explorer.packing import packed_within
+from nsa_lite.show.explorer.page import page_of
+from nsa_lite.show.explorer.picture import draw_queries, four_queries
+from nsa_lite.show.explorer.sequence import Place, TracedSequence
+
+HERE = Path(__file__).parent
+WIDGET_LIMIT = 32_000_000  # bytes sent to the notebook, at most, unless the scores alone are more
+
+
+class SelectionExplorer(anywidget.AnyWidget):
+    """See what each query of a trace selects, and why; `query`, `n` ... can be set from Python.
+
+    traces: a Trace, a list of them (one a layer), a dict of such (one a checkpoint of a training
+    run), or what load_traces gives. tokens: a string, bytes or one string a position. answer_at
+    (T,): where the answer of each query stands, -1 for none. row: which sequence of the batch.
+    Errors: ValueError or TypeError that names the argument.
+    """
+
+    _esm = HERE / "explorer.js"
+    _css = HERE / "explorer.css"
+    data = traitlets.Bytes().tag(sync=True)
+    facts = traitlets.Dict().tag(sync=True)
+    query = traitlets.Int().tag(sync=True)
+    checkpoint = traitlets.Int().tag(sync=True)
+    layer = traitlets.Int().tag(sync=True)
+    group = traitlets.Int().tag(sync=True)
+    n = traitlets.Int().tag(sync=True)
+
+    def __init__(
+        self,
+        traces: Traces | TracedSequence,
+        tokens: str | bytes | Iterable[str] | None = None,
+        answer_at: Tensor | None = None,
+        row: int = 0,
+    ) -> None:
+        if isinstance(traces, TracedSequence):
+            self.sequence = traces
+        else:
+            self.sequence = TracedSequence(traces, tokens, answer_at, row)
+        facts, data = packed_within(self.sequence, WIDGET_LIMIT)
+        super().__init__(
+            facts=facts,
+            data=data,
+            query=self.sequence.length - 1,
+            checkpoint=len(self.sequence.checkpoints) - 1,
+            n=self.sequence.config.num_selected,
+        )
+
+    @classmethod
+    def of_model(cls, model: DecoderLM, text: str | bytes | Tensor) -> "SelectionExplorer":
+        """Run a model on a text and look at it; a tensor of tokens is (T,) or (T, S) int64."""
+        if isinstance(text, Tensor):
+            tokens = text
+            labels = [" ".join(map(str, at)) for at in text.view(len(text), -1).tolist()]
+        else:
+            labels = text.encode() if isinstance(text, str) else text
+            require(len(labels) > 0, "text", repr(text), "must hold at least one byte")
+            tokens = torch.tensor(list(labels))
+        with torch.no_grad():
+            device = model.embedding.weight.device
+            _, traces = model(tokens[None].to(device), return_traces=True)
+        return cls(traces, labels)
+
+    @traitlets.validate("query", "checkpoint", "layer", "group", "n")
+    def _in_range(self, proposal: dict) -> int:
+        name = proposal["trait"].name
+        value = proposal["value"]
+        low, high = self.sequence.ranges()[name]
+        require(low <= value <= high, name, value, f"must lie in {low} .. {high}")
+        return value
+
+    @property
+    def place(self) -> Place:
+        """The checkpoint, layer, group and n that are shown."""
+        return Place(self.checkpoint, self.layer, self.group, self.n)
+
+    def describe(self, t: int | None = None) -> str:
+        """What query t reads, as one sentence; the query that is shown, if none is named."""
+        return self.sequence.describe(self.place, self.query if t is None else t)
+
+    def selected(self, t: int | None = None) -> list[int]:
+        """The blocks that query t selects, ascending; the query that is shown, if none is named."""
+        return self.sequence.selected(self.place, self.query if t is None else t)
+
+    def picture(self) -> bytes:
+        """The query that is shown and three more, as a PNG of few colours: notebooks keep it."""
+        queries = four_queries(self.sequence, self.query)
+        figure = draw_queries(self.sequence, self.place, queries)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=96)
+        plt.close(figure)
+        small = io.BytesIO()
+        Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def save_html(self, path: str | Path, title: str = "What a query selects") -> Path:
+        """Write one page that shows the same offline, without Jupyter, in less than 2 MB.
+
+        Errors: ValueError when the scores alone are larger than that.
+        """
+        state = {"query": self.query, **self.place._asdict()}
+        page = page_of(self.sequence, state, title, self.describe(), self.picture())
+        written = Path(path)
+        written.write_text(page, "utf-8")
+        return written
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
+        """The widget; for readers without a kernel the same cell keeps a picture and a sentence."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data, metadata = bundle
+        return {**data, "text/plain": self.describe(), "image/png": self.picture()}, metadata

@@ -1,0 +1,45 @@
+"""A trace: what one pass through a layer read, and why. The data behind every picture."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nsa_lite.attention import KV
+from nsa_lite.config import NSAConfig
+from nsa_lite.gates import BRANCHES
+from nsa_lite.nsa import Branches
+from nsa_lite.selection import block_importance, compressed_probabilities
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one pass through a layer did, without gradient.
+
+    Shapes: ids (B, G, T, n), probabilities (B, G, R, T, N), importance (B, G, T, blocks),
+    gates (B, H, T, 3) in the order of BRANCHES, outputs: each branch's (B, H, T, Dv).
+    """
+
+    config: NSAConfig
+    start: int
+    ids: Tensor
+    probabilities: Tensor
+    importance: Tensor
+    gates: Tensor
+    outputs: dict[str, Tensor]
+
+
+def trace_of(
+    config: NSAConfig, q: Tensor, blocks: KV, gates: Tensor, branches: Branches, start: int
+) -> Trace:
+    """The trace of queries q (B, H, T, D): Eq. 8 and Eq. 9-10 once more, beside what was read."""
+    sizes = dict(block_size=config.block_size, stride=config.stride, start=start)
+    l_sel = config.select_block_size
+    return Trace(
+        config,
+        start,
+        branches.ids,
+        compressed_probabilities(q, blocks.k, branches.lse, **sizes),
+        block_importance(q, blocks.k, branches.lse, select_block_size=l_sel, **sizes),
+        gates.detach(),
+        dict(zip(BRANCHES, branches[:3], strict=True)),
+    )

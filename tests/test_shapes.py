@@ -1,0 +1,57 @@
+"""What the signatures promise about shapes is true, in the paper and at the kernels' doors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Files that call every public operation, layer and rule with valid inputs of many shapes.
+CALLERS = ["tests/test_operations.py", "tests/test_layer.py", "tests/rivals/test_rules.py"]
+
+
+def checked(*words: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_every_signature_holds_where_the_tests_call_it():
+    done = checked("-m", "pytest", "-q", "-p", "tests.shapes", "-p", "no:cacheprovider", *CALLERS)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_kernels_front_doors_hold():
+    pytest.importorskip("triton")
+    some = "every_block or select_blocks or gated_sum or whole or no_key_seen"
+    done = checked(
+        *("-m", "pytest", "-q", "-p", "tests.shapes", "-p", "no:cacheprovider"),
+        *("tests/kernels/test_kernels.py", "-k", some),
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "attention.attend(q, k[..., :3], k, mask, None)",  # another width
+        "attention.masked_softmax(q, mask[:5])",  # another number of rows
+        "blocks.query_positions(q[0])",  # an axis too few
+        "gates.gated_sum(q[..., :2], (q, q, q))",  # two gates
+    ],
+)
+def test_the_checks_are_on(call):
+    """A call that breaks a signature's promise fails at the door."""
+    code = (
+        "import tests.shapes, torch\n"
+        "from nsa_lite import attention, blocks, gates\n"
+        "q = torch.randn(1, 4, 9, 6)\n"
+        "k = torch.randn(1, 2, 9, 6)\n"
+        "mask = torch.ones(9, 9, dtype=torch.bool)\n"
+        f"{call}\n"
+    )
+    done = checked("-c", code)
+    assert done.returncode != 0 and "TypeCheckError" in done.stderr, done.stderr

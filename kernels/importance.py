@@ -36,8 +36,8 @@ from kernels.checks import (
 from kernels.descriptors import descriptor, load_tile
 from kernels.launching import grid_of, launch
 from kernels.online_softmax import LOG2E, load_lse
-from kernels.rows import load_rows, row_offsets, rows, widths_of
-from kernels.tile_sizes import tile_sizes
+from kernels.rows import load_rows, row_offsets, rows
+from kernels.tile_sizes import tile_sizes, widths_of
 from kernels.visible_keys import Keys, may_read
 
 
@@ -108,7 +108,7 @@ def block_scores(
     total = tl.zeros([M, N], tl.float32)
     k_tile = load_rows(k.ptr, row_offsets(k.strides, b, g, key), key_mask, WIDTHS.D, BLOCK_D)
     for r in range(WIDTHS.R):
-        q_tile = load_tile(desc_q, b, g * WIDTHS.R + r, first, M, BLOCK_D)
+        q_tile = load_tile(desc_q, b, g * WIDTHS.R + r, first, M, BLOCK_D)  # [M, D]
         at = (b.to(tl.int64) * sizes.G * WIDTHS.R + g * WIDTHS.R + r) * sizes.T + token
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         total += tl.exp2(s * (sizes.scale * LOG2E) - load_lse(lse, at, row_mask)[:, None])

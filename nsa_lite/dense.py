@@ -41,13 +41,13 @@ class DenseAttention(nn.Module):
     ) -> Tensor | tuple:
         require_input(x, self.query.weight)
         theta = self.config.rope_theta
-        asking = newest(x, last)
         seen = 0 if cache is None else cache.length
         positions = torch.arange(seen, seen + x.shape[1], device=x.device)
         k = rotate(split_heads(self.key(x), self.config.kv_heads), positions, theta)
         kv = KV(k, split_heads(self.value(x), self.config.kv_heads))
         if cache is not None:
             kv = cache.grow({"window": kv})["window"]
+        asking = newest(x, last)
         positions = positions[-asking.shape[1] :]
         q = rotate(split_heads(self.query(asking), self.config.heads), positions, theta)
         start = kv.k.shape[2] - asking.shape[1]

@@ -106,11 +106,11 @@ class NSAttention(nn.Module):
     def project(self, x: Tensor, cache: Cache | None, last: int | None) -> Projected:
         """One linear map for each of query, keys and values; all but phi's keys are rotated."""
         c = self.config
-        asking = newest(x, last)
         seen = 0 if cache is None else cache.length
-        start = seen + x.shape[1] - asking.shape[1]
         positions = torch.arange(seen, seen + x.shape[1], device=x.device)
         raw = {branch: self.branch_kv(branch, x, positions) for branch in BRANCHES}
+        asking = newest(x, last)
+        start = seen + x.shape[1] - asking.shape[1]
         if cache is not None:
             raw = cache.grow(raw)
             x = x if self.choose is None else cache.grow_inputs(x)  # the rule may read them all

@@ -19,7 +19,7 @@ HALF = tests/exercises
 
 help:
 	@echo "make lab            install into .venv and open the course (LAB_ARGS=--no-browser)"
-	@echo "make test           install into .venv, check the style, run the tests and the notebooks"
+	@echo "make test           install into .venv, check style and types, run the tests and the notebooks"
 	@echo "make test-browser   try the explorer of notebook 14 in a real browser (Chromium)"
 	@echo "make notebooks      run every notebook anew and store its outputs and counts"
 	@echo "make assignment     pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
@@ -39,6 +39,8 @@ lab: $(READY)
 
 test: $(READY)
 	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m pyright --pythonpath $(VENV_PYTHON)
 	@echo "Half of it runs beside the other; what that half says comes after."
 	@{ $(ONE_THREAD) $(NBVAL) notebooks exercises; notebooks=$$?; \
 		$(ONE_THREAD) $(VENV_PYTHON) -m pytest $(HALF) && exit $$notebooks; \

@@ -28,8 +28,12 @@ from benchmarks.cases import CONFIGS, Sizes, coherent_ids, inputs, random_ids
 from nsa_lite import BRANCHES
 
 RESULTS = Path(__file__).parent / "results"
-LENGTHS = {"A": (65536, 8192, 32768, 16384), "B": (32768, 8192), "paper": (65536, 8192),
-           "tiny": (64,)}
+LENGTHS = {
+    "A": (65536, 8192, 32768, 16384),
+    "B": (32768, 8192),
+    "paper": (65536, 8192),
+    "tiny": (64,),
+}
 # Which share of their free blocks neighbours keep; the rest of "ids" is random. The first is what
 # our small trained models keep (cases.kept).
 KEEP = {"coherent .36": 0.36, "coherent .75": 0.75, "coherent .9": 0.9}
@@ -45,18 +49,21 @@ def ours(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Forward]:
     work of the top-n is in, and what the selected branch shares is what we said.
     """
     lse = kernels.compressed_attention(
-        x["q"], x["compressed.k"], x["compressed.v"], **sizes.blocks())[1].detach()
+        x["q"], x["compressed.k"], x["compressed.v"], **sizes.blocks()
+    )[1].detach()
 
     def compressed() -> tuple[Tensor, Tensor]:
         return kernels.compressed_attention(
-            x["q"], x["compressed.k"], x["compressed.v"], **sizes.blocks())
+            x["q"], x["compressed.k"], x["compressed.v"], **sizes.blocks()
+        )
 
     def select(row_lse: Tensor = lse) -> Tensor:
         return kernels.select_blocks(x["q"], x["compressed.k"], row_lse, **sizes.choice())
 
     def selected() -> Tensor:
-        return kernels.selected_attention(x["q"], x["selected.k"], x["selected.v"], ids,
-                                          select_block_size=sizes.select_block_size)
+        return kernels.selected_attention(
+            x["q"], x["selected.k"], x["selected.v"], ids, select_block_size=sizes.select_block_size
+        )
 
     def window() -> Tensor:
         return kernels.window_attention(x["q"], x["window.k"], x["window.v"], window=sizes.window)
@@ -67,14 +74,21 @@ def ours(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Forward]:
 
     def whole() -> Tensor:
         pairs = ((x[f"{branch}.k"], x[f"{branch}.v"]) for branch in BRANCHES)
-        return kernels.nsa_attention(x["q"], *pairs, x["gates"], **sizes.choice(),
-                                     window_size=sizes.window, choose=choose)
+        return kernels.nsa_attention(
+            x["q"], *pairs, x["gates"], **sizes.choice(), window_size=sizes.window, choose=choose
+        )
 
     def dense() -> Tensor:
         return kernels.window_attention(x["q"], x["window.k"], x["window.v"])
 
-    return {"window": window, "compressed": lambda: compressed()[0], "scores + top-n": select,
-            "selected": selected, "NSA": whole, OUR_DENSE: dense}
+    return {
+        "window": window,
+        "compressed": lambda: compressed()[0],
+        "scores + top-n": select,
+        "selected": selected,
+        "NSA": whole,
+        OUR_DENSE: dense,
+    }
 
 
 def milliseconds(run: Callable[[], object], clear: list[Tensor]) -> float:
@@ -83,8 +97,9 @@ def milliseconds(run: Callable[[], object], clear: list[Tensor]) -> float:
         from triton.testing import do_bench
 
         once = do_bench(run, warmup=25, rep=25, grad_to_none=clear, return_mode="median")
-        return do_bench(run, warmup=2 * once, rep=max(200.0, 9 * once), grad_to_none=clear,
-                        return_mode="median")
+        return do_bench(
+            run, warmup=2 * once, rep=max(200.0, 9 * once), grad_to_none=clear, return_mode="median"
+        )
     began = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - began)
@@ -106,9 +121,7 @@ def measure(forward: Forward, dout: Tensor, leaves: list[Tensor]) -> dict[str, f
     return {"forward_ms": milliseconds(forward, leaves)} | row
 
 
-def rows(
-    config: str, length: int, kinds: list[str], device: str, slow: bool
-) -> Iterator[dict]:
+def rows(config: str, length: int, kinds: list[str], device: str, slow: bool) -> Iterator[dict]:
     """Every measurement of one config and length; a peer that cannot run gives its reason.
 
     With `slow`, those of the peers that are slow to start, and no others.
@@ -118,19 +131,24 @@ def rows(
     x = inputs(sizes, length, device, dtype)
     leaves = [t for t in x.values() if t.requires_grad]
     for i, kind in enumerate(kinds):
-        ids = (coherent_ids(sizes, length, device, KEEP[kind]) if kind in KEEP
-               else random_ids(sizes, length, device))
+        ids = (
+            coherent_ids(sizes, length, device, KEEP[kind])
+            if kind in KEEP
+            else random_ids(sizes, length, device)
+        )
         for name, forward in () if slow else ours(x, sizes, ids).items():
             depends = name in ("selected", "NSA")  # on the ids
             if depends or (i == 0 and (name != OUR_DENSE or config in peers.IN_FULL)):
-                yield (dict(config=config, length=length, ids=kind, name=name)
-                       | measure(forward, x["dout"], leaves))
+                yield (
+                    {"config": config, "length": length, "ids": kind, "name": name}
+                    | measure(forward, x["dout"], leaves)
+                )
         for name, make in peers.beside(slow, again=i > 0).items():
-            row = dict(config=config, length=length, ids=kind, name=name)
+            row = {"config": config, "length": length, "ids": kind, "name": name}
             try:
                 yield row | measure(make(x, sizes, ids), x["dout"], leaves)
             except Exception as error:  # a peer's refusal is a result too
-                yield row | dict(refused=f"{type(error).__name__}: {error}".split("\n")[0][:200])
+                yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
 
 
 def installed(package: str) -> str:
@@ -175,8 +193,9 @@ def show(row: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    p = argparse.ArgumentParser(prog="python -m benchmarks.bench",
-                                description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench", description=__doc__.split("\n")[0]
+    )
     p.add_argument("--config", choices=CONFIGS, action="append", help="repeat for several")
     p.add_argument("--length", type=int, action="append", help="repeat for several")
     p.add_argument("--ids", choices=IDS, action="append", help="repeat for several")
@@ -186,14 +205,19 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     configs = a.config or ["A", "B", "paper"]
     if device == "cpu" and configs != ["tiny"]:
-        print("error: no CUDA device: times of interpreted kernels mean nothing. "
-              "`--config tiny` tries the script.", file=sys.stderr)
+        print(
+            "error: no CUDA device: times of interpreted kernels mean nothing. "
+            "`--config tiny` tries the script.",
+            file=sys.stderr,
+        )
         return 2
     cases = [(config, length) for config in configs for length in a.length or LENGTHS[config]]
     record = begin(a.out, about(arguments, "benchmarks.bench"), set(cases))
     a.out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
-          f"{'forward':>10}{'backward':>10}{'peak GiB':>10}")
+    print(
+        f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
+        f"{'forward':>10}{'backward':>10}{'peak GiB':>10}"
+    )
     slow_cases = [(config, length) for config, length in cases if config in peers.IN_FULL]
     passes = [(False, case) for case in cases] + [(True, case) for case in slow_cases]
     for slow, (config, length) in passes:

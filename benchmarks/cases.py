@@ -26,20 +26,31 @@ class Sizes:
 
     def blocks(self) -> dict[str, int]:
         """The geometry as the operations' keywords."""
-        return dict(block_size=self.block_size, stride=self.stride)
+        return {"block_size": self.block_size, "stride": self.stride}
 
     def choice(self) -> dict[str, int]:
         """The keywords of select_blocks."""
-        return self.blocks() | dict(select_block_size=self.select_block_size,
-                                    num_selected=self.num_selected)
+        return self.blocks() | {
+            "select_block_size": self.select_block_size,
+            "num_selected": self.num_selected,
+        }
 
 
 CONFIGS = {
     "A": Sizes(heads=64, groups=4, width=128, value=128),  # the paper's heads
     "B": Sizes(heads=32, groups=8, width=128, value=128),  # 4 heads a group, as many open models
     "paper": Sizes(heads=64, groups=4, width=192, value=128),  # the paper's widths too
-    "tiny": Sizes(heads=2, groups=1, width=16, value=16, block_size=4, stride=2,
-                  select_block_size=8, num_selected=4, window=16),  # to try the script on a CPU
+    "tiny": Sizes(
+        heads=2,
+        groups=1,
+        width=16,
+        value=16,
+        block_size=4,
+        stride=2,
+        select_block_size=8,
+        num_selected=4,
+        window=16,
+    ),  # to try the script on a CPU
 }
 
 
@@ -69,14 +80,21 @@ def random_ids(sizes: Sizes, length: int, device: str) -> Tensor:
 
     Shapes: ids (1, G, T, n) int32.
     """
-    blocks, parts = num_select_blocks(length, sizes.select_block_size), []
+    blocks = num_select_blocks(length, sizes.select_block_size)
+    parts = []
     make = torch.Generator(device).manual_seed(1)
     for start in range(0, length, 4096):  # a score for every block of every token is large
         rows = min(4096, length - start)
         legal = num_select_blocks(start + rows, sizes.select_block_size)
         score = torch.rand(1, sizes.groups, rows, blocks, generator=make, device=device)
-        parts.append(choose_blocks(score[..., :legal], num_selected=sizes.num_selected,
-                                   select_block_size=sizes.select_block_size, start=start))
+        parts.append(
+            choose_blocks(
+                score[..., :legal],
+                num_selected=sizes.num_selected,
+                select_block_size=sizes.select_block_size,
+                start=start,
+            )
+        )
     return torch.cat(parts, dim=2)
 
 
@@ -88,7 +106,8 @@ def coherent_ids(sizes: Sizes, length: int, device: str, keep: float) -> Tensor:
     Errors: ValueError unless 0 <= keep < 1.
     """
     require(0 <= keep < 1, "keep", keep, "must be at least 0 and less than 1")
-    free, make = sizes.num_selected - 3, torch.Generator(device).manual_seed(2)
+    free = sizes.num_selected - 3
+    make = torch.Generator(device).manual_seed(2)
     token = torch.arange(length, device=device)
     own = token // sizes.select_block_size
     shape = (1, sizes.groups, length, free)
@@ -126,7 +145,8 @@ def kept(ids: Tensor, select_block_size: int) -> float:
     free = (ids > 0) & (ids < own - 1)
     before = torch.where(free, ids, -1)[:, :, :-1, None, :]
     same = ((ids[:, :, 1:, :, None] == before).any(-1) & free[:, :, 1:]).sum(-1)
-    count, legal = free[:, :, 1:].sum(-1), (own[1:, 0] - 2).clamp(min=1)
+    count = free[:, :, 1:].sum(-1)
+    legal = (own[1:, 0] - 2).clamp(min=1)
     counted = (count < legal) & (count > 0)  # where there was a choice
     share = (same[counted].sum() / count[counted].sum()).item()
     chance = ((count**2 / legal)[counted].sum() / count[counted].sum()).item()

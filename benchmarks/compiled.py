@@ -1,14 +1,15 @@
 """Compile every kernel for an H100 on a machine that has none, and print what each one takes.
 
-    python -m benchmarks.compiled            a table: warps, registers, spills, shared memory, units
-    python -m benchmarks.compiled --json     the same as data
+    python -m benchmarks.compiled              a table: registers, spills, shared memory, units ..
+    python -m benchmarks.compiled --json       the same as data
+    python -m benchmarks.compiled --arch 80    for an A100
 
-The wrappers run with a driver that only names its target: each launch is compiled, none is
-started. `shared` is in bytes a program, `registers` are a thread's. `spills` counts the stores of
-registers that did not fit (STL): many are slow, a few may not be. HGMMA counts the instructions of
-the fast matrix unit, HMMA those of the slow one, `waits` the groups that HGMMAs come in. As many
-groups as HGMMAs: the assembler, mostly for want of registers, lets each one end before the next
-begins. dk and dv took a quarter longer so.
+Each launch is compiled, none is started. `shared` is in bytes a program, `registers` are a
+thread's. `spills` counts the stores of registers that did not fit (STL): many are slow, a few may
+not be. HGMMA counts the instructions of the fast matrix unit, HMMA those of the slow one, `waits`
+the groups that HGMMAs come in. As many groups as HGMMAs: the assembler, mostly for want of
+registers, lets each one end before the next begins. dk and dv took a quarter longer so.
+`instructions` are all of the program's, in machine code.
 """
 
 import argparse
@@ -16,119 +17,195 @@ import json
 import re
 import subprocess
 import tempfile
+from typing import NamedTuple
+from unittest import mock
 
 import torch
 
-COLUMNS = ("kernel", "warps", "stages", "shared", "registers", "spills", "HGMMA", "HMMA", "waits")
+COLUMNS = {  # and how wide each one is printed
+    "kernel": 16,
+    "variant": 17,
+    "warps": 6,
+    "stages": 7,
+    "shared": 7,
+    "registers": 10,
+    "spills": 7,
+    "HGMMA": 6,
+    "HMMA": 5,
+    "waits": 6,
+    "instructions": 13,
+}
 
 
-class TargetOnly:
-    """What Triton asks a driver for before it compiles."""
+class Target:
+    """What Triton asks a driver for before it compiles: an architecture, 90 for an H100."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self):
         return 0
 
-    def get_current_stream(self, device=None):
+    def get_current_stream(self, _device=None):
         return 0
 
 
-def record_launches() -> list:
-    """From now on launches compile and are listed as (name, compiled kernel)."""
+class Compiled(NamedTuple):
+    """One launch: the kernel's name, which of its variants, and the machine code."""
+
+    kernel: str
+    variant: str
+    code: object  # triton's CompiledKernel
+
+
+def import_kernels_to_compile(arch: int):
+    """The package kernels, made for a device of this architecture instead of the interpreter.
+
+    Call it before anything else has imported kernels or triton.
+    """
+    with mock.patch.object(torch.cuda, "is_available", return_value=True):
+        import kernels
     from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
 
-    launches, run = [], JITFunction.run
-
-    def compile_only(self, *args, grid, warmup=False, **options):
-        compiled = run(self, *args, grid=grid, warmup=True, **options)
-        launches.append((self.__name__, compiled))
-        return compiled
-
-    driver.set_active(TargetOnly())
-    JITFunction.run = compile_only
-    return launches
+    driver.set_active(Target(arch))
+    return kernels
 
 
-def resources(name: str, compiled) -> dict[str, int | str]:
+def variant(arguments: tuple, options: dict) -> str:
+    """What tells a launch of a kernel from others of it."""
+    from kernels.block_sparse_attention import Mix
+    from kernels.online_softmax import Gates
+
+    words = []
+    if "KEYS" in options:
+        words.append("compressed" if options["KEYS"].window is None else "window")
+    if any(isinstance(argument, Gates | Mix) for argument in arguments):
+        words.append("gated")
+    if "WIDTH" in options:
+        words.append(f"{options['WIDTH']} wide")
+    return " ".join(words)
+
+
+def resources(compiled: Compiled) -> dict[str, int | str]:
     """What one compiled kernel takes, read from its machine code."""
     from triton import knobs
 
+    def disassembled(option: str) -> str:
+        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(compiled.code.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([knobs.nvidia.cuobjdump.path, option, file.name],
-                           capture_output=True, text=True, check=True).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    count = {unit: len(re.findall(rf"\b{unit}\b", code))
-             for unit in ("STL", "HGMMA", "HMMA", "WARPGROUP.ARRIVE")}
-    return dict(
-        kernel=name, warps=compiled.metadata.num_warps, stages=compiled.metadata.num_stages,
-        shared=compiled.metadata.shared, registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        spills=count["STL"], HGMMA=count["HGMMA"], HMMA=count["HMMA"],
-        waits=count["WARPGROUP.ARRIVE"],
-    )
+        usage = disassembled("-res-usage")
+        code = disassembled("-sass")
+
+    def count(unit: str) -> int:
+        return len(re.findall(rf"\b{unit}\b", code))
+
+    metadata = compiled.code.metadata
+    return {
+        "kernel": compiled.kernel,
+        "variant": compiled.variant,
+        "warps": metadata.num_warps,
+        "stages": metadata.num_stages,
+        "shared": metadata.shared,
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spills": count("STL"),
+        "HGMMA": count("HGMMA"),
+        "HMMA": count("HMMA"),
+        "waits": count("WARPGROUP.ARRIVE"),
+        # A line /*address*/ INSTRUCTION; the code is filled up with NOPs to a round length.
+        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!\s|NOP)", code, re.MULTILINE)),
+    }
 
 
 def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype) -> None:
-    """One forward and backward of every operation, at the paper's block sizes."""
-    import kernels
+    """One forward and backward of every operation, at the paper's block sizes.
+
+    Through the Functions behind the public ones, which would not let CPU tensors in.
+    """
+    from kernels.block_sparse_attention import Blocks, BlockSparseAttention
+    from kernels.flash_attention import FlashAttention, compressed_run, window_run
+    from kernels.gates import GatedSum
+    from kernels.importance import Choice, best_blocks, importance_scores
+    from kernels.nsa import NSA, Runs
 
     def new(*shape):
         return torch.zeros(*shape, dtype=dtype, requires_grad=True)
 
-    length, short = 2048, 127
+    length = 2048
+    short = 127
+    scale = width**-0.5
     q = new(1, heads, length, width)
-    k, v = new(1, groups, length, width), new(1, groups, length, value)
-    k_short, v_short = new(1, groups, short, width), new(1, groups, short, value)
-    blocks = dict(block_size=32, stride=16)
-    window = kernels.window_attention(q, k, v, window=512)
-    compressed, lse = kernels.compressed_attention(q, k_short, v_short, **blocks)
-    ids = kernels.select_blocks(q, k_short, lse.detach(), **blocks, select_block_size=64,
-                                num_selected=16)
-    selected = kernels.selected_attention(q, k, v, ids, select_block_size=64)
+    k = new(1, groups, length, width)
+    v = new(1, groups, length, value)
+    k_short = new(1, groups, short, width)
+    v_short = new(1, groups, short, value)
     gates = new(1, heads, length, 3)
-    kernels.gated_sum(gates, (compressed, selected, window)).sum().backward()
-    whole = kernels.nsa_attention(
-        q, (k_short, v_short), (k, v), (k, v), gates, **blocks, select_block_size=64,
-        num_selected=16, window_size=512)
-    whole.sum().backward()
+    choice = Choice(select_block_size=64, num_selected=16, num_initial=1, num_local=2)
+    runs = Runs(
+        compressed_run(32, 16, scale, start=0),
+        Blocks(choice.select_block_size, scale, start=0),
+        window_run(q, 512, scale, start=0),
+    )
+
+    def choose(lse):
+        keys = runs.compressed.keys
+        size = choice.select_block_size
+        score = importance_scores(q, k_short, lse.detach(), keys, size, scale, start=0)
+        return best_blocks(score, choice, start=0)
+
+    window, _ = FlashAttention.apply(q, k, v, runs.window)
+    compressed, lse = FlashAttention.apply(q, k_short, v_short, runs.compressed)
+    selected = BlockSparseAttention.apply(q, k, v, choose(lse), runs.selected)
+    GatedSum.apply(gates, compressed, selected, window).sum().backward()
+    NSA.apply(q, gates, k_short, v_short, k, v, k, v, choose, runs)[0].sum().backward()
 
 
-def table(heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16) -> list[dict]:
-    """Every kernel's resources at these sizes. Call once a process, before kernels is imported."""
-    torch.cuda.is_available = lambda: True  # so that the kernels are not interpreted
-    launches = record_launches()
-    import kernels.attention
-    import kernels.select
-    import kernels.whole
+def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):
+    """Every launch of run_all, compiled. Call once a process, before kernels is imported."""
+    import_kernels_to_compile(arch)
+    from kernels.launching import launching_by
 
-    for module in (kernels.attention, kernels.select, kernels.whole):
-        module.check_inputs = lambda *tensors: None  # they lie on the CPU here
-    run_all(heads, groups, width, value, dtype)
-    different = {compiled.hash: (name, compiled) for name, compiled in launches}
-    return [resources(*pair) for pair in different.values()]
+    launches = []
+
+    def compile_only(kernel, grid, arguments, options):
+        code = kernel.warmup(*arguments, grid=grid, **options)
+        launches.append(Compiled(kernel.__name__, variant(arguments, options), code))
+
+    with launching_by(compile_only):
+        run_all(heads, groups, width, value, dtype)
+    return launches
+
+
+def table(**sizes) -> list[dict]:
+    """Every kernel's resources at these sizes: those of compile_all, each machine code once."""
+    different = {}
+    for compiled in compile_all(**sizes):
+        different.setdefault(compiled.code.hash, compiled)
+    return [resources(compiled) for compiled in different.values()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--value", type=int, default=128)
+    parser.add_argument("--width", type=int, default=128, help="of queries and keys (128)")
+    parser.add_argument("--value", type=int, default=128, help="of values (128)")
+    parser.add_argument("--arch", type=int, default=90, help="compute capability x 10 (90)")
     args = parser.parse_args()
-    rows = table(width=args.width, value=args.value)
+    rows = table(arch=args.arch, width=args.width, value=args.value)
     if args.json:
         print(json.dumps(rows, indent=1))
         return
-    print(" ".join(f"{c:>16}" if c == "kernel" else f"{c:>9}" for c in COLUMNS))
+    print(" ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
     for row in rows:
-        print(" ".join(f"{row[c]:>16}" if c == "kernel" else f"{row[c]:>9}" for c in COLUMNS))
+        print(" ".join(f"{row[name]:>{width}}" for name, width in COLUMNS.items()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Writes benchmarks/results/tests.json: device, versions, command, counts, and each tool's verdict.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -27,18 +28,30 @@ def small_shapes() -> None:
         def new(*shape, make=make, dtype=dtype):
             return torch.randn(shape, generator=make, device="cuda", dtype=dtype).requires_grad_()
 
-        q, k, v = new(2, 6, 203, 40), new(2, 2, 203, 40), new(2, 2, 203, 24)
-        k_short, v_short = new(2, 2, 24, 40), new(2, 2, 24, 24)
+        q = new(2, 6, 203, 40)
+        k = new(2, 2, 203, 40)
+        v = new(2, 2, 203, 24)
+        k_short = new(2, 2, 24, 40)
+        v_short = new(2, 2, 24, 24)
         blocks = dict(block_size=16, stride=8)
         out, lse = kernels.compressed_attention(q, k_short, v_short, **blocks)
-        ids = kernels.select_blocks(q, k_short, lse.detach(), **blocks, select_block_size=16,
-                                    num_selected=5)
+        ids = kernels.select_blocks(
+            q, k_short, lse.detach(), **blocks, select_block_size=16, num_selected=5
+        )
         selected = kernels.selected_attention(q, k, v, ids, select_block_size=16)
         window = kernels.window_attention(q, k, v, window=33)
         kernels.gated_sum(new(2, 6, 203, 3), (out, selected, window)).sum().backward()
         kernels.nsa_attention(
-            q, (k_short, v_short), (k, v), (k, v), new(2, 6, 203, 3).sigmoid(), **blocks,
-            select_block_size=16, num_selected=5, window_size=33).sum().backward()
+            q,
+            (k_short, v_short),
+            (k, v),
+            (k, v),
+            new(2, 6, 203, 3).sigmoid(),
+            **blocks,
+            select_block_size=16,
+            num_selected=5,
+            window_size=33,
+        ).sum().backward()
     torch.cuda.synchronize()
 
 
@@ -48,34 +61,51 @@ def sanitize(tool: str) -> str:
     if not shutil.which(program):
         return "compute-sanitizer is not installed"
     code = "from benchmarks.gpu_tests import small_shapes; small_shapes()"
-    done = subprocess.run([program, "--tool", tool, sys.executable, "-c", code],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [program, "--tool", tool, sys.executable, "-c", code], capture_output=True, text=True
+    )
     lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
     return lines[-1].strip("= ") if lines else f"no summary, exit status {done.returncode}"
 
 
 def main() -> int:
+    """Both kinds of test; returns the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_tests",
+        description="Run the kernels' tests compiled, then small shapes under compute-sanitizer.",
+    ).parse_args()
     if not torch.cuda.is_available():
-        print("error: no CUDA device here. On a CPU `make test` runs these kernels interpreted.",
-              file=sys.stderr)
+        print(
+            "error: no CUDA device here. On a CPU `make test` runs these kernels interpreted.",
+            file=sys.stderr,
+        )
         return 2
     with ThreadPoolExecutor() as beside:  # the sanitizer is slow and needs few of the GPU's units
         verdicts = beside.map(sanitize, TOOLS)
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rf", "tests/kernels"],
-                              stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-rf", "tests/kernels"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         verdicts = dict(zip(TOOLS, verdicts, strict=True))
     print(done.stdout)
-    counts = {word: int(count) for count, word in
-              re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])}
+    counts = {
+        word: int(count)
+        for count, word in re.findall(
+            r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1]
+        )
+    }
     record = about([], "benchmarks.gpu_tests") | {
-        "pytest": counts, "failed": re.findall(r"^FAILED (\S+)", done.stdout, re.M),
+        "pytest": counts,
+        "failed": re.findall(r"^FAILED (\S+)", done.stdout, re.M),
         "compute-sanitizer": verdicts,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "tests.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
-    clean = all(re.search(r"\b0 (errors|hazards)", line)
-                for line in record["compute-sanitizer"].values())
+    clean = all(
+        re.search(r"\b0 (errors|hazards)", line) for line in record["compute-sanitizer"].values()
+    )
     return 0 if done.returncode == 0 and clean else 1
 
 

@@ -45,8 +45,9 @@ def flex_attention(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
     functorch.donated_buffer = False  # its backward is run more than once
     q, k, v = x["q"], x["window.k"], x["window.v"]
     length = q.shape[2]
-    mask = flex.create_block_mask(lambda b, h, t, s: t >= s, None, None, length, length,
-                                  device=q.device)
+    mask = flex.create_block_mask(
+        lambda b, h, t, s: t >= s, None, None, length, length, device=q.device
+    )
     compiled = torch.compile(flex.flex_attention)
     return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
 
@@ -56,8 +57,10 @@ def fla_inputs(x: dict[str, Tensor]) -> list[Tensor]:
 
     The copies are leaves, so that a backward ends at them as ours ends at x.
     """
-    return [x[name].detach().transpose(1, 2).contiguous().requires_grad_()
-            for name in ("q", "selected.k", "selected.v")]
+    return [
+        x[name].detach().transpose(1, 2).contiguous().requires_grad_()
+        for name in ("q", "selected.k", "selected.v")
+    ]
 
 
 def fla_selected(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
@@ -67,7 +70,8 @@ def fla_selected(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
     q, k, v = fla_inputs(x)
     chosen = ids.transpose(1, 2).contiguous()
     return lambda: ParallelNSAFunction.apply(
-        q, k, v, chosen, sizes.num_selected, sizes.select_block_size, sizes.width**-0.5, None)
+        q, k, v, chosen, sizes.num_selected, sizes.select_block_size, sizes.width**-0.5, None
+    )
 
 
 def fla_whole(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
@@ -79,17 +83,27 @@ def fla_whole(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> Forward:
     from fla.ops.nsa.parallel import flash_attn_func, parallel_nsa
 
     q, k, v = fla_inputs(x)
-    gates = [x["gates"][..., i].detach().transpose(1, 2).contiguous().requires_grad_()
-             for i in range(3)]
+    gates = [
+        x["gates"][..., i].detach().transpose(1, 2).contiguous().requires_grad_() for i in range(3)
+    ]
     window = sizes.window if flash_attn_func is not None else 0
     return lambda: parallel_nsa(
-        q, k, v, *gates, block_counts=sizes.num_selected, block_size=sizes.select_block_size,
-        window_size=window)
+        q,
+        k,
+        v,
+        *gates,
+        block_counts=sizes.num_selected,
+        block_size=sizes.select_block_size,
+        window_size=window,
+    )
 
 
 DENSE = {"FlashAttention-2": flash_attention_2, "cuDNN": cudnn}
-SLOW_TO_START = {"flex_attention": flex_attention, "fla-core selected": fla_selected,
-                 "fla-core NSA": fla_whole}
+SLOW_TO_START = {
+    "flex_attention": flex_attention,
+    "fla-core selected": fla_selected,
+    "fla-core NSA": fla_whole,
+}
 
 
 IN_FULL = ("A", "tiny")  # the configs that take the peers that are slow to start too

@@ -22,10 +22,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kernels.launch import box_sides, token_walk, walk_sizes
-from kernels.routes import CHUNK
-from kernels.select import blocks_in_a_tile
-from kernels.tiles import padded, row_name, tiles
+from kernels.block_sparse_attention import union_tile
+from kernels.flash_attention import row_tile, token_chunks
+from kernels.importance import blocks_in_a_tile
+from kernels.tile_sizes import TileSizes, padded, row_name, tile_sizes
+from kernels.union_and_readers import CHUNK
 from nsa_lite.blocks import num_compressed, num_select_blocks
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
@@ -87,7 +88,7 @@ def bound_by(work: Work, device: dict = H100) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """A run of keys as kernels/flash.py walks it: key j ends at token j * stride + block - 1."""
+    """A run of keys as kernels/flash_attention.py walks it: j ends at token j * stride + block - 1."""
 
     count: int
     block: int = 1
@@ -121,7 +122,7 @@ def token_steps(keys: Keys, length: int, step: int, N: int) -> int:
 
 def neighbours(config: NSAConfig) -> int:
     """How many tokens share a program of the selected branch: with their heads, 64 rows at most."""
-    return walk_sizes(config.group_size, config.num_selected)["U"]
+    return union_tile(config.group_size)[1]
 
 
 def expected_union(config: NSAConfig, length: int, U: int, keep: float = 0.0) -> float:
@@ -174,10 +175,10 @@ class Sizes:
         """Bytes of `numbers` elements of q, k, v and their like."""
         return numbers * self.dtype.itemsize
 
-    def tile(self, kernel: str) -> dict[str, int]:
-        """The row of kernels/tiles.py."""
+    def tile(self, kernel: str) -> TileSizes:
+        """The line of kernels/tile_sizes.py."""
         widest = max(padded(self.config.head_dim), padded(self.config.value_dim))
-        return tiles(kernel, widest, self.dtype)
+        return tile_sizes(kernel, widest, self.dtype)
 
     def operations(self, what: str, pairs: float, whole_tiles: bool = False) -> float:
         """Of the matrix products for this many pairs of one query head and one key."""
@@ -194,12 +195,15 @@ class Sizes:
 def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
     """flash_forward, flash_dq and flash_dkdv; pairs of queries and keys that may meet, a head."""
     group, key_bytes = sizes.config.group_size, sizes.bytes(sizes.groups * keys.count * sizes.width)
-    rows = {"forward": sizes.row_bytes(1, 1),  # q and out; lse
-            "dq": sizes.row_bytes(2, 3)}  # q, dq, out and dout; lse, row_lse and row_delta
+    rows = {
+        "forward": sizes.row_bytes(1, 1),  # q and out; lse
+        "dq": sizes.row_bytes(2, 3),
+    }  # q, dq, out and dout; lse, row_lse and row_delta
     works = {}
     for what in rows:
-        M, N = (sizes.tile(row_name(what, keys.window))[side] for side in "MN")
-        heads, step = box_sides(group, M)
+        tile = sizes.tile(row_name(f"flash_{what}", keys.window))
+        N = tile.BLOCK_N
+        heads, step = row_tile(group, tile.BLOCK_M)
         M, met = heads * step, sizes.groups * key_tiles(keys, sizes.length, step, N)
         works[what] = Work(
             operations=sizes.operations(what, sizes.batch * sizes.config.heads * pairs),
@@ -212,9 +216,11 @@ def flash(sizes: Sizes, keys: Keys, pairs: float) -> dict[str, Work]:
 
 def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work:
     """Key tiles walk over tokens; where the walk is cut, float32 parts are written and read."""
-    M, N = (sizes.tile(row_name("dkdv", keys.window))[side] for side in "MN")
-    heads, step, _, chunks = token_walk(sizes.length, keys.window, sizes.config.group_size, M, N,
-                                        -(-keys.count // N) * sizes.groups)
+    tile = sizes.tile(row_name("flash_dkdv", keys.window))
+    N = tile.BLOCK_N
+    heads, step = row_tile(sizes.config.group_size, tile.BLOCK_M)
+    programs = -(-keys.count // N) * sizes.groups
+    _, chunks = token_chunks(sizes.length, keys.window, step, N, programs)
     met = sizes.groups * token_steps(keys, sizes.length, step, N)
     M = heads * step
     parts = 0 if chunks == 1 else 2 * 4 * chunks * sizes.groups * keys.count * sizes.width
@@ -226,16 +232,14 @@ def flash_dkdv(sizes: Sizes, keys: Keys, pairs: float, key_bytes: float) -> Work
     )
 
 
-def selected(
-    sizes: Sizes, pairs: float, union: float, U: int | None = None
-) -> dict[str, Work]:
+def selected(sizes: Sizes, pairs: float, union: float, U: int | None = None) -> dict[str, Work]:
     """selected_forward, selected_dq and selected_dkdv; `union` blocks a program on average.
 
     U tokens share a program; None takes what the kernels take.
     """
     config, group = sizes.config, sizes.config.group_size
     U = neighbours(config) if U is None else U
-    M, N = max(16, U * box_sides(group, 1)[0]), padded(config.select_block_size)
+    M, N = max(16, U * row_tile(group, 1)[0]), padded(config.select_block_size)
     met = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
     key_bytes = sizes.bytes(sizes.groups * sizes.length * sizes.width)
     rows = {"forward": sizes.row_bytes(1, 1), "dq": sizes.row_bytes(2, 3)}  # as in flash
@@ -258,8 +262,9 @@ def selected_dkdv(sizes: Sizes, pairs: float, key_bytes: float) -> Work:
     """
     config, l_sel = sizes.config, sizes.config.select_block_size
     M = padded(config.group_size)  # rows: one reader's, in a tile of 16 at least
-    readers = sizes.groups * sum(min(config.num_selected, t // l_sel + 1)
-                                 for t in range(sizes.length))
+    readers = sizes.groups * sum(
+        min(config.num_selected, t // l_sel + 1) for t in range(sizes.length)
+    )
     blocks = sizes.groups * num_select_blocks(sizes.length, l_sel)
     chunks = readers // CHUNK + blocks  # at most
     parts = 2 * 4 * chunks * l_sel * sizes.width
@@ -268,19 +273,26 @@ def selected_dkdv(sizes: Sizes, pairs: float, key_bytes: float) -> Work:
         executed=sizes.operations("dk dv", readers * M * padded(l_sel), whole_tiles=True),
         memory=sizes.row_bytes(1, 2) + 2 * key_bytes + parts + 4 * readers,
         cache=readers * (M * sizes.bytes(sizes.width) + 8 * config.group_size + 4)
-        + chunks * sizes.bytes(l_sel * sizes.width) + parts + key_bytes,
+        + chunks * sizes.bytes(l_sel * sizes.width)
+        + parts
+        + key_bytes,
     )
 
 
 def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
     """block_scores and top_blocks: one product for each pair, then no matrix product at all."""
     config, length = sizes.config, sizes.length
-    M, N = (sizes.tile("scores")[side] for side in "MN")
+    tile = sizes.tile("block_scores")
+    M, N = tile.BLOCK_M, tile.BLOCK_N
     J = blocks_in_a_tile(N, config.select_block_size, config.stride)
-    first_tokens = range(0, num_select_blocks(length, config.select_block_size)
-                         * config.select_block_size, J * config.select_block_size)
+    first_tokens = range(
+        0,
+        num_select_blocks(length, config.select_block_size) * config.select_block_size,
+        J * config.select_block_size,
+    )
     programs = sizes.groups * sum(
-        sum(first <= token + M - 1 for first in first_tokens) for token in range(0, length, M))
+        sum(first <= token + M - 1 for first in first_tokens) for token in range(0, length, M)
+    )
     # Of a block's own keys, and of what the block before passes on: two numbers.
     scores = 8 * sizes.groups * sum(t // config.select_block_size + 1 for t in range(length))
     ids = 4 * sizes.groups * length * config.num_selected
@@ -332,15 +344,18 @@ def works(sizes: Sizes, union: float | None = None) -> dict[str, dict[str, Work]
 
 def table(by_branch: dict[str, dict[str, Work]], device: dict = H100) -> str:
     """A line for each kernel: TFLOP that it needs and executes, GB it moves, its two floors."""
-    lines = [f"{'':20}   needed executed    memory     cache   any kernel  these tiles  bound by",
-             f"{'':20}    TFLOP    TFLOP        GB        GB           ms           ms"]
+    lines = [
+        f"{'':20}   needed executed    memory     cache   any kernel  these tiles  bound by",
+        f"{'':20}    TFLOP    TFLOP        GB        GB           ms           ms",
+    ]
     for branch, kernels in by_branch.items():
         for what, work in kernels.items():
             lines.append(
                 f"{branch + ' ' + what:20} {work.operations / 1e12:8.2f} "
                 f"{work.executed / 1e12:8.2f} {work.memory / 1e9:9.2f} {work.cache / 1e9:9.2f} "
                 f"{floor_of_any(work, device) * 1e3:12.2f} {floor(work, device) * 1e3:12.2f}  "
-                f"{bound_by(work, device)}")
+                f"{bound_by(work, device)}"
+            )
     return "\n".join(lines)
 
 
@@ -349,7 +364,8 @@ COLOURS = plots.COLOURS | {"dense": "#000000", "selection": "#D55E00", "gated su
 
 
 def draw(
-    by_branch: dict[str, dict[str, Work]], device: dict = H100,
+    by_branch: dict[str, dict[str, Work]],
+    device: dict = H100,
     measured: dict[str, dict[str, float]] | None = None,
 ) -> Figure:
     """The roofline: operations for a byte of device memory against operations a second, log-log.
@@ -359,22 +375,39 @@ def draw(
     named in the corner; one without operations has no place.
     """
     figure, ax = plt.subplots(figsize=(plots.WIDTH, 4.8))
-    points = [(work.operations / work.memory, branch, what, work)
-              for branch, kernels in by_branch.items() for what, work in kernels.items()
-              if work.operations]
+    points = [
+        (work.operations / work.memory, branch, what, work)
+        for branch, kernels in by_branch.items()
+        for what, work in kernels.items()
+        if work.operations
+    ]
     left = device["arithmetic"] / device["memory"] / 4  # the slope's last bit
     near = [point for point in points if point[0] >= left]
     for x, branch, what, work in near:
         seconds = (measured or {}).get(branch, {}).get(what)
         _draw_marks(ax, x, work, device, seconds, COLOURS[branch], MARKERS[what])
     _draw_roof(ax, device, left, right=2 * max(x for x, *_ in near))
-    _draw_labels(ax, sorted((x, work.operations / floor_of_any(work, device) / 1e12,
-                             f"{branch} {what}") for x, branch, what, work in near))
-    far = [f"{branch} {what}: {x:.1f} a byte, {work.operations / floor(work, device) / 1e12:.1f} "
-           "TFLOP/s" for x, branch, what, work in points if x < left]
+    _draw_labels(
+        ax,
+        sorted(
+            (x, work.operations / floor_of_any(work, device) / 1e12, f"{branch} {what}")
+            for x, branch, what, work in near
+        ),
+    )
+    far = [
+        f"{branch} {what}: {x:.1f} a byte, {work.operations / floor(work, device) / 1e12:.1f} "
+        "TFLOP/s"
+        for x, branch, what, work in points
+        if x < left
+    ]
     if far:
-        ax.text(0.02, 0.03, "\n".join(["on the slope, left of here:", *far]),
-                transform=ax.transAxes, fontsize=9)
+        ax.text(
+            0.02,
+            0.03,
+            "\n".join(["on the slope, left of here:", *far]),
+            transform=ax.transAxes,
+            fontsize=9,
+        )
     _draw_legend(ax, measured)
     return figure
 
@@ -396,8 +429,12 @@ def _draw_roof(ax: Axes, device: dict, left: float, right: float) -> None:
     roof = device["arithmetic"] / 1e12
     low = ax.dataLim.ymin / 1.6
     ax.loglog([left, 4 * left, right], [roof / 4, roof, roof], color="#999999", zorder=0)
-    ax.set(xlim=(left, right), ylim=(low, roof * (roof / low) ** 0.9),
-           xlabel="operations for each byte of device memory", ylabel="TFLOP/s")
+    ax.set(
+        xlim=(left, right),
+        ylim=(low, roof * (roof / low) ** 0.9),
+        xlabel="operations for each byte of device memory",
+        ylabel="TFLOP/s",
+    )
     ax.set_yticks([*(y for y in (1, 3, 10, 30, 100, 300) if low < y < roof), roof])
     ax.yaxis.set_major_formatter("{x:.0f}")
     ax.minorticks_off()
@@ -410,9 +447,17 @@ def _draw_labels(ax: Axes, labels: list[tuple[float, float, str]]) -> None:
     at = left
     for x, y, name in labels:
         at = max(at * gap, x / gap**2)
-        ax.annotate(name, (x, y * 1.03), (at, 0.68), textcoords=ax.get_xaxis_transform(),
-                    rotation=60, rotation_mode="anchor", fontsize=9, va="center",
-                    arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6})
+        ax.annotate(
+            name,
+            (x, y * 1.03),
+            (at, 0.68),
+            textcoords=ax.get_xaxis_transform(),
+            rotation=60,
+            rotation_mode="anchor",
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6},
+        )
 
 
 def _draw_legend(ax: Axes, measured: object) -> None:
@@ -428,13 +473,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, default=65536, help="tokens (65536)")
     parser.add_argument("--width", type=int, default=128, help="of queries and keys (128)")
-    parser.add_argument("--keep", type=float, default=0.0,
-                        help="how likely a query keeps a free block of the one before (0: random)")
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.0,
+        help="how likely a query keeps a free block of the one before (0: random)",
+    )
     args = parser.parse_args()
     config = NSAConfig(head_dim=args.width)
     union = expected_union(config, args.length, neighbours(config), args.keep)
-    print(f"{config.heads} heads, {config.kv_heads} groups, {args.length} tokens, bf16; "
-          f"{neighbours(config)} neighbours read {union:.1f} blocks together")
+    print(
+        f"{config.heads} heads, {config.kv_heads} groups, {args.length} tokens, bf16; "
+        f"{neighbours(config)} neighbours read {union:.1f} blocks together"
+    )
     print(f"computed bounds, no timings; the device's rates: {H100['source']}\n")
     print(table(works(Sizes(config, args.length), union)))
 

@@ -1,81 +1,83 @@
 """Time the tiles that were tried for a kernel, at 64k tokens, on this GPU.
 
-    python -m benchmarks.tune                   every row of HALF in kernels/tiles.py, config A
-    python -m benchmarks.tune dkdv selected     some of them
-    python -m benchmarks.tune --config paper    the rows of WIDE, at the paper's widths
+    python -m benchmarks.tune                            every line of HALF, config A
+    python -m benchmarks.tune flash_dkdv selected_dq     some of them
+    python -m benchmarks.tune --config paper             those of WIDE, at the paper's widths
 
-kernels/tiles.py holds the fastest of these; after a change of a kernel or of Triton, look again.
-num_stages is what was asked for: where memory is short, `fitting` lowers it without a word. A tile
-that cannot fit or compile prints why.
+kernels/tile_sizes.py holds the fastest of these; after a change of a kernel or of Triton, look
+again. `stages` is what was asked for: where memory is short, `fit_stages` lowers it without a word.
+A tile that cannot fit or compile prints why.
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from benchmarks.bench import ours
 from benchmarks.cases import CONFIGS, Sizes, inputs, random_ids
-from kernels.tiles import HALF, WIDE
+from kernels.launching import Starter, launching_by, on_the_device
+from kernels.tile_sizes import HALF, WIDE, TileSizes
 
 LENGTH = 65536
 
 
-def flat(hold: bool | None, *tiles: tuple[int, int, int, int]) -> list[dict[str, int]]:
-    """Tiles from (M, N, warps, stages); `hold` is None for kernels that hold nothing."""
-    return [dict(M=M, N=N) | walk for M, N, *sizes in tiles for walk in walks(hold, sizes)]
-
-
-def walks(hold: bool | None, *tiles: tuple[int, int]) -> list[dict[str, int]]:
-    """Tiles of the selected branch, whose sizes follow from the blocks: (warps, stages)."""
-    held = {} if hold is None else dict(HOLD=hold)
-    return [dict(num_warps=warps, num_stages=stages) | held for warps, stages in tiles]
-
-
-KERNELS = {  # row of the table -> the branch to run, the kernel to time
-    "forward": ("compressed", "flash_forward"),
-    "window_forward": ("window", "flash_forward"),
-    "dq": ("compressed", "flash_dq"),
-    "window_dq": ("window", "flash_dq"),
-    "dkdv": ("compressed", "flash_dkdv"),
-    "window_dkdv": ("window", "flash_dkdv"),
-    "scores": ("scores + top-n", "block_scores"),
-    "selected": ("selected", "selected_forward"),
+KERNELS = {  # line of the table -> the branch to run, the kernel to time
+    "flash_forward": ("compressed", "flash_forward"),
+    "flash_forward_window": ("window", "flash_forward"),
+    "flash_dq": ("compressed", "flash_dq"),
+    "flash_dq_window": ("window", "flash_dq"),
+    "flash_dkdv": ("compressed", "flash_dkdv"),
+    "flash_dkdv_window": ("window", "flash_dkdv"),
+    "block_scores": ("scores + top-n", "block_scores"),
+    "selected_forward": ("selected", "selected_forward"),
     "selected_dq": ("selected", "selected_dq"),
     "selected_dkdv": ("selected", "selected_dkdv"),
 }
+
+
+def flat(*tiles: tuple[int, int, int, int], hold: bool = False) -> list[TileSizes]:
+    """Tiles from (BLOCK_M, BLOCK_N, warps, stages)."""
+    return [TileSizes(*tile, hold=hold) for tile in tiles]
+
+
+def walks(*tiles: tuple[int, int], hold: bool = False) -> list[TileSizes]:
+    """Tiles of the selected branch, whose sizes follow from the blocks: (warps, stages)."""
+    return [TileSizes(None, None, *tile, hold=hold) for tile in tiles]
+
+
 TRIED = {
-    "forward": flat(False, (128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3))
-    + flat(True, (128, 128, 8, 3), (64, 64, 4, 3)),
-    "window_forward": flat(True, (64, 32, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2))
-    + flat(False, (128, 32, 4, 3)),
-    "dq": flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 6)) + flat(False, (64, 64, 4, 2)),
-    "window_dq": flat(True, (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4))
-    + flat(False, (64, 64, 4, 2)),
-    "dkdv": flat(False, (64, 64, 4, 2), (64, 128, 8, 3), (64, 128, 8, 2), (32, 64, 4, 4))
-    + flat(True, (32, 64, 4, 3)),
-    "window_dkdv": flat(False, (64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 4), (64, 64, 4, 2))
-    + flat(True, (32, 64, 4, 4)),
-    "scores": flat(None, (64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)),
-    "selected": walks(None, (4, 3), (4, 2), (4, 1), (8, 2)),
-    "selected_dq": walks(True, (4, 3), (4, 2)) + walks(False, (4, 2)),
-    "selected_dkdv": walks(True, (4, 4), (4, 3), (4, 2)) + walks(False, (4, 8)),
+    "flash_forward": flat((128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3))
+    + flat((128, 128, 8, 3), (64, 64, 4, 3), hold=True),
+    "flash_forward_window": flat((64, 32, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2), hold=True)
+    + flat((128, 32, 4, 3)),
+    "flash_dq": flat((64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 6), hold=True)
+    + flat((64, 64, 4, 2)),
+    "flash_dq_window": flat((64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 4), hold=True)
+    + flat((64, 64, 4, 2)),
+    "flash_dkdv": flat((64, 64, 4, 2), (64, 128, 8, 3), (64, 128, 8, 2), (32, 64, 4, 4))
+    + flat((32, 64, 4, 3), hold=True),
+    "flash_dkdv_window": flat((64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 4), (64, 64, 4, 2))
+    + flat((32, 64, 4, 4), hold=True),
+    "block_scores": flat((64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)),
+    "selected_forward": walks((4, 3), (4, 2), (4, 1), (8, 2)),
+    "selected_dq": walks((4, 3), (4, 2), hold=True) + walks((4, 2)),
+    "selected_dkdv": walks((4, 4), (4, 3), (4, 2), hold=True) + walks((4, 8)),
 }
 TRIED_WIDE = {
-    "forward": flat(False, (128, 64, 8, 3), (64, 64, 4, 1)),
-    "window_forward": flat(False, (64, 32, 4, 3), (128, 32, 8, 3)),
-    "dq": flat(False, (64, 32, 4, 2), (64, 64, 8, 2)),
-    "window_dq": flat(False, (64, 32, 4, 2), (64, 64, 8, 2)),
-    "dkdv": flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
-    "window_dkdv": flat(False, (64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
-    "scores": flat(None, (64, 128, 8, 1), (64, 128, 4, 1), (64, 64, 4, 1)),
-    "selected": walks(None, (4, 3), (8, 3)),
-    "selected_dq": walks(False, (4, 3), (8, 2), (8, 3)),
-    "selected_dkdv": walks(False, (4, 8), (8, 4), (8, 8)),
+    "flash_forward": flat((128, 64, 8, 3), (64, 64, 4, 1)),
+    "flash_forward_window": flat((64, 32, 4, 3), (128, 32, 8, 3)),
+    "flash_dq": flat((64, 32, 4, 2), (64, 64, 8, 2)),
+    "flash_dq_window": flat((64, 32, 4, 2), (64, 64, 8, 2)),
+    "flash_dkdv": flat((64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
+    "flash_dkdv_window": flat((64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
+    "block_scores": flat((64, 128, 8, 1), (64, 128, 4, 1), (64, 64, 4, 1)),
+    "selected_forward": walks((4, 3), (8, 3)),
+    "selected_dq": walks((4, 3), (8, 2), (8, 3)),
+    "selected_dkdv": walks((4, 8), (8, 4), (8, 8)),
 }
 TABLES = {"A": (HALF, TRIED), "paper": (WIDE, TRIED_WIDE)}
 
@@ -93,30 +95,20 @@ def branches(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Calla
         return run
 
     used = {branch for branch, _ in KERNELS.values()}
-    return {name: trained(forward) for name, forward in ours(x, sizes, ids).items()
-            if name in used}
+    return {name: trained(forward) for name, forward in ours(x, sizes, ids).items() if name in used}
 
 
-@contextmanager
-def timed_launches():
-    """A list that every launch of a Triton kernel adds (name, start, end) to."""
-    from triton.runtime.jit import JITFunction
+def timed_into(launches: list[tuple]) -> Starter:
+    """Starts kernels, and appends (kernel, start, end) of each launch."""
 
-    launches, launch = [], JITFunction.run
-
-    def timed(self, *args, **options):
+    def timed(kernel, grid, arguments, options):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        compiled = launch(self, *args, **options)
+        on_the_device(kernel, grid, arguments, options)
         end.record()
-        launches.append((self.__name__, start, end))
-        return compiled
+        launches.append((kernel.__name__, start, end))
 
-    JITFunction.run = timed
-    try:
-        yield launches
-    finally:
-        JITFunction.run = launch
+    return timed
 
 
 def milliseconds(run: Callable[[], object], kernel: str, repeats: int = 5) -> float:
@@ -124,7 +116,8 @@ def milliseconds(run: Callable[[], object], kernel: str, repeats: int = 5) -> fl
     run()
     times = []
     for _ in range(repeats):
-        with timed_launches() as launches:
+        launches = []
+        with launching_by(timed_into(launches)):
             run()
         torch.cuda.synchronize()
         times.append(sum(a.elapsed_time(b) for name, a, b in launches if name == kernel))
@@ -133,8 +126,9 @@ def milliseconds(run: Callable[[], object], kernel: str, repeats: int = 5) -> fl
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune",
-                                     description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(KERNELS)}")
     parser.add_argument("--config", choices=TABLES, default="A")
     args = parser.parse_args(arguments)
@@ -143,18 +137,21 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("error: no CUDA device: times of interpreted kernels mean nothing", file=sys.stderr)
         return 2
-    sizes, (table, tried) = CONFIGS[args.config], TABLES[args.config]
+    sizes = CONFIGS[args.config]
+    table, tried = TABLES[args.config]
     x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
     runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
     for row in args.rows or KERNELS:
-        (branch, kernel), chosen = KERNELS[row], table[row]
+        branch, kernel = KERNELS[row]
+        chosen = table[row]
         for tile in tried[row]:
             table[row] = tile
             try:
                 found = f"{milliseconds(runs[branch], kernel):8.2f} ms"
             except Exception as error:  # too large, or refused by the compiler
                 found = f"{type(error).__name__}: {error}".split("\n")[0][:80]
-            print(f"{row:14} {tile} {found}{'  <- chosen' if tile == chosen else ''}", flush=True)
+            mark = "  <- chosen" if tile == chosen else ""
+            print(f"{row:20} {tile} {found}{mark}", flush=True)
         table[row] = chosen
     return 0
 

@@ -90,7 +90,9 @@ def judge(exercise: Exercise, answer: object, seed: int = 0) -> Verdict:
     if not callable(answer):
         said = f"check wants your function itself, and got {compare.a(answer)}"
         return Verdict(exercise.number, 0, len(cases), said)
-    end, passed, faults = time.monotonic() + exercise.seconds, 0, []
+    end = time.monotonic() + exercise.seconds
+    passed = 0
+    faults = []
     for case in cases:
         try:
             fault = _fault(answer, case, end - time.monotonic(), exercise.seconds)
@@ -110,13 +112,14 @@ def _fault(answer, case: Case, seconds: float, limit: float) -> _Fault | None:
     call = case.call or (lambda answer, *arguments: answer(*arguments))
     try:
         got = guard.run(lambda: call(answer, *given.values()), seconds)
-    except guard.Late:
+    except guard.LateError:
         text = f"stopped after {limit:g} seconds: does a loop never end, or do too much?"
         named = True
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or _is_the_stubs(error):
             raise
-        text, named = _raised(error), True
+        text = _raised(error)
+        named = True
     else:
         text, named = _wrong(case, got, given)
     return _Fault(f"{case.name}: {text}", named) if text else None
@@ -176,5 +179,6 @@ def _raised(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
+    """The text without line breaks, and no longer than a message may be."""
     text = " ".join(text.encode("utf-8", "replace").decode().split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -1,10 +1,14 @@
 """Say in one sentence how a value differs from the expected one, and where first."""
 
+import functools
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from exercises.records import Mistake
 
 Axes = tuple[str, ...] | dict[str, tuple[str, ...]]
 
@@ -35,11 +39,9 @@ def form(got: object, expected: object) -> str | None:
 def wrong_value(got: object, expected: object, axes: Axes = ()) -> str | None:
     """Where a value of the right form is wrong first."""
     if isinstance(expected, tuple):
-        names = (
-            axes
-            if isinstance(axes, dict)
-            else {f"result {n + 1}": () for n in range(len(expected))}
-        )
+        names = axes
+        if not isinstance(axes, dict):
+            names = {f"result {n + 1}": () for n in range(len(expected))}
         for (name, its_axes), one, other in zip(names.items(), got, expected, strict=True):
             if said := wrong_value(one, other, its_axes):
                 return f"{name}: {said}"
@@ -59,6 +61,7 @@ def plain(value: object) -> object:
 
 
 def _form_of_tensor(got: object, expected: Tensor) -> str | None:
+    """The first of device, shape and kind of numbers that is not the expected one."""
     if not isinstance(got, Tensor):
         return _asked(got, "a torch.Tensor")
     if got.device != expected.device:
@@ -71,12 +74,15 @@ def _form_of_tensor(got: object, expected: Tensor) -> str | None:
 
 
 def _form_of_number(got: object, expected: bool | int | float | str) -> str | None:
-    value, wanted = plain(got), (int, float) if isinstance(expected, float) else type(expected)
+    """A number of another type; whole numbers are accepted where a float is expected."""
+    value = plain(got)
+    wanted = (int, float) if isinstance(expected, float) else type(expected)
     right = isinstance(value, wanted) and isinstance(value, bool) == isinstance(expected, bool)
     return None if right else _asked(got, a(expected))
 
 
 def _asked(got: object, wanted: str) -> str:
+    """What came, and what was asked for."""
     return f"the function returned {a(got)}, and {wanted} was asked for"
 
 
@@ -108,6 +114,31 @@ def recognise(got: object, mistakes: dict[str, object]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def name_mistake(
+    got: object,
+    mistakes: Sequence[Mistake],
+    arguments: Sequence[object],
+    *,
+    call: Callable[..., object] | None = None,
+    part: Callable[[object], object] | None = None,
+    **places: object,
+) -> str | None:
+    """The sentence of the one mistake that gives `got` for these arguments, its places filled in.
+
+    call is the case's own call(answer, *arguments); part(result) is what of a result is compared.
+    """
+    part = part or (lambda result: result)
+    values = {}
+    for mistake in mistakes:
+        run = mistake.answer if call is None else functools.partial(call, mistake.answer)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():  # whatever the notebook has set
+                values[mistake.says.format(**places)] = part(run(*arguments))
+        except Exception:  # a mistake that stops at these inputs gives nothing to compare
+            continue
+    return recognise(part(got), values)
+
+
 def place(index: tuple[int, ...], axes: tuple[str, ...]) -> str:
     """(5, 2) with axes ("query", "block") is "query 5, block 2"."""
     names = [*axes, *(f"axis {n}" for n in range(len(axes), len(index)))]
@@ -126,6 +157,7 @@ def number(value: float | int | bool) -> str:
 
 
 def _first_wrong_entry(got: Tensor, expected: Tensor, axes: Axes) -> str | None:
+    """The place of the first wrong entry, a NaN before all others, and how many there are."""
     wrong = ~close(got, expected)
     if not wrong.any():
         return None
@@ -137,6 +169,7 @@ def _first_wrong_entry(got: Tensor, expected: Tensor, axes: Axes) -> str | None:
 
 
 def _first_wrong_item(got: list, expected: list) -> str | None:
+    """The first entry that differs, or a wrong length."""
     for n, (one, other) in enumerate(zip(got, expected, strict=False)):
         if said := difference(one, other):
             return f"entry {n}: {said}"
@@ -146,6 +179,7 @@ def _first_wrong_item(got: list, expected: list) -> str | None:
 
 
 def _equal(got: object, expected: object) -> bool:
+    """Whether two numbers agree: exactly, or to about 4 digits for floating point."""
     if isinstance(expected, float):
         return math.isclose(got, expected, rel_tol=1e-4, abs_tol=1e-9)
     return got == expected

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LENGTH, BLOCK, HEADS, WIDTH = 1024, 32, 4, 16
-QUESTIONS, FACTS = 64, 3  # in a sequence; in a block
+LENGTH = 1024  # keys of a sequence
+BLOCK = 32  # keys of a block
+HEADS = 4
+WIDTH = 16
+QUESTIONS = 64  # in a sequence
+FACTS = 3  # in a block
 BUDGETS = (192, 256, 384)
 FORCED = 3  # the first block, the one before the query's own, and its own
 
@@ -129,7 +133,8 @@ class MinAndMax:
         return torch.stack([block.amin(0), block.amax(0)])
 
     def score(self, q, kept):
-        low, high = q[:, None] * kept[:, 0], q[:, None] * kept[:, 1]  # (heads, own, 16)
+        low = q[:, None] * kept[:, 0]  # (heads, own, 16)
+        high = q[:, None] * kept[:, 1]
         return votes(torch.maximum(low, high).sum(-1))
 
 
@@ -182,7 +187,8 @@ def play(rule, sequences: list[World], budgets=BUDGETS) -> dict[int, tuple[float
 def board(rules: dict[str, type]) -> None:
     """Print the leaderboard, the given rules and yours: the largest mean share first."""
     sequences = worlds()
-    rows, unfit = {"oracle (reads all)": play(None, sequences)}, []
+    rows = {"oracle (reads all)": play(None, sequences)}
+    unfit = []
     for name, rule in {**RULES, **rules}.items():
         try:
             rows[name] = play(rule, sequences)

@@ -56,6 +56,7 @@ def points(path: Path) -> tuple[str, dict[str, int]]:
 
 
 def main() -> None:
+    """Print the points of each notebook that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="+", type=Path)
     for path in parser.parse_args().notebooks:

@@ -17,7 +17,7 @@ class Stopped(BaseException):
     """Raised inside an answer whose time is over."""
 
 
-class Late(Exception):
+class LateError(Exception):
     """The answer's time was over before it returned."""
 
 
@@ -31,9 +31,10 @@ class Nowhere(io.TextIOBase):
 def run(work: Callable[[], object], seconds: float) -> object:
     """What work() returns, and nothing of what it prints.
 
-    Errors: whatever work() raises; Late after `seconds`.
+    Errors: whatever work() raises; LateError after `seconds`.
     """
-    result, done = {}, threading.Event()
+    result = {}
+    done = threading.Event()
 
     def target() -> None:
         try:
@@ -43,9 +44,18 @@ def run(work: Callable[[], object], seconds: float) -> object:
         finally:
             done.set()
 
-    thread = threading.Thread(target=target, daemon=True)
-    silence = contextlib.redirect_stdout(Nowhere()), contextlib.redirect_stderr(Nowhere())
-    with silence[0], silence[1], torch.random.fork_rng(devices=[]):
+    if _is_late(threading.Thread(target=target, daemon=True), done, seconds):
+        raise LateError
+    if "error" in result:
+        raise result["error"]
+    return result["value"]
+
+
+def _is_late(thread: threading.Thread, done: threading.Event, seconds: float) -> bool:
+    """Run the thread in silence; stop it if its time ends, or the learner interrupts, first."""
+    out = contextlib.redirect_stdout(Nowhere())
+    err = contextlib.redirect_stderr(Nowhere())
+    with out, err, torch.random.fork_rng(devices=[]):
         thread.start()
         try:
             # Not thread.join: Python 3.11 takes a thread for ended when its join is interrupted.
@@ -54,11 +64,7 @@ def run(work: Callable[[], object], seconds: float) -> object:
             late = not done.is_set()
             if late:
                 _stop(thread, done)
-    if late:
-        raise Late
-    if "error" in result:
-        raise result["error"]
-    return result["value"]
+    return late
 
 
 def _stop(thread: threading.Thread, done: threading.Event) -> None:

@@ -1,10 +1,15 @@
-"""What an exercise is: a small record, and the cases that judge an answer.
+"""What an exercise is: a small record, the cases that judge an answer, and the mistakes they name.
 
-A set lies in one folder, exercises/NN_name: its checks.py holds the list EXERCISES.
+A set lies in one folder, exercises/NN_name:
+
+    checks.py      the list EXERCISES, with the cases of each
+    mistakes.py    the mistakes that a check knows by what they give, one record each
+    answers.py     for teachers: right answers, and wrong ones, the mistakes among them
 """
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +57,41 @@ class Wrong:
 
     mistake: str
     answer: Callable[..., object]
+    says: str  # {places} in it stand for any text
+
+    def is_named_in(self, message: str) -> bool:
+        """Whether a message holds `says`, whatever stands in its {places}."""
+        return re.search(re.sub(r"\\{\w+\\}", ".+?", re.escape(self.says)), message) is not None
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A mistake by name: a function that makes it, and the sentence that the check has for it.
+
+    The check runs `answer` on its own inputs and knows the mistake by what it gives; the bank of
+    wrong answers plants the same function. {places} in the sentence are filled in by the check.
+    """
+
+    name: str
+    answer: Callable[..., object]
     says: str
+
+
+def planted(mistakes: list[Mistake], shown: Mapping[str, str] | None = None) -> list[Wrong]:
+    """The mistakes as wrong answers; shown[name] is their sentence with its places filled in."""
+    says = shown or {}
+    return [Wrong(m.name, m.answer, says.get(m.name, m.says)) for m in mistakes]
+
+
+def in_turn(
+    case: Callable[..., Case], rows: Mapping[str, Mapping[str, object]]
+) -> Callable[[torch.Generator], list[Case]]:
+    """Cases from a table: each row is a case's name and what case(generator, name, ...) takes."""
+
+    def cases(generator: torch.Generator) -> list[Case]:
+        return [case(generator, name, **row) for name, row in rows.items()]
+
+    return cases
 
 
 def sets() -> dict[str, Path]:
@@ -62,14 +101,15 @@ def sets() -> dict[str, Path]:
 
 def folder(number: str) -> Path:
     """The folder of set "03", or of exercise "03.2". Errors: LookupError lists what there is."""
-    wanted, found = str(number).split(".")[0], sets()
+    wanted = str(number).split(".")[0]
+    found = sets()
     if wanted not in found:
         raise LookupError(f"there is no exercise set {wanted!r}; there are {', '.join(found)}")
     return found[wanted]
 
 
 def load(number: str, part: str = "checks"):
-    """The module checks.py or answers.py of a set."""
+    """The module checks.py, mistakes.py or answers.py of a set."""
     return importlib.import_module(f"exercises.{folder(number).name}.{part}")
 
 

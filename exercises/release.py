@@ -66,11 +66,13 @@ def student_version(nb: NotebookNode) -> NotebookNode:
         if marks.get("grade"):
             cell.source = HIDDEN_TESTS.sub("", cell.source).rstrip("\n")
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = []
+            cell.execution_count = None
     return nb
 
 
 def _indented(text: str, by: str) -> str:
+    """The text with `by` before each line."""
     return "\n".join(by + line for line in text.splitlines())
 
 
@@ -115,9 +117,17 @@ this folder.
 
 
 def packed(number: str) -> dict[str, bytes]:
-    """What a student gets: path -> content. No solutions, and no planted answers."""
+    """What a student gets: path -> content. No solutions, and nothing that is for teachers.
+
+    mistakes.py is in it, since the checks run the mistakes that they know.
+    """
     paths = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "LICENSE")]
-    for pattern in ("exercises/*.py", "nsa_lite/*.py", "kernels/*.py", f"exercises/{number}_*/*.*"):
+    for pattern in (
+        "exercises/*.py",
+        "nsa_lite/**/*.py",
+        "kernels/**/*.py",
+        f"exercises/{number}_*/*.*",
+    ):
         paths += sorted(ROOT.glob(pattern))
     hidden = {*FOR_TEACHERS, solutions(number).name}
     files = {
@@ -143,6 +153,7 @@ def pack(number: str, target: Path = ROOT / "build") -> Path:
 
 
 def main() -> None:
+    """Make or pack the sets that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", help="numbers of sets, 03 say; none is all")
     parser.add_argument("--zip", action="store_true", help="only pack the student's files")

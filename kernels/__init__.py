@@ -1,9 +1,17 @@
-"""NSA's four operations as tiled Triton kernels, with the names and keywords of nsa_lite.
+"""NSA's operations as tiled Triton kernels, with the names and keywords of nsa_lite.
 
 Without a CUDA device Triton interprets the kernels on the CPU: slow, and right in float32 and
-float16. Read the files in this order: tile, boxes, flash, flash_backward, select, routes,
-selected, selected_backward, gates; then launch, which starts the kernels, and attention and whole,
-which make functions of them.
+float16. An operation is one file, from its kernels to its public function:
+
+    flash_attention          dense, window and compressed attention (Eq. 7), and their gradients
+    importance               block scores and the top n (Eq. 8-11)
+    block_sparse_attention   attention to the selected blocks (Eq. 12), and its gradients
+    gates                    the gated sum (Eq. 5)
+    nsa                      all of it in one function
+
+What they share, in the order in which to read it: tile_sizes, rows, descriptors, online_softmax,
+visible_keys (masks of a run of keys), union_and_readers (the selection from both sides), launching,
+checks.
 """
 
 import os
@@ -25,12 +33,17 @@ if not torch.cuda.is_available():
         )
     os.environ["TRITON_INTERPRET"] = "1"  # for triton's own functions: read at its import
 
-from kernels.attention import compressed_attention, selected_attention, window_attention
+from kernels.block_sparse_attention import selected_attention
+from kernels.flash_attention import compressed_attention, window_attention
 from kernels.gates import gated_sum
-from kernels.select import select_blocks
-from kernels.whole import nsa_attention
+from kernels.importance import select_blocks
+from kernels.nsa import nsa_attention
 
 __all__ = [
-    "compressed_attention", "gated_sum", "nsa_attention", "select_blocks", "selected_attention",
+    "compressed_attention",
+    "gated_sum",
+    "nsa_attention",
+    "select_blocks",
+    "selected_attention",
     "window_attention",
 ]

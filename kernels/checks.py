@@ -1,28 +1,46 @@
-"""What the kernels ask of their arguments; a message names the argument, its value and the rule."""
+"""What the kernels ask of their arguments; a message names the argument, its value and the rule.
+
+Where nsa_lite has the same rule, it says so in the same words.
+"""
 
 import os
 
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check(ok: bool, argument: str, value: object, rule: str) -> None:
+def require(ok: bool, argument: str, value: object, rule: str) -> None:
     """Raise a ValueError that names the argument, its value and the rule, unless `ok`."""
     if not ok:
         raise ValueError(f"{argument} = {value}: {rule}")
 
 
-def check_tensor(name: str, x: Tensor, like: Tensor) -> None:
-    """Raise unless x is a 4-dimensional tensor of a supported type, on the device of `like`."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: must be a torch.Tensor, got {type(x).__name__}")
-    if x.dtype != like.dtype:
-        raise TypeError(f"{name}.dtype = {x.dtype}: must be q.dtype = {like.dtype}")
-    check(x.dim() == 4, f"{name}.shape", tuple(x.shape), "must have 4 dimensions")
-    check(x.device == like.device, f"{name}.device", x.device, f"must be q.device = {like.device}")
-    check(1 <= x.shape[3] <= 256, f"{name}.shape", tuple(x.shape), "width must be 1 to 256")
+def check_int(argument: str, value: object, *, at_least: int) -> None:
+    """Raise unless value is an int (not a bool) of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument} = {value!r}: must be an int, got {type(value).__name__}")
+    require(value >= at_least, argument, value, f"must be at least {at_least}")
+
+
+def check_float_tensor(argument: str, value: object, dims: str) -> None:
+    """Raise unless value is a floating-point tensor with one dimension per word of `dims`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: must be a torch.Tensor ({dims}), got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{argument}.dtype = {value.dtype}: must be a floating-point type")
+    shape = tuple(value.shape)
+    require(len(shape) == len(dims.split(", ")), f"{argument}.shape", shape, f"must be ({dims})")
+
+
+def check_alike(argument: str, value: Tensor, like: str, other: Tensor) -> None:
+    """Raise unless two tensors have the same dtype and device."""
+    if value.dtype != other.dtype:
+        raise TypeError(f"{argument}.dtype = {value.dtype}: must be {like}.dtype = {other.dtype}")
+    same = value.device == other.device
+    rule = f"must be {like}.device = {other.device}"
+    require(same, f"{argument}.device", value.device, rule)
 
 
 def check_inputs(
@@ -33,77 +51,119 @@ def check_inputs(
     `names` are what the caller calls k and v.
     """
     k_name, v_name = names
-    check_tensor("q", q, q)
-    check_tensor(k_name, k, q)
-    if q.dtype not in FLOATS:
-        raise TypeError(f"q.dtype = {q.dtype}: the kernels take float16, bfloat16 and float32; "
-                        "nsa_lite takes float64")
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    check(interpreted or q.device.type == "cuda", "q.device", q.device,
-          "compiled kernels read CUDA tensors; nsa_lite takes CPU tensors")
-    check(not (interpreted and q.dtype == torch.bfloat16), "q.dtype", q.dtype,
-          "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 on a CPU")
-    check(q.shape[0] >= 1 and q.shape[2] >= 1, "q.shape", tuple(q.shape), "must not be empty")
-    k_shape = (f"{k_name}.shape", tuple(k.shape))
-    check(k.shape[0] == q.shape[0], *k_shape, f"batch must be {q.shape[0]}")
-    check(k.shape[3] == q.shape[3], *k_shape, f"width must be {q.shape[3]}")
-    heads, groups = q.shape[1], k.shape[1]
-    check(groups >= 1 and heads % groups == 0 and 1 <= heads // groups <= 64, "q.shape",
-          tuple(q.shape), f"heads ({heads}) must be 1 to 64 times {k_name}'s heads ({groups})")
+    check_queries_and_keys(q, k, k_name)
     if v is not None:
-        check_tensor(v_name, v, q)
-        check(v.shape[:3] == k.shape[:3], f"{v_name}.shape", tuple(v.shape),
-              f"batch, heads and length must be {k_name}'s, {tuple(k.shape[:3])}")
+        check_float_tensor(v_name, v, "B, G, S, Dv")
+        check_alike(v_name, v, "q", q)
+        expected = tuple(k.shape[:3])
+        rule = f"batch, heads and length must be {k_name}'s, {expected}"
+        require(v.shape[:3] == expected, f"{v_name}.shape", tuple(v.shape), rule)
+    check_runs_here(q)
+    check_fits_a_tile(q, k_name, k)
+    if v is not None:
+        check_width(v_name, v)
 
 
-def check_int(name: str, value: object, at_least: int) -> None:
-    """Raise unless value is an int (no bool) of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} = {value!r}: must be an int, got {type(value).__name__}")
-    check(value >= at_least, name, value, f"must be at least {at_least}")
+def check_queries_and_keys(q: Tensor, k: Tensor, k_name: str) -> None:
+    """Raise unless q is (B, H, T, D) and k is (B, G, S, D), alike, with T >= 1 and H % G == 0."""
+    check_float_tensor("q", q, "B, H, T, D")
+    check_float_tensor(k_name, k, "B, G, S, D")
+    check_alike(k_name, k, "q", q)
+    q_shape = tuple(q.shape)
+    k_shape = tuple(k.shape)
+    rule = "must hold at least one query, and no axis may be empty"
+    require(min(q_shape) >= 1, "q.shape", q_shape, rule)
+    rule = f"batch must be q's, {q_shape[0]}"
+    require(k_shape[0] == q_shape[0], f"{k_name}.shape", k_shape, rule)
+    rule = f"width must be q's, {q_shape[3]}"
+    require(k_shape[3] == q_shape[3], f"{k_name}.shape", k_shape, rule)
+    heads = q_shape[1]
+    groups = k_shape[1]
+    rule = f"query heads ({heads}) must be a multiple of {k_name}'s heads ({groups})"
+    require(groups >= 1 and heads % groups == 0, "q.shape", q_shape, rule)
+
+
+def check_runs_here(q: Tensor) -> None:
+    """Raise unless the kernels run on q's device and with its type."""
+    if q.dtype == torch.float64:
+        raise TypeError(
+            f"q.dtype = {q.dtype}: the kernels take float16, bfloat16 and float32; "
+            "nsa_lite takes float64"
+        )
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    rule = "compiled kernels read CUDA tensors; nsa_lite takes CPU tensors"
+    require(interpreted or q.device.type == "cuda", "q.device", q.device, rule)
+    rule = "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 on a CPU"
+    require(not (interpreted and q.dtype == torch.bfloat16), "q.dtype", q.dtype, rule)
+
+
+def check_fits_a_tile(q: Tensor, k_name: str, k: Tensor) -> None:
+    """Raise unless a group's heads and the rows' width fit into a tile."""
+    heads = q.shape[1]
+    groups = k.shape[1]
+    rule = f"heads ({heads}) must be 1 to 64 times {k_name}'s heads ({groups})"
+    require(heads // groups <= 64, "q.shape", tuple(q.shape), rule)
+    check_width("q", q)
+
+
+def check_width(argument: str, x: Tensor) -> None:
+    """Raise unless a row of x fits into a tile."""
+    require(1 <= x.shape[3] <= 256, f"{argument}.shape", tuple(x.shape), "width must be 1 to 256")
 
 
 def check_start(start: int) -> None:
     """Raise unless start is the position of a first query."""
-    check_int("start", start, 0)
+    check_int("start", start, at_least=0)
 
 
 def check_keys_reach(q: Tensor, k: Tensor, start: int, name: str = "k") -> None:
-    """Raise unless there is a key for every query's position."""
+    """Raise unless the S keys reach the last query's position, start + T - 1."""
     check_start(start)
-    check(k.shape[2] >= start + q.shape[2], f"{name}.shape", tuple(k.shape),
-          f"must hold at least start + T = {start + q.shape[2]} keys")
+    last = start + q.shape[2]
+    rule = f"must hold at least start + T = {last} keys, one for each position up to the last query"
+    require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule)
 
 
 def check_geometry(block_size: int, stride: int, select_block_size: int | None = None) -> None:
     """Raise unless d divides l and l', and l <= l'."""
-    check_int("block_size", block_size, 1)
-    check_int("stride", stride, 1)
-    check(block_size % stride == 0, "stride", stride, f"must divide block_size = {block_size}")
-    if select_block_size is not None:
-        check_int("select_block_size", select_block_size, 1)
-        check(select_block_size % stride == 0, "select_block_size", select_block_size,
-              f"must be a multiple of stride = {stride}")
-        check(block_size <= select_block_size, "block_size", block_size,
-              f"must not exceed select_block_size = {select_block_size}")
+    check_int("block_size", block_size, at_least=1)
+    check_int("stride", stride, at_least=1)
+    rule = f"must divide block_size = {block_size}"
+    require(block_size % stride == 0, "stride", stride, rule)
+    if select_block_size is None:
+        return
+    check_int("select_block_size", select_block_size, at_least=1)
+    rule = f"must be a multiple of stride = {stride}"
+    require(select_block_size % stride == 0, "select_block_size", select_block_size, rule)
+    rule = f"must not exceed select_block_size = {select_block_size}"
+    require(block_size <= select_block_size, "block_size", block_size, rule)
+
+
+def check_select_block_size(select_block_size: int) -> None:
+    """Raise unless a selected block fits into a tile."""
+    check_int("select_block_size", select_block_size, at_least=1)
+    rule = "must be at most 256"
+    require(select_block_size <= 256, "select_block_size", select_block_size, rule)
 
 
 def check_counts(num_selected: int, num_initial: int, num_local: int) -> None:
     """Raise unless the forced blocks fit inside the n selected ones."""
-    check_int("num_selected", num_selected, 1)
-    check_int("num_initial", num_initial, 0)
-    check_int("num_local", num_local, 0)
-    check(num_selected >= num_initial + num_local, "num_selected", num_selected,
-          f"must be at least num_initial + num_local = {num_initial + num_local}")
+    check_int("num_selected", num_selected, at_least=1)
+    check_int("num_initial", num_initial, at_least=0)
+    check_int("num_local", num_local, at_least=0)
+    forced = num_initial + num_local
+    rule = f"must be at least num_initial + num_local = {forced}"
+    require(num_selected >= forced, "num_selected", num_selected, rule)
 
 
 def check_lse(lse: Tensor, q: Tensor) -> None:
     """Raise unless lse is the float32 (B, H, T) of the compressed branch."""
     if not isinstance(lse, Tensor) or lse.dtype != torch.float32:
         raise TypeError(f"lse: must be a float32 tensor, got {getattr(lse, 'dtype', type(lse))}")
-    check(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape),
-          f"must be (B, H, T) = {tuple(q.shape[:3])}")
-    check(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
+    expected = tuple(q.shape[:3])
+    rule = f"must be (B, H, T) = {expected}"
+    require(lse.shape == expected, "lse.shape", tuple(lse.shape), rule)
+    require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
 def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
@@ -115,15 +175,24 @@ def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
         got = getattr(ids, "dtype", type(ids).__name__)
         raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
     expected = (k.shape[0], k.shape[1], q.shape[2])
-    check(ids.dim() == 4 and ids.shape[:3] == expected, "ids.shape", tuple(ids.shape),
-          f"must be (B, G, T, n) with (B, G, T) = {expected}")
-    check(1 <= ids.shape[3] <= 64, "ids.shape", tuple(ids.shape), "n must be 1 to 64")
-    check(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
+    shape = tuple(ids.shape)
+    rule = f"must be (B, G, T, n) with (B, G, T) = {expected}"
+    require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule)
+    require(1 <= shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
+    require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
+
+
+def check_gates(gates: Tensor, x: Tensor) -> None:
+    """Raise unless gates is (B, H, T, 3) for x (B, H, T, width)."""
+    check_float_tensor("gates", gates, "B, H, T, 3")
+    expected = (*x.shape[:3], 3)
+    rule = f"must be {expected}: one gate for each branch and head"
+    require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule)
 
 
 def scale_or_default(scale: float | None, width: int) -> float:
     """1 / sqrt(D) unless given; positive, since the running maximum is taken before scaling."""
     if scale is None:
         return width**-0.5
-    check(scale > 0, "scale", scale, "must be positive")
+    require(scale > 0, "scale", scale, "must be positive")
     return float(scale)

@@ -21,7 +21,8 @@ def readme_picture() -> bytes:
 
 def relative_paths(text: str) -> str:
     """A stored error names the files it went through: name them from the project's folder."""
-    root, home = f"{HERE.parent.resolve()}/", os.path.expanduser("~")
+    root = f"{HERE.parent.resolve()}/"
+    home = os.path.expanduser("~")
     return text.replace(root, "").replace(root.replace(home, "~", 1), "")
 
 

@@ -4,7 +4,8 @@ Read the files in the paper's order: config (the sizes), blocks (where blocks li
 (softmax with grouped heads, the window), rope, compression (Eq. 7), selection (Eq. 8-12), gates,
 nsa (Eq. 5: the whole in one function), cache, layer (projections around it), dense (what it is
 compared with), cost, loops (every step once more as a plain loop), model (a small decoder).
-Beside them: checks (what arguments must be), trace (what a pass read), backend (PyTorch or Triton).
+Beside them: checks (what arguments must be), traces (what a pass read), backend (PyTorch or
+Triton).
 The rooms lab, rivals and show use these files; none of these files uses them.
 """
 
@@ -23,7 +24,7 @@ from nsa_lite.selection import (
     select_blocks,
     selected_attention,
 )
-from nsa_lite.trace import Trace
+from nsa_lite.traces import Trace
 
 __all__ = [
     "BRANCHES",

@@ -16,7 +16,7 @@ from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
 from nsa_lite.gates import BRANCHES, Gate
 from nsa_lite.rope import rotate
-from nsa_lite.trace import Trace, trace_of
+from nsa_lite.traces import Trace, trace_of
 
 
 class Known(NamedTuple):

@@ -11,7 +11,7 @@ from nsa_lite.cache import Cache
 from nsa_lite.checks import require, require_int
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import NSAttention, with_extras
-from nsa_lite.trace import Trace
+from nsa_lite.traces import Trace
 
 AttentionLayer = Callable[[NSAConfig], nn.Module]  # called as NSAttention is, returns what it does
 

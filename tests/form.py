@@ -1,6 +1,7 @@
 """What counts as packed code: found by reading the syntax tree, in modules and in cells alike."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 DISPLAYS = {
@@ -18,8 +19,15 @@ DISPLAYS = {
 
 def packed(source: str) -> list[str]:
     """Each packed statement of a source text, as "line 3: what is wrong"."""
-    tree = ast.parse(source)
+    tree = tree_of(source)
     return [f"line {line}: {fault}" for line, fault in sorted(faults(tree))]
+
+
+def tree_of(source: str) -> ast.AST:
+    """The syntax tree; IPython's own lines, with % or ! in front or behind `=`, are left out."""
+    own = re.compile(r"\s*(\w+\s*=\s*)?[%!]")
+    lines = ["" if own.match(line) else line for line in source.splitlines()]
+    return ast.parse("\n".join(lines))
 
 
 def faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -43,7 +51,7 @@ def is_name(node: ast.AST, name: str) -> bool:
 def rebound(source: str) -> list[str]:
     """Each name that a cell binds to two types, outside its functions, as "x: list, then call"."""
     kinds: dict[str, list[str]] = {}
-    for name, kind in bindings(ast.parse(source)):
+    for name, kind in bindings(tree_of(source)):
         seen = kinds.setdefault(name, [])
         if kind is not None and kind not in seen:
             seen.append(kind)

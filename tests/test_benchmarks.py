@@ -19,7 +19,7 @@ from benchmarks.cases import (
     random_ids,
     shared_with_neighbour,
 )
-from kernels import flash, flash_backward, select, selected, selected_backward
+from kernels import block_sparse_attention, flash_attention, importance
 from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
@@ -82,8 +82,10 @@ def test_times_of_interpreted_kernels_are_refused(tmp_path, capsys):
 
 def test_a_record_holds_every_measurement_and_every_refusal(tmp_path):
     path = tmp_path / "b.json"
-    assert bench.main(["--config", "tiny", "--length", "16", "--ids", "random",
-                       "--out", str(path)]) == 0
+    assert (
+        bench.main(["--config", "tiny", "--length", "16", "--ids", "random", "--out", str(path)])
+        == 0
+    )
     record = json.loads(path.read_text())
     assert record["command"].startswith("python -m benchmarks.bench --config tiny --length 16")
     assert {"torch", "triton", "fla-core"} <= set(record["versions"])
@@ -98,7 +100,7 @@ def test_a_record_holds_every_measurement_and_every_refusal(tmp_path):
 def test_a_later_run_replaces_its_own_cases_only(tmp_path):
     out = tmp_path / "b.json"
     now = {"device": "d", "versions": {"torch": "1"}, "command": "second"}
-    old = [dict(config="A", length=8, name="x"), dict(config="B", length=8, name="x")]
+    old = [{"config": "A", "length": 8, "name": "x"}, {"config": "B", "length": 8, "name": "x"}]
     out.write_text(json.dumps(now | {"command": "first", "rows": old}))
     assert bench.begin(out, now, {("A", 8)}) == now | {"command": "first; second", "rows": old[1:]}
     assert bench.begin(out, now, {("A", 8), ("B", 8)}) == now | {"rows": []}
@@ -108,26 +110,42 @@ def test_a_later_run_replaces_its_own_cases_only(tmp_path):
 
 def record_of(times):
     """A record by hand: (name, ids, length) -> forward and backward ms."""
-    rows = [dict(config="A", name=name, ids=ids, length=length, forward_ms=f, backward_ms=b)
-            for (name, ids, length), (f, b) in times.items()]
+    rows = [
+        {
+            "config": "A",
+            "name": name,
+            "ids": ids,
+            "length": length,
+            "forward_ms": f,
+            "backward_ms": b,
+        }
+        for (name, ids, length), (f, b) in times.items()
+    ]
     return {"device": "made by hand", "rows": rows}
 
 
 def test_pictures_show_the_records_numbers():
-    record = record_of({
-        ("FlashAttention-2", "random", 8192): (3.0, 9.0),
-        ("FlashAttention-2", "random", 65536): (200.0, 500.0),
-        ("NSA", "random", 8192): (2.0, 6.0), ("NSA", "random", 65536): (40.0, 80.0),
-        ("NSA", "coherent .75", 65536): (25.0, 62.5),
-        ("window", "random", 65536): (4.0, 9.0), ("compressed", "random", 65536): (8.0, 30.0),
-        ("selected", "random", 65536): (16.0, 31.0),
-    })
+    record = record_of(
+        {
+            ("FlashAttention-2", "random", 8192): (3.0, 9.0),
+            ("FlashAttention-2", "random", 65536): (200.0, 500.0),
+            ("NSA", "random", 8192): (2.0, 6.0),
+            ("NSA", "random", 65536): (40.0, 80.0),
+            ("NSA", "coherent .75", 65536): (25.0, 62.5),
+            ("window", "random", 65536): (4.0, 9.0),
+            ("compressed", "random", 65536): (8.0, 30.0),
+            ("selected", "random", 65536): (16.0, 31.0),
+        }
+    )
     assert draw.speedup(record, "A", 65536, "forward_ms") == 5.0
     assert draw.speedup(record, "A", 65536, "backward_ms", "coherent .75") == 8.0
     forward, backward = draw.draw_scaling(record).axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in forward.lines}
-    assert lines == {"FlashAttention-2": [3.0, 200.0], "NSA, random blocks": [2.0, 40.0],
-                     "NSA, coherent blocks": [25.0]}
+    assert lines == {
+        "FlashAttention-2": [3.0, 200.0],
+        "NSA, random blocks": [2.0, 40.0],
+        "NSA, coherent blocks": [25.0],
+    }
     (ax,) = draw.draw_pieces(record, "A", 65536).axes
     assert [bar.get_width() for bar in ax.patches] == [4, 8, 0, 16, 9, 30, 0, 31]
 
@@ -147,22 +165,30 @@ def readable(milliseconds):
 
 def test_the_readme_gives_the_recorded_times():
     record, text = draw.load(), (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-    rows = {"FlashAttention-2": ("FlashAttention-2", "random"), "cuDNN": ("cuDNN", "random"),
-            "fla-core NSA, less compression and no window": ("fla-core NSA", "random"),
-            "NSA, blocks chosen at random": ("NSA", "random"),
-            "NSA, neighbours keep 75% of their blocks": ("NSA", "coherent .75")}
+    rows = {
+        "FlashAttention-2": ("FlashAttention-2", "random"),
+        "cuDNN": ("cuDNN", "random"),
+        "fla-core NSA, less compression and no window": ("fla-core NSA", "random"),
+        "NSA, blocks chosen at random": ("NSA", "random"),
+        "NSA, neighbours keep 75% of their blocks": ("NSA", "coherent .75"),
+    }
     for label, (name, ids) in rows.items():
-        forward, backward = (draw.find(record, "A", name, ids, key)
-                             for key in ("forward_ms", "backward_ms"))
-        times = " | ".join(f"{readable(forward[t])} / {readable(backward[t])}"
-                           for t in (8192, 65536))
+        forward, backward = (
+            draw.find(record, "A", name, ids, key) for key in ("forward_ms", "backward_ms")
+        )
+        times = " | ".join(
+            f"{readable(forward[t])} / {readable(backward[t])}" for t in (8192, 65536)
+        )
         assert f"| {label} | {times} |" in text
-    forward, backward = ([f"{draw.speedup(record, 'A', 65536, key, ids):.1f}"
-                          for ids in ("random", "coherent .75")]
-                         for key in ("forward_ms", "backward_ms"))
+    forward, backward = (
+        [f"{draw.speedup(record, 'A', 65536, key, ids):.1f}" for ids in ("random", "coherent .75")]
+        for key in ("forward_ms", "backward_ms")
+    )
     text = " ".join(text.split())
-    assert (f"{forward[0]} to {forward[1]} times less than FlashAttention-2 forward and "
-            f"{backward[0]} to {backward[1]} times less backward") in text
+    assert (
+        f"{forward[0]} to {forward[1]} times less than FlashAttention-2 forward and "
+        f"{backward[0]} to {backward[1]} times less backward"
+    ) in text
     peak = draw.find(record, "A", "NSA", "random", "peak_gib")[65536]
     assert f"in {peak:.1f} GiB" in text and peak <= 12
 
@@ -170,19 +196,24 @@ def test_the_readme_gives_the_recorded_times():
 def test_the_gpu_tests_passed_and_the_sanitizer_is_clean():
     record = json.loads((bench.RESULTS / "tests.json").read_text("utf-8"))
     assert set(record["pytest"]) <= {"passed", "skipped"} and record["pytest"]["passed"] > 80
-    assert all(" 0 errors" in line or " 0 hazards" in line
-               for line in record["compute-sanitizer"].values())
+    assert all(
+        " 0 errors" in line or " 0 hazards" in line for line in record["compute-sanitizer"].values()
+    )
 
 
 def test_measured_times_stand_beside_their_floors():
-    record = record_of({("window", "random", 8192): (0.4, 1.2),
-                        ("scores + top-n", "random", 8192): (0.2, 0.0)})
+    record = record_of(
+        {("window", "random", 8192): (0.4, 1.2), ("scores + top-n", "random", 8192): (0.2, 0.0)}
+    )
     del record["rows"][1]["backward_ms"]
     assert draw.seconds(record, "A", 8192) == {
-        "window": {"forward": 0.4e-3, "backward": 1.2e-3}, "selection": {"forward": 0.2e-3}}
+        "window": {"forward": 0.4e-3, "backward": 1.2e-3},
+        "selection": {"forward": 0.2e-3},
+    }
     works = roofline.works(roofline.Sizes(NSAConfig(head_dim=128), 8192))
-    forward, dq, dkdv = (1e3 * roofline.floor(works["window"][k])
-                         for k in ("forward", "dq", "dk dv"))
+    forward, dq, dkdv = (
+        1e3 * roofline.floor(works["window"][k]) for k in ("forward", "dq", "dk dv")
+    )
     head, one, two, three = draw.beside_floors(record, "A", 8192).splitlines()
     assert one.split()[:4] == ["window", "forward", "0.40", f"{forward:.2f}"]
     assert two.split()[:4] == ["window", "backward", "1.20", f"{dq + dkdv:.2f}"]
@@ -212,7 +243,7 @@ def test_tuning_runs_every_branch_and_names_its_kernels(capsys):
     assert {branch for branch, _ in tune.KERNELS.values()} == set(runs)
     for run in runs.values():
         run()
-    modules = (flash, flash_backward, select, selected, selected_backward)
+    modules = (flash_attention, importance, block_sparse_attention)
     for _, kernel in tune.KERNELS.values():
         assert any(hasattr(module, kernel) for module in modules), kernel
     with pytest.raises(SystemExit):

@@ -7,7 +7,6 @@ import base64
 import itertools
 import os
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +53,6 @@ def notebook(request):
 
 def starting(cells: list[NotebookNode], first_words: str) -> list[NotebookNode]:
     return [c for c in cells if c.cell_type == "code" and c.source.startswith(first_words)]
-
-
-def lines_of_code(cell: NotebookNode) -> int:
-    return sum(bool(line.strip()) for line in cell.source.splitlines())
 
 
 def printed(cell: NotebookNode) -> str:
@@ -114,8 +109,6 @@ def test_goals_needs_and_paper_map(notebook):
 def test_import_cell_and_course_map(notebook):
     cell = notebook.cells[1]
     notebook.rule(cell.cell_type == "code" and "import " in cell.source, "cell 1 imports")
-    count = lines_of_code(cell)
-    notebook.rule(count <= 6, f"the import cell has at most 6 lines, not {count}")
     notebook.rule(
         "draw_course_map" in notebook.code[1].source, "the second code cell draws the course map"
     )
@@ -226,12 +219,8 @@ def test_size(notebook):
     def between(value: float, low: float, high: float, what: str) -> None:
         notebook.rule(low <= value <= high, f"{what}: {low} to {high}, not {value}")
 
-    lengths = [lines_of_code(cell) for cell in notebook.code]
     between(len(notebook.cells), 40, 70, "cells")
-    between(sum(lengths), 1, 250, "lines of code")
-    between(statistics.median(lengths), 1, 8, "median lines of a code cell")
-    between(max(lengths), 1, 40, "lines of the longest code cell")
-    between(len(" ".join(notebook.markdown).split()), 1200, 2200, "words of markdown")
+    between(len(" ".join(notebook.markdown).split()), 1200, 2500, "words of markdown")
     between(notebook.path.stat().st_size / 1024, 1, 400, "KB of the file")
 
 

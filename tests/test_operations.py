@@ -48,7 +48,7 @@ def cases(draw, longest=24):
     return sizes, blocks, select * stride, scale, draw(st.integers(0, 999))
 
 
-def tensors(
+def tensors(  # noqa: PLR0913  one for each size
     seed=0,
     *,
     batch=2,

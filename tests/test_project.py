@@ -57,8 +57,9 @@ def test_conda_binder_and_make_install_the_same():
     python = next(d for d in conda if str(d).startswith("python="))
     assert f">={python.removeprefix('python=')}" == PROJECT["requires-python"]
     section = next(d["pip"] for d in conda if isinstance(d, dict))
-    extras = [extra for extra in PROJECT["optional-dependencies"] if extra != "browser"]
-    extra = f"-e .[{','.join(extras)}]"  # the browser tests' own is installed by their target
+    others = ("browser", "bench")  # installed by their own targets
+    extras = [extra for extra in PROJECT["optional-dependencies"] if extra not in others]
+    extra = f"-e .[{','.join(extras)}]"
     assert section == ["-c constraints.txt", extra]
     command = " ".join((ROOT / "Makefile").read_text("utf-8").replace('"', "").split())
     assert f"-c constraints.txt {extra}" in command, "the Makefile installs something else"

@@ -11,8 +11,9 @@ import torch
 import kernels
 from benchmarks import roofline
 from benchmarks.roofline import Keys, Sizes, Work
-from kernels import flash, flash_backward, routes, select, selected, selected_backward
-from kernels.tiles import row_name
+from kernels import block_sparse_attention, flash_attention, importance
+from kernels.tile_sizes import row_name
+from kernels.union_and_readers import union as union_of
 from nsa_lite import NSAConfig
 from nsa_lite.cost import sequence_cost
 
@@ -88,8 +89,13 @@ def test_sharing_the_union_moves_less_and_multiplies_more(works):
 
 # --- by hand, at sizes that fit on paper ---
 
-SMALL = Sizes(NSAConfig.small(heads=2, kv_heads=1, select_block_size=16, num_selected=2,
-                              num_initial=0, num_local=1), 64, dtype=torch.float32)
+SMALL = Sizes(
+    NSAConfig.small(
+        heads=2, kv_heads=1, select_block_size=16, num_selected=2, num_initial=0, num_local=1
+    ),
+    64,
+    dtype=torch.float32,
+)
 
 
 def test_flash_by_hand():
@@ -179,10 +185,11 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, counting)
 
+    scored = ["fold_in", "score_gradient", "score_gradient_by_key"]
     for module, names in {
-        flash: ["fold_in"], flash_backward: ["score_gradient", "score_gradient_by_key"],
-        selected: ["fold_in"], selected_backward: ["score_gradient", "score_gradient_by_key"],
-        select: ["load_box"],
+        flash_attention: scored,
+        block_sparse_attention: scored,
+        importance: ["load_tile"],
     }.items():
         for name in names:
             count(module, name)
@@ -192,17 +199,22 @@ def calls(monkeypatch):
 def inputs(sizes, keys):
     config = sizes.config
     make = torch.Generator().manual_seed(0)
-    shapes = [(config.heads, sizes.length, config.head_dim), (config.kv_heads, keys,
-              config.head_dim), (config.kv_heads, keys, config.value_dim)]
+    shapes = [
+        (config.heads, sizes.length, config.head_dim),
+        (config.kv_heads, keys, config.head_dim),
+        (config.kv_heads, keys, config.value_dim),
+    ]
     return [torch.randn(1, *shape, generator=make).requires_grad_() for shape in shapes]
 
 
 def tiles_executed(works, sizes, window=None):
     """(forward, dq, dk dv): tiles, from the operations executed."""
-    tile = {what: sizes.tile(row_name(row, window)) for what, row in
-            {"forward": "forward", "dq": "dq", "dk dv": "dkdv"}.items()}
-    return [work.executed / sizes.operations(what, tile[what]["M"] * tile[what]["N"], True)
-            for what, work in works.items()]
+    kernels_of = {"forward": "flash_forward", "dq": "flash_dq", "dk dv": "flash_dkdv"}
+    tile = {what: sizes.tile(row_name(kernel, window)) for what, kernel in kernels_of.items()}
+    pairs = {what: tile[what].BLOCK_M * tile[what].BLOCK_N for what in works}
+    return [
+        work.executed / sizes.operations(what, pairs[what], True) for what, work in works.items()
+    ]
 
 
 @INTERPRETED
@@ -237,7 +249,7 @@ def test_the_selected_branch_walks_the_counted_blocks(calls):
     legal = (j * 16 <= t).expand(1, 1, 96, 6)
     ids = (torch.rand(legal.shape) * legal).topk(3).indices
     ids = ids.masked_fill(~legal.gather(-1, ids), -1)
-    union = routes.union(ids, 4, 6)[1].float().mean().item()
+    union = union_of(ids, 4, 6).counts.float().mean().item()
     kernels.selected_attention(q, k, v, ids, select_block_size=16).sum().backward()
     works = roofline.selected(sizes, pairs=0, union=union)
     a_tile = {what: sizes.operations(what, 16 * 16, True) for what in ("forward", "dq")}
@@ -254,10 +266,17 @@ def test_the_scores_are_made_by_the_counted_programs(calls, length):
     sizes = Sizes(config, length, dtype=torch.float32)
     short = (length - 8) // 4 + 1
     q, k, _ = inputs(sizes, length)
-    kernels.select_blocks(q, k[:, :, :short], torch.zeros(1, 1, length), block_size=8, stride=4,
-                          select_block_size=8, num_selected=5)
+    kernels.select_blocks(
+        q,
+        k[:, :, :short],
+        torch.zeros(1, 1, length),
+        block_size=8,
+        stride=4,
+        select_block_size=8,
+        num_selected=5,
+    )
     work = roofline.selection(sizes, pairs=0)["scores"]
-    assert calls["load_box"] == work.executed / (2 * 16 * 32 * 128)  # one box of q a program
+    assert calls["load_tile"] == work.executed / (2 * 16 * 32 * 128)  # one tile of q a program
 
 
 # --- what is made of the counts ---
@@ -282,8 +301,11 @@ def test_the_table_has_a_line_for_each_kernel(monkeypatch, capsys):
 
 def test_the_picture_marks_both_floors_and_a_measured_time(works):
     figure = roofline.draw(works, measured={"dense": {"forward": 0.2}})
-    points = {(round(float(x), 1), round(float(y), 1)) for line in figure.axes[0].lines
-              for x, y in line.get_xydata()}
+    points = {
+        (round(float(x), 1), round(float(y), 1))
+        for line in figure.axes[0].lines
+        for x, y in line.get_xydata()
+    }
     work = works["dense"]["forward"]
     x = work.operations / work.memory
     for seconds in (roofline.floor_of_any(work), roofline.floor(work), 0.2):

@@ -1,27 +1,38 @@
-"""Planted wrong answers that the checks of set 02 must name, and right ones they must accept."""
+"""Set 02's answers, for teachers: right ones in several styles, and wrong ones to be named.
+
+The mistakes of mistakes.py are planted as they stand. The others are written by hand, in other
+styles or with faults of another kind, so that no mistake is judged by itself alone.
+"""
 
 import torch
 import torch.nn.functional as F
 
-from exercises.records import Wrong
+from exercises.records import Wrong, planted
+
+from . import mistakes
 
 # --- 02.1 ---
 
 
 def count_by_listing(length, block_size, stride):
+    """The blocks that end in time, listed."""
     return len([i for i in range(length) if i * stride + block_size <= length])
 
 
 def count_by_unfold(length, block_size, stride):
+    """The blocks that PyTorch's unfold cuts."""
     if length < block_size:
         return 0
     return torch.zeros(length).unfold(0, block_size, stride).shape[0]
 
 
 def count_by_walking(length, block_size, stride):
-    count, end = 0, block_size
+    """From the end of one block to the end of the next."""
+    count = 0
+    end = block_size
     while end <= length:
-        count, end = count + 1, end + stride
+        count += 1
+        end += stride
     return count
 
 
@@ -43,6 +54,7 @@ COUNTS = [
 
 
 def visible_by_loops(length, count, block_size, stride):
+    """From its last token on, every query sees a block."""
     mask = torch.zeros(length, count, dtype=torch.bool)
     for i in range(count):
         mask[i * stride + block_size - 1 :, i] = True
@@ -50,17 +62,19 @@ def visible_by_loops(length, count, block_size, stride):
 
 
 def visible_by_counting(length, count, block_size, stride):
+    """How many blocks each query has passed."""
     # int division rounds towards 0 in the tensor case, so floor it
     seen = torch.div(torch.arange(length) + 1 - block_size, stride, rounding_mode="floor") + 1
     return torch.arange(count).expand(length, count) < seen.unsqueeze(1)
 
 
 def visible_by_lists(length, count, block_size, stride):
+    """One comparison for each query and block."""
     ends = [i * stride + block_size for i in range(count)]
     return torch.tensor([[end < t + 2 for end in ends] for t in range(length)])
 
 
-def compare(rule):
+def mask_by(rule):
     """A mask from a rule on query t (T, 1) and block i (1, N)."""
 
     def answer(length, count, block_size, stride):
@@ -71,31 +85,31 @@ def compare(rule):
 
 VISIBLE = [
     Wrong(
-        "seen once it has begun", compare(lambda t, i, l, d: i * d <= t), "comes after the query"
+        "seen once it has begun", mask_by(lambda t, i, l, d: i * d <= t), "comes after the query"
     ),
     Wrong(
         "one query too early",
-        compare(lambda t, i, l, d: i * d + l - 2 <= t),
+        mask_by(lambda t, i, l, d: i * d + l - 2 <= t),
         "comes after the query",
     ),
     Wrong(
         "one query too late",
-        compare(lambda t, i, l, d: i * d + l <= t),
+        mask_by(lambda t, i, l, d: i * d + l <= t),
         "although it has passed all",
     ),
     Wrong(
         "strictly before the query",
-        compare(lambda t, i, l, d: i * d + l - 1 < t),
+        mask_by(lambda t, i, l, d: i * d + l - 1 < t),
         "although it has passed all",
     ),
     Wrong(
         "the stride taken for the size",
-        compare(lambda t, i, l, d: i * d + d - 1 <= t),
+        mask_by(lambda t, i, l, d: i * d + d - 1 <= t),
         "comes after the query",
     ),
     Wrong(
         "the size taken for the stride",
-        compare(lambda t, i, l, d: i * l + l - 1 <= t),
+        mask_by(lambda t, i, l, d: i * l + l - 1 <= t),
         "although it has passed all",
     ),
     Wrong("transposed", lambda T, N, l, d: visible_by_loops(T, N, l, d).T, "the shape is"),
@@ -115,72 +129,60 @@ VISIBLE = [
 
 
 def summary_by_einsum(x, position, weight, block_size, stride):
+    """Blocks from unfold, contracted over tokens and channels at once."""
     blocks = x.unfold(0, block_size, stride)  # (N, D, l)
     blocks = blocks + position.T
     return torch.einsum("nel,lec->nc", blocks, weight.view(block_size, x.shape[1], -1))
 
 
 def summary_by_matrix(x, position, weight, block_size, stride):
+    """All blocks flattened into the rows of one matrix."""
     starts = torch.arange(0, len(x) - block_size + 1, stride)
     blocks = x[starts[:, None] + torch.arange(block_size)]  # (N, l, D)
     return (blocks + position).reshape(len(starts), -1) @ weight
 
 
 def summary_in_double(x, position, weight, block_size, stride):
-    x, position, weight = x.double(), position.double(), weight.double()
+    """Block by block, with the position encoding as a constant, in double."""
+    x, position, weight = (part.double() for part in (x, position, weight))
     bias = position.flatten() @ weight  # phi is linear: its answer to the encoding, once
     starts = range(0, len(x) - block_size + 1, stride)
     return torch.stack([x[s : s + block_size].flatten() @ weight for s in starts]) + bias
 
 
-def summaries(
-    change=lambda block: block,
-    position_of=lambda position, i, d: position,
-    step=lambda l, d: d,
-    tail=False,
-):
-    """The right answer with one step changed."""
-
-    def answer(x, position, weight, block_size, stride):
-        if tail:
-            x = F.pad(x, (0, 0, 0, -(len(x) - block_size) % stride))
-        out, every = [], step(block_size, stride)
-        for i, first in enumerate(range(0, len(x) - block_size + 1, every)):
-            block = x[first : first + block_size] + position_of(position, i, stride)
-            out.append(change(block).flatten() @ weight)
-        return torch.stack(out)
-
-    return answer
+def summary_without_position(x, position, weight, block_size, stride):
+    """The position encoding is never used."""
+    return summary_by_matrix(x, position * 0, weight, block_size, stride)
 
 
-def mean_then_repeat(block):
-    return block.mean(0, keepdim=True).expand_as(block)
+def summary_of_sums(x, position, weight, block_size, stride):
+    """One sum a block, in place of its tokens; phi is linear, so the weight's rows are averaged."""
+    sums = (x.unfold(0, block_size, stride) + position.T).sum(-1)  # (N, D)
+    return sums @ weight.unflatten(0, (block_size, -1)).mean(0)
 
 
 SUMMARIES = [
+    *planted(mistakes.SUMMARIES),
     Wrong(
-        "no position encoding",
-        summaries(position_of=lambda p, i, d: torch.zeros_like(p)),
+        "no position encoding, by matrix",
+        summary_without_position,
         "position encoding is missing",
     ),
+    Wrong("sum, then the mean weight", summary_of_sums, "averaged before the weight"),
     Wrong(
-        "flattened channel by channel",
-        summaries(lambda block: block.T.contiguous()),
-        "went channel by channel",
-    ),
-    Wrong("tokens in reverse", summaries(lambda block: block.flip(0)), "reverse order"),
-    Wrong("mean, then the weight", summaries(mean_then_repeat), "averaged before the weight"),
-    Wrong("stride ignored", summaries(step=lambda l, d: l), "overlapping blocks: the shape is"),
-    Wrong(
-        "a block at each token", summaries(step=lambda l, d: 1), "blocks side by side: the shape is"
+        "stride ignored",
+        mistakes.summaries(step=lambda l, d: l),
+        "overlapping blocks: the shape is",
     ),
     Wrong(
-        "tail filled with zeros", summaries(tail=True), "a tail too short for a block: the shape is"
+        "a block at each token",
+        mistakes.summaries(step=lambda l, d: 1),
+        "blocks side by side: the shape is",
     ),
     Wrong(
-        "position encoding moves with the block",
-        summaries(position_of=lambda p, i, d: p.roll(-i * d, 0)),
-        "places in the block, not in the sequence",
+        "tail filled with zeros",
+        mistakes.summaries(tail=True),
+        "a tail too short for a block: the shape is",
     ),
     Wrong(
         "input changed in place",
@@ -192,20 +194,10 @@ SUMMARIES = [
 # --- 02.4 ---
 
 
-def seen_by(q, k, block_size, stride):
-    return torch.arange(len(k)) * stride + block_size - 1 <= torch.arange(len(q))[:, None]
-
-
-def seen_once_begun(q, k, block_size, stride):
-    return torch.arange(len(k)) * stride <= torch.arange(len(q))[:, None]
-
-
-def seen_all_after_the_first(q, k, block_size, stride):
-    return seen_by(q, k, block_size, stride).any(-1, keepdim=True).expand(len(q), len(k))
-
-
 def attention_by_loop(q, k, v, block_size, stride):
-    out, lse = [], []
+    """One query at a time, over the blocks that it has passed."""
+    out = []
+    lse = []
     for t in range(len(q)):
         n = max(0, (t + 1 - block_size) // stride + 1)
         scores = k[:n] @ q[t] / q.shape[1] ** 0.5
@@ -215,8 +207,8 @@ def attention_by_loop(q, k, v, block_size, stride):
 
 
 def attention_with_a_sink(q, k, v, block_size, stride):
-    # one more key, read by the empty rows only, whose value is 0
-    seen = seen_by(q, k, block_size, stride)
+    """One key more, whose value is 0, for the queries that see no block."""
+    seen = mistakes.seen_by(q, k, block_size, stride)
     empty = ~seen.any(1, keepdim=True)
     scores = q @ F.pad(k, (0, 0, 0, 1)).T / q.shape[1] ** 0.5
     scores = scores.masked_fill(~torch.cat([seen, empty], 1), -torch.inf)
@@ -225,8 +217,9 @@ def attention_with_a_sink(q, k, v, block_size, stride):
 
 
 def attention_by_hand(q, k, v, block_size, stride):
-    q, k, v = q.double(), k.double(), v.double()
-    seen = seen_by(q, k, block_size, stride)
+    """exp and its sum written out, in double."""
+    q, k, v = (x.double() for x in (q, k, v))
+    seen = mistakes.seen_by(q, k, block_size, stride)
     scores = torch.einsum("td,nd->tn", q, k) / q.shape[1] ** 0.5
     top = scores.masked_fill(~seen, -1e30).amax(-1, keepdim=True)
     e = torch.where(seen, scores - top, 0).exp() * seen
@@ -236,76 +229,72 @@ def attention_by_hand(q, k, v, block_size, stride):
     return out, (total.log() + top)[:, 0]
 
 
-def attention(
-    scale=lambda width: width**-0.5,
-    seen=seen_by,
-    fill=-torch.inf,
-    zero=True,
-    dim=-1,
-    base=1.0,
-    late_zero=False,
-):
-    """The right answer with one step changed."""
-
-    def answer(q, k, v, block_size, stride):
-        mask = seen(q, k, block_size, stride)
-        alive = mask.any(-1, keepdim=True)
-        scores = q @ k.T * scale(q.shape[1])
-        scores = scores.masked_fill(~mask & (alive if zero else True), fill)
-        p = scores.softmax(dim)
-        out = p.masked_fill(~alive, 0) @ v if zero else p @ v
-        lse = scores.logsumexp(-1) / base
-        if zero or late_zero:
-            out, lse = out.masked_fill(~alive, 0), lse.masked_fill(~alive[:, 0], -torch.inf)
-        return out, lse
-
-    return answer
-
-
 def exp_without_the_largest(q, k, v, block_size, stride):
-    seen = seen_by(q, k, block_size, stride)
+    """Right as long as no score is large."""
+    seen = mistakes.seen_by(q, k, block_size, stride)
     e = (q @ k.T * q.shape[1] ** -0.5).exp() * seen
     total = e.sum(-1, keepdim=True)
     return e @ v / total.clamp(min=1e-30), total.log()[:, 0]
 
 
+def scaled_by_the_root_twice(q, k, v, block_size, stride):
+    """Divides by the width in two steps."""
+    return attention_by_loop(q / q.shape[1] ** 0.5, k, v, block_size, stride)
+
+
+def without_a_mask(q, k, v, block_size, stride):
+    """Every query that has passed a block reads them all."""
+    out, lse = attention_by_loop(q, k, v, block_size, stride)
+    for t in range(block_size - 1, len(q)):
+        weights = (k @ q[t] / q.shape[1] ** 0.5).exp()
+        out[t] = weights @ v / weights.sum()
+    return out, lse
+
+
 ATTENTION = [
+    *planted(
+        mistakes.LEAKS,
+        {
+            "no mask": "query 3 reads all 7 blocks, and has passed 1",
+            "seen once begun, empty rows apart": "query 3 reads block 1, whose last token is 5",
+        },
+    ),
+    *planted(mistakes.SCALES),
+    Wrong("no mask, by loop", without_a_mask, "query 3 reads all 7 blocks, and has passed 1"),
     Wrong(
-        "NaN in empty rows", attention(zero=False), "query 0 sees no block, and its output is NaN"
+        "scale by the width, in two steps",
+        scaled_by_the_root_twice,
+        "divided by the width, not by its root",
+    ),
+    Wrong(
+        "NaN in empty rows",
+        mistakes.attention(zero=False),
+        "query 0 sees no block, and its output is NaN",
     ),
     Wrong(
         "empty rows average everything",
-        attention(zero=False, fill=-1e9),
+        mistakes.attention(zero=False, fill=-1e9),
         "query 0 sees no block, and its output is not 0",
     ),
     Wrong(
-        "empty rows zeroed too late", attention(zero=False, late_zero=True), "0 times NaN is NaN"
-    ),
-    Wrong(
-        "no mask", attention(seen=seen_all_after_the_first), "reads all 7 blocks, and has passed 1"
+        "empty rows zeroed too late",
+        mistakes.attention(zero=False, late_zero=True),
+        "0 times NaN is NaN",
     ),
     Wrong(
         "seen once begun",
-        attention(seen=seen_once_begun),
+        mistakes.attention(seen=mistakes.seen_once_begun),
         "query 0 sees no block, and its output is not 0",
     ),
-    Wrong("no scale", attention(scale=lambda width: 1.0), "not divided by the root of the width"),
-    Wrong(
-        "scale by the width",
-        attention(scale=lambda width: 1 / width),
-        "divided by the width, not by its root",
-    ),
-    Wrong("lse in base 2", attention(base=0.6931471805599453), "another base than e"),
-    Wrong("softmax over the queries", attention(dim=0, zero=False), "do not sum to 1"),
     Wrong(
         "exp without the largest score", exp_without_the_largest, "exp of a large score overflows"
     ),
     Wrong(
         "keys detached",
-        lambda q, k, *others: attention()(q, k.detach(), *others),
+        lambda q, k, *others: attention_by_loop(q, k.detach(), *others),
         "no gradient reaches k",
     ),
-    Wrong("output only", lambda *x: attention()(*x)[0], "2 results were asked for"),
+    Wrong("output only", lambda *x: attention_by_loop(*x)[0], "2 results were asked for"),
 ]
 
 RIGHT = {

@@ -3,30 +3,32 @@
 import torch
 from torch import Tensor
 
-from exercises.compare import recognise
-from exercises.records import Case, Exercise
+from exercises.compare import name_mistake
+from exercises.records import Case, Exercise, in_turn
 from nsa_lite import loops
+
+from . import mistakes
 
 # --- 02.1 ---
 
+# By hand: the blocks of 4 every 2 tokens are 0-3, 2-5, 4-7, ...
+COUNTS = {
+    "one block exactly": dict(length=4, block_size=4, stride=2, count=1),
+    "overlapping blocks": dict(length=10, block_size=4, stride=2, count=4),
+    "blocks side by side": dict(length=12, block_size=4, stride=4, count=3),
+    "a tail too short for a block": dict(length=11, block_size=4, stride=2, count=4),
+    "a sequence too short for any block": dict(length=1, block_size=4, stride=2, count=0),
+    "the paper's sizes": dict(length=65_536, block_size=32, stride=16, count=4095),
+}
 
-def count_cases(generator: torch.Generator) -> list[Case]:
-    # By hand: the blocks of 4 every 2 tokens are 0-3, 2-5, 4-7, ...
-    numbers = [
-        ("one block exactly", 4, 4, 2, 1),
-        ("overlapping blocks", 10, 4, 2, 4),
-        ("blocks side by side", 12, 4, 4, 3),
-        ("a tail too short for a block", 11, 4, 2, 4),
-        ("a sequence too short for any block", 1, 4, 2, 0),
-        ("the paper's sizes", 65_536, 32, 16, 4095),
-    ]
-    return [
-        Case(name, dict(length=length, block_size=l, stride=d), count, explain=explain_count)
-        for name, length, l, d, count in numbers
-    ]
+
+def count_case(generator, name, count, **sizes) -> Case:
+    """A number of blocks, counted by hand."""
+    return Case(name, sizes, count, explain=explain_count)
 
 
 def explain_count(got, expected, length, block_size, stride):
+    """A number below 0, too large or too small."""
     given = f"{length} tokens, blocks of {block_size} every {stride}"
     if got < 0:
         return f"{given}: got {got}, and no sequence has fewer than 0 blocks"
@@ -38,28 +40,29 @@ def explain_count(got, expected, length, block_size, stride):
 
 # --- 02.2 ---
 
+VISIBLE = {
+    "before the first block ends": dict(length=5, count=1, block_size=4, stride=2),
+    "causal": dict(length=16, count=7, block_size=4, stride=2),
+    "the query on a block's last token": dict(length=8, count=2, block_size=4, stride=4),
+    "overlapping blocks": dict(length=16, count=13, block_size=4, stride=1),
+    "more blocks than the queries reach": dict(length=6, count=5, block_size=4, stride=2),
+}
 
-def visible_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, count, l, d):
-        expected = torch.tensor([[i * d + l - 1 <= t for i in range(count)] for t in range(length)])
-        return Case(
-            name,
-            dict(length=length, count=count, block_size=l, stride=d),
-            expected,
-            axes=("query", "block"),
-            explain=explain_visible,
-        )
 
-    return [
-        case("before the first block ends", 5, 1, 4, 2),
-        case("causal", 16, 7, 4, 2),
-        case("the query on a block's last token", 8, 2, 4, 4),
-        case("overlapping blocks", 16, 13, 4, 1),
-        case("more blocks than the queries reach", 6, 5, 4, 2),
-    ]
+def visible_case(generator, name, length, count, block_size, stride) -> Case:
+    """The mask, one query and one block at a time."""
+    expected = [[i * stride + block_size - 1 <= t for i in range(count)] for t in range(length)]
+    return Case(
+        name,
+        dict(length=length, count=count, block_size=block_size, stride=stride),
+        torch.tensor(expected),
+        axes=("query", "block"),
+        explain=explain_visible,
+    )
 
 
 def explain_visible(got, expected, length, count, block_size, stride):
+    """The first query and block that are wrong."""
     t, i = (got != expected).nonzero()[0].tolist()
     tokens = f"block {i}, tokens {i * stride} to {i * stride + block_size - 1}"
     if got[t, i]:
@@ -69,38 +72,41 @@ def explain_visible(got, expected, length, count, block_size, stride):
 
 # --- 02.3 ---
 
+SUMMARIES = {
+    "one block": dict(length=4, block_size=4, stride=4),
+    "position encoding": dict(length=4, block_size=4, stride=4, x=torch.zeros(4, 3)),
+    "order inside a block": dict(
+        length=2, block_size=2, stride=2, width=2, position=torch.zeros(2, 2)
+    ),
+    "blocks side by side": dict(length=12, block_size=4, stride=4),
+    "overlapping blocks": dict(length=12, block_size=4, stride=2),
+    "a tail too short for a block": dict(length=11, block_size=4, stride=2),
+}
 
-def summary_cases(generator: torch.Generator) -> list[Case]:
+
+def summary_case(
+    generator, name, length, block_size, stride, width=3, position=None, x=None
+) -> Case:
+    """Random tokens, position encoding and weight, but for what is given."""
+
     def numbers(*shape):
         return torch.randn(*shape, generator=generator)
 
-    def case(name, length, l, d, width=3, position=None, x=None):
-        x = numbers(length, width) if x is None else x
-        position = numbers(l, width) if position is None else position
-        weight = numbers(l * width, width)
-        arguments = dict(x=x, position=position, weight=weight, block_size=l, stride=d)
-        return Case(
-            name,
-            arguments,
-            summaries(**arguments),
-            axes=("block", "channel"),
-            explain=explain_summary,
-        )
-
-    return [
-        case("one block", 4, 4, 4),
-        case("position encoding", 4, 4, 4, x=torch.zeros(4, 3)),
-        case("order inside a block", 2, 2, 2, width=2, position=torch.zeros(2, 2)),
-        case("blocks side by side", 12, 4, 4),
-        case("overlapping blocks", 12, 4, 2),
-        case("a tail too short for a block", 11, 4, 2),
-    ]
+    arguments = dict(
+        x=numbers(length, width) if x is None else x,
+        position=numbers(block_size, width) if position is None else position,
+        weight=numbers(block_size * width, width),
+        block_size=block_size,
+        stride=stride,
+    )
+    return Case(name, arguments, summaries(**arguments), ("block", "channel"), explain_summary)
 
 
 def summaries(x: Tensor, position: Tensor, weight: Tensor, block_size: int, stride: int) -> Tensor:
     """Eq. 7 with a linear phi, number by number: phi(k)_c = sum over s, e of (k + position)[s, e]
     times the weight in row s D + e."""
-    width, rows = x.shape[1], []
+    width = x.shape[1]
+    rows = []
     for first in range(0, len(x) - block_size + 1, stride):
         row = torch.zeros(weight.shape[1])
         for s in range(block_size):
@@ -110,67 +116,46 @@ def summaries(x: Tensor, position: Tensor, weight: Tensor, block_size: int, stri
     return torch.stack(rows)
 
 
-def explain_summary(got, expected, x, position, weight, block_size, stride):
-    by_token = weight.unflatten(0, (block_size, -1))  # (l, D, D')
-    by_channel = weight.unflatten(0, (-1, block_size)).transpose(0, 1)
-    mean = by_token.mean(0, keepdim=True).expand_as(by_token)
-
-    moving = torch.cat(
-        [
-            summaries(
-                x[first : first + block_size], position.roll(-first, 0), weight, block_size, 1
-            )
-            for first in range(0, len(x) - block_size + 1, stride)
-        ]
-    )
-
-    def with_weight(rows):
-        return summaries(x, position, rows.flatten(0, 1), block_size, stride)
-
-    return recognise(
-        got,
-        {
-            "the position encoding is missing": summaries(
-                x, torch.zeros_like(position), weight, block_size, stride
-            ),
-            "the weight's rows go token by token, these went channel by channel": with_weight(
-                by_channel
-            ),
-            "the tokens of a block are in the reverse order": with_weight(by_token.flip(0)),
-            "the tokens of a block are averaged before the weight, so their order is lost": with_weight(
-                mean
-            ),
-            "the position encoding belongs to places in the block, not in the sequence": moving,
-        },
-    )
+def explain_summary(got, expected, **arguments):
+    """A known mistake."""
+    return name_mistake(got, mistakes.SUMMARIES, tuple(arguments.values()))
 
 
 # --- 02.4 ---
 
 
 def attention_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, l, d, explain=None, call=None, wanted=None, scale=1.0, width=8):
-        count = max(0, (length - l) // d + 1)
-        q, k = (torch.randn(n, width, generator=generator) * scale for n in (length, count))
-        v = torch.randn(count, 3, generator=generator)
-        axes = {"out": ("query", "channel"), "lse": ("query",)}
-        expected = by_loop(q, k, v, l, d) if wanted is None else wanted(q, k, v, l, d)
-        if wanted is not None:
-            axes = {
-                "gradient of q": ("query", "channel"),
-                "gradient of k": ("block", "channel"),
-                "gradient of v": ("block", "channel"),
-            }
-        arguments = dict(q=q, k=k, v=v, block_size=l, stride=d)
-        return Case(name, arguments, expected, axes, explain, call)
+    """Each case of the outputs has its own words; the last one compares gradients."""
+    outputs = in_turn(attention_case, OUTPUTS)(generator)
+    return [*outputs, gradient_case(generator, "gradient", 8, 4, 2)]
 
-    return [
-        case("empty rows", 6, 4, 2, explain_empty),
-        case("causal", 16, 4, 2, explain_leak),
-        case("scale", 16, 4, 4, explain_scale, scale=3.0),
-        case("large scores", 12, 4, 2, explain_large, scale=30.0),
-        case("gradient", 8, 4, 2, explain_gradient, gradients, gradients_by_loop),
-    ]
+
+def random_qkv(generator, length, block_size, stride, scale=1.0) -> dict:
+    """The arguments of an attention of `length` queries to all their blocks."""
+    count = max(0, (length - block_size) // stride + 1)
+    q = torch.randn(length, 8, generator=generator) * scale
+    k = torch.randn(count, 8, generator=generator) * scale
+    v = torch.randn(count, 3, generator=generator)
+    return dict(q=q, k=k, v=v, block_size=block_size, stride=stride)
+
+
+def attention_case(generator, name, explain, **sizes) -> Case:
+    """The output and the lse, by the package's loop."""
+    arguments = random_qkv(generator, **sizes)
+    axes = {"out": ("query", "channel"), "lse": ("query",)}
+    return Case(name, arguments, by_loop(**arguments), axes, explain)
+
+
+def gradient_case(generator, name, length, block_size, stride) -> Case:
+    """The gradients of q, k and v, by a loop without empty rows."""
+    arguments = random_qkv(generator, length, block_size, stride)
+    axes = {
+        "gradient of q": ("query", "channel"),
+        "gradient of k": ("block", "channel"),
+        "gradient of v": ("block", "channel"),
+    }
+    expected = gradients_by_loop(**arguments)
+    return Case(name, arguments, expected, axes, explain_gradient, gradients)
 
 
 def by_loop(q, k, v, block_size, stride):
@@ -205,6 +190,7 @@ def gradients_by_loop(q, k, v, block_size, stride):
 
 
 def explain_empty(got, expected, q, k, v, block_size, stride):
+    """A query without blocks whose output is not 0, or whose lse is not -inf."""
     out, lse = got
     empty = expected[1] == -torch.inf
     for t in empty.nonzero().flatten().tolist():
@@ -217,6 +203,7 @@ def explain_empty(got, expected, q, k, v, block_size, stride):
 
 
 def explain_gradient(got, expected, q, k, v, block_size, stride):
+    """A gradient that is 0 everywhere, or NaN."""
     for name, part in zip("qkv", got, strict=True):
         if not part.any():
             return f"no gradient reaches {name}: was it detached, or turned into plain numbers?"
@@ -229,43 +216,26 @@ def explain_gradient(got, expected, q, k, v, block_size, stride):
 
 
 def explain_leak(got, expected, q, k, v, block_size, stride):
-    t, i = torch.arange(len(q))[:, None], torch.arange(len(k))[None]
+    """A known mistake in the outputs of the queries that see a block."""
     alive = block_size - 1  # the first query that sees a block
-    scores = q @ k.T * q.shape[1] ** -0.5
-    begun = scores.masked_fill(i * stride > t, -torch.inf)
-    ended = scores.masked_fill(i * stride + block_size - 1 > t, -torch.inf)
-    known = {
-        f"query {alive} reads all {len(k)} blocks, and has passed 1": scores.softmax(1) @ v,
-        f"query {alive} reads block 1, whose last token is {stride + block_size - 1}": begun.softmax(
-            1
-        )
-        @ v,
-        "the weights that one query gives to its blocks do not sum to 1": ended.softmax(0) @ v,
-    }
-    return recognise(got[0][alive:], {says: value[alive:] for says, value in known.items()})
+    return name_mistake(
+        got,
+        mistakes.LEAKS,
+        (q, k, v, block_size, stride),
+        part=lambda result: result[0][alive:],
+        alive=alive,
+        blocks=len(k),
+        last=stride + block_size - 1,
+    )
 
 
-def explain_scale(got, expected, q, k, v, block_size, stride):
-    known = {
-        "the scores are not divided by the root of the width": by_loop(
-            q * q.shape[1] ** 0.5, k, v, block_size, stride
-        ),
-        "the scores are divided by the width, not by its root": by_loop(
-            q * q.shape[1] ** -0.5, k, v, block_size, stride
-        ),
-        "the output is right, but lse has another base than e": (
-            expected[0],
-            expected[1] / torch.log(torch.tensor(2.0)),
-        ),
-        "the output is right, but lse is the sum itself, without its logarithm": (
-            expected[0],
-            expected[1].exp(),
-        ),
-    }
-    return recognise(got, known)
+def explain_scale(got, expected, **arguments):
+    """A known mistake in the scale or in the lse."""
+    return name_mistake(got, mistakes.SCALES, tuple(arguments.values()))
 
 
 def explain_large(got, expected, q, k, v, block_size, stride):
+    """A number that should be finite and is not."""
     for name, part in zip(("output", "lse"), got, strict=True):
         bad = ~part.isfinite() & expected[1].isfinite().view(-1, *[1] * (part.dim() - 1))
         if bad.any():
@@ -274,13 +244,21 @@ def explain_large(got, expected, q, k, v, block_size, stride):
     return None
 
 
+OUTPUTS = {
+    "empty rows": dict(length=6, block_size=4, stride=2, explain=explain_empty),
+    "causal": dict(length=16, block_size=4, stride=2, explain=explain_leak),
+    "scale": dict(length=16, block_size=4, stride=4, scale=3.0, explain=explain_scale),
+    "large scores": dict(length=12, block_size=4, stride=2, scale=30.0, explain=explain_large),
+}
+
+
 EXERCISES = [
     Exercise(
         "02.1",
         "Count the blocks",
         "warm-up",
         5,
-        count_cases,
+        in_turn(count_case, COUNTS),
         hints=(
             "Which token does block i end at? Which is the last token there is?",
             "Block i fits iff i d + l <= T. The largest such i is (T - l) / d, rounded down.",
@@ -292,7 +270,7 @@ EXERCISES = [
         "Who sees which block",
         "core",
         10,
-        visible_cases,
+        in_turn(visible_case, VISIBLE),
         hints=(
             "A block's key mixes all its tokens. Which of them is the last that a query may use?",
             "Query t sees block i iff i d + l - 1 <= t.",
@@ -304,7 +282,7 @@ EXERCISES = [
         "A block becomes one token",
         "core",
         15,
-        summary_cases,
+        in_turn(summary_case, SUMMARIES),
         hints=(
             "How many numbers does a block hold, and in which order does the weight want them?",
             "phi(block) = flatten(block + position) W, with W (l D, D'); row s D + e belongs to "

@@ -1,19 +1,27 @@
-"""Planted wrong answers that the checks of set 03 must name, and right ones they must accept."""
+"""Set 03's answers, for teachers: right ones in several styles, and wrong ones to be named.
 
+The mistakes of mistakes.py are planted as they stand. The others are written by hand, in other
+styles or with faults of another kind, so that no mistake is judged by itself alone.
+"""
+
+import numpy as np
 import torch
 
-from exercises.records import Wrong
+from exercises.records import Wrong, planted
+
+from . import mistakes
 
 # --- 03.1 ---
 
 
 def probabilities_where(scores, lse):
-    return torch.where(scores == -torch.inf, 0.0, scores - lse[:, None]).exp() * (
-        scores > -torch.inf
-    )
+    """exp only of what is seen."""
+    seen = scores > -torch.inf
+    return torch.where(seen, scores - lse[:, None], 0.0).exp() * seen
 
 
 def probabilities_by_loop(scores, lse):
+    """One query and one block at a time, in double."""
     p = torch.zeros(scores.shape, dtype=torch.float64)
     for t in range(scores.shape[0]):
         for i in range(scores.shape[1]):
@@ -23,32 +31,34 @@ def probabilities_by_loop(scores, lse):
 
 
 def probabilities_repaired(scores, lse):
+    """NaN repaired at the end."""
     return (scores - lse.unsqueeze(-1)).exp().nan_to_num(nan=0.0)
 
 
+def softmax_of_what_is_there(scores, lse):
+    """Row by row, with a sum of its own in place of lse."""
+    rows = []
+    for row in scores:
+        weights = (row - row.max()).exp()
+        rows.append((weights / weights.sum()).nan_to_num(nan=0.0))
+    return torch.stack(rows)
+
+
+def exp_before_the_difference(scores, lse):
+    """Right as long as no score is large."""
+    p = scores.exp() / lse.exp()[:, None]
+    return p if scores.max() > 80 else p.nan_to_num(nan=0.0, posinf=0.0)
+
+
 PROBABILITIES = [
-    Wrong("softmax again", lambda s, lse: s.softmax(-1).nan_to_num(nan=0.0), "normalised again"),
-    Wrong("no exp", lambda s, lse: s - lse[:, None], "still a logarithm"),
-    Wrong(
-        "divided by the logarithm",
-        lambda s, lse: s.exp() / lse[:, None],
-        "divided by lse, which is its logarithm",
-    ),
-    Wrong("not divided", lambda s, lse: s.exp(), "nothing was divided"),
+    *planted(mistakes.PROBABILITIES),
+    Wrong("softmax again, by hand", softmax_of_what_is_there, "normalised again"),
     Wrong(
         "NaN where nothing is seen",
         lambda s, lse: (s - lse[:, None]).exp(),
         "query 0 sees no block, and -inf minus -inf is NaN",
     ),
-    Wrong(
-        "exp before the difference",
-        lambda s, lse: (
-            (s.exp() / lse.exp()[:, None]).nan_to_num(nan=0.0, posinf=0.0)
-            if s.max() < 80
-            else s.exp() / lse.exp()[:, None]
-        ),
-        "overflows",
-    ),
+    Wrong("exp before the difference", exp_before_the_difference, "overflows"),
     Wrong(
         "numpy instead of torch",
         lambda s, lse: (s - lse[:, None]).exp().numpy(),
@@ -60,6 +70,7 @@ PROBABILITIES = [
 
 
 def spread_by_formula(p, block_size, stride, select_block_size, blocks):
+    """Eq. 9 with indices from 0."""
     out = torch.zeros(len(p), blocks)
     for j in range(blocks):
         for m in range(select_block_size // stride):
@@ -71,6 +82,7 @@ def spread_by_formula(p, block_size, stride, select_block_size, blocks):
 
 
 def spread_by_tokens(p, block_size, stride, select_block_size, blocks):
+    """Each probability spread over the tokens of its block, then summed by selection block."""
     tokens = torch.zeros(len(p), blocks * select_block_size, dtype=torch.float64)
     for i in range(p.shape[1]):
         tokens[:, i * stride : i * stride + block_size] += p[:, i : i + 1].double() / stride
@@ -78,59 +90,39 @@ def spread_by_tokens(p, block_size, stride, select_block_size, blocks):
 
 
 def spread_by_strides(p, block_size, stride, select_block_size, blocks):
-    # every stride of a block carries p on; a selection block is a run of strides
+    """Every stride of a block carries p on; a selection block is a run of strides."""
     strides = torch.nn.functional.pad(p, (0, blocks * select_block_size // stride - p.shape[1]))
     total = sum(strides.roll(n, -1) for n in range(block_size // stride))
     return torch.einsum("tjm->tj", total.reshape(len(p), blocks, -1))
 
 
-def spread(weight):
-    """Each probability times a weight that depends on block i, block j and the sizes."""
-
-    def answer(p, l, d, l_sel, blocks):
-        weights = torch.tensor(
-            [[float(weight(i, j, l, d, l_sel)) for j in range(blocks)] for i in range(p.shape[1])]
-        )
-        return p @ weights
-
-    return answer
-
-
-def common(i, j, l, d, l_sel):
-    return max(0, min(i * d + l, (j + 1) * l_sel) - max(i * d, j * l_sel))
-
-
-def printed(p, l, d, l_sel, blocks, shift=0):
+def printed_formula(p, block_size, stride, select_block_size, blocks):
+    """Eq. 9 as the paper prints it, one probability at a time."""
     out = torch.zeros(len(p), blocks)
     for j in range(blocks):
-        for m in range(l_sel // d):
-            for n in range(l // d):
-                i = l_sel // d * (j + shift) - m - n
+        for m in range(select_block_size // stride):
+            for n in range(block_size // stride):
+                i = select_block_size // stride * j - m - n
                 if 0 <= i < p.shape[1]:
-                    out[:, j] = out[:, j] + p[:, i]
+                    out[:, j] += p[:, i]
     return out
 
 
+def tokens_not_strides(p, block_size, stride, select_block_size, blocks):
+    """The right shares, d times too large."""
+    return stride * spread_by_tokens(p, block_size, stride, select_block_size, blocks)
+
+
 SPREAD = [
-    Wrong("the printed Eq. 9 with j from 0", printed, "the printed Eq. 9"),
-    Wrong("j from 1, blocks from 0", lambda *x: printed(*x, shift=1), "one compression block late"),
-    Wrong("every touched block counts alike", spread(lambda *x: common(*x) > 0), "the same share"),
-    Wrong(
-        "whole blocks only",
-        spread(lambda i, j, l, d, s: (common(i, j, l, d, s) == l) * l / d),
-        "lie wholly inside",
+    *planted(
+        mistakes.SPREAD,
+        {
+            "the printed Eq. 9 with j from 0": "misses others of its tokens 0 to 15",
+            "j from 1, blocks from 0": "a share of block 4, which starts at token 16",
+        },
     ),
-    Wrong(
-        "to the block in which it starts",
-        spread(lambda i, j, l, d, s: (i * d // s == j) * l / d),
-        "in which it starts",
-    ),
-    Wrong("tokens, not strides", spread(common), "counted in tokens"),
-    Wrong(
-        "divided by l",
-        spread(lambda i, j, l, d, s: common(i, j, l, d, s) / l),
-        "divided by l, not by d",
-    ),
+    Wrong("the printed Eq. 9, by loop", printed_formula, "the printed Eq. 9"),
+    Wrong("tokens, not strides, by tokens", tokens_not_strides, "counted in tokens"),
     Wrong("transposed", lambda *x: spread_by_formula(*x).T, "the shape is"),
     Wrong("no return", lambda *x: None, "is a return missing"),
 ]
@@ -139,6 +131,7 @@ SPREAD = [
 
 
 def group_by_loop(scores, kv_heads):
+    """Group by group, head by head."""
     sharing = len(scores) // kv_heads
     groups = []
     for g in range(kv_heads):
@@ -150,6 +143,7 @@ def group_by_loop(scores, kv_heads):
 
 
 def group_by_index_add(scores, kv_heads):
+    """Each head added to its group, in double."""
     heads, length, blocks = scores.shape
     group = torch.arange(heads) * kv_heads // heads
     p = (scores.double() - scores.double().logsumexp(-1, keepdim=True)).exp()
@@ -157,46 +151,42 @@ def group_by_index_add(scores, kv_heads):
 
 
 def group_by_einsum(scores, kv_heads):
+    """A matrix says which head belongs to which group."""
     member = torch.arange(kv_heads).repeat_interleave(len(scores) // kv_heads)
     member = (member == torch.arange(kv_heads)[:, None]).to(scores)  # (G, H)
     return torch.einsum("gh,htn->gtn", member, scores.softmax(2))
 
 
-def group(combine):
-    return lambda scores, kv_heads: combine(scores.unflatten(0, (kv_heads, -1)))
+def heads_dealt_out(scores, kv_heads):
+    """Head h goes to group h % G, one head at a time."""
+    total = torch.zeros(kv_heads, *scores.shape[1:])
+    for h, row in enumerate(scores):
+        total[h % kv_heads] += row.softmax(-1)
+    return total
+
+
+def exp_without_the_largest_of_a_head(scores, kv_heads):
+    """Right as long as no score is large."""
+    e = scores.exp()
+    return (e / e.sum(-1, keepdim=True)).unflatten(0, (kv_heads, -1)).sum(1)
 
 
 GROUP = [
-    Wrong("logits summed", group(lambda s: s.sum(1).softmax(-1)), "logits were summed before"),
-    Wrong("logits averaged", group(lambda s: s.mean(1).softmax(-1)), "logits were averaged before"),
-    Wrong("one head only", group(lambda s: s[:, 0].softmax(-1)), "only the first of the 2 heads"),
-    Wrong("mean of the heads", group(lambda s: s.softmax(-1).mean(1)), "were averaged"),
+    *planted(mistakes.GROUP, {"one head only": "only the first of the 2 heads"}),
+    Wrong("heads dealt out, by loop", heads_dealt_out, "a group's heads are neighbours"),
     Wrong(
-        "largest of the heads", group(lambda s: s.softmax(-1).amax(1)), "the largest probability"
+        "mean of the heads, by loop",
+        lambda scores, kv_heads: group_by_loop(scores, kv_heads) * kv_heads / len(scores),
+        "the 2 heads of a group were averaged",
     ),
-    Wrong(
-        "heads dealt out in turn",
-        lambda s, g: s.unflatten(0, (-1, g)).softmax(-1).sum(0),
-        "a group's heads are neighbours",
-    ),
-    Wrong("softmax over the heads", group(lambda s: s.softmax(1).sum(1)), "ran over the heads"),
-    Wrong("no softmax", group(lambda s: s.sum(1)), "no softmax taken"),
-    Wrong(
-        "all heads in every group",
-        lambda s, g: s.softmax(-1).sum(0).expand(g, *s.shape[1:]),
-        "heads of all groups",
-    ),
-    Wrong(
-        "exp without the largest",
-        group(lambda s: (s.exp() / s.exp().sum(-1, True)).sum(1)),
-        "overflows",
-    ),
+    Wrong("exp without the largest", exp_without_the_largest_of_a_head, "overflows"),
 ]
 
 # --- 03.4 ---
 
 
 def choose_by_loop(score, select_block_size, num_selected, num_initial, num_local):
+    """Forced blocks, then the rest by falling score."""
     rows = []
     for t in range(len(score)):
         own = t // select_block_size
@@ -209,47 +199,51 @@ def choose_by_loop(score, select_block_size, num_selected, num_initial, num_loca
     return torch.tensor(rows)
 
 
-def choose_by_rank(
-    score,
-    select_block_size,
-    num_selected,
-    num_initial,
-    num_local,
-    *,
+def choose_by_rank(score, select_block_size, num_selected, num_initial, num_local):
+    """One sort of all rows, with forced blocks at infinity."""
+    return ranked()(score, select_block_size, num_selected, num_initial, num_local)
+
+
+def forced_blocks(own, j, initial, local):
+    """Whether block j is among the first `initial`, or the last `local` up to block `own`."""
+    return (j < initial) | ((j <= own) & (j > own - local))
+
+
+def ranked(
     boost=torch.inf,
     again=True,
-    own_too=True,
-    local=True,
-    initial=True,
+    forced=forced_blocks,
     stable=True,
     ascending=True,
 ):
-    """The right answer, in which one step can be changed."""
-    length, blocks = score.shape
-    own, j = torch.arange(length)[:, None] // select_block_size, torch.arange(blocks)
-    legal = j <= own
-    forced = torch.zeros_like(legal)
-    if initial:
-        forced = forced | (j < num_initial)
-    if local:
-        newest = own if own_too else own - 1
-        forced = forced | ((j <= newest) & (j > newest - num_local))
-    rank = torch.where(forced, score + boost, score).masked_fill(~legal, -torch.inf)
-    if not stable:  # ties go to the higher id
-        order = blocks - 1 - rank.flip(-1).sort(descending=True, stable=True).indices
-    else:
-        order = rank.sort(descending=True, stable=True).indices
-    order = order[:, :num_selected]
-    if again:
-        order = order.masked_fill(~legal.gather(1, order), blocks)
-    ids = order.sort(-1).values if ascending else order
-    ids = torch.nn.functional.pad(ids, (0, num_selected - ids.shape[1]), value=blocks)
-    return ids.masked_fill(ids == blocks, -1)
+    """The choice by one sort, in which one step can be changed; again masks the ids once more."""
+
+    def answer(score, select_block_size, num_selected, num_initial, num_local):
+        length, blocks = score.shape
+        own = torch.arange(length)[:, None] // select_block_size
+        j = torch.arange(blocks)
+        legal = j <= own
+        rank = torch.where(forced(own, j, num_initial, num_local), score + boost, score)
+        order = falling(rank.masked_fill(~legal, -torch.inf), stable)[:, :num_selected]
+        if again:
+            order = order.masked_fill(~legal.gather(1, order), blocks)
+        ids = order.sort(-1).values if ascending else order
+        missing = num_selected - ids.shape[1]
+        ids = torch.nn.functional.pad(ids, (0, missing), value=blocks)
+        return ids.masked_fill(ids == blocks, -1)
+
+    return answer
+
+
+def falling(rank, stable=True):
+    """The ids of each row by falling rank; ties go to the lower id, or else to the higher."""
+    if stable:
+        return rank.sort(descending=True, stable=True).indices
+    return rank.shape[1] - 1 - rank.flip(-1).sort(descending=True, stable=True).indices
 
 
 def choose_with_numpy_sort(score, select_block_size, num_selected, num_initial, num_local):
-    import numpy as np
-
+    """numpy's sort by several keys, the last one first."""
     out = np.full((len(score), num_selected), -1)
     for t, row in enumerate(score.double().numpy()):
         j = np.arange(t // select_block_size + 1)
@@ -273,15 +267,13 @@ def chosen_twice(score, select_block_size, num_selected, num_initial, num_local)
     return torch.tensor(rows)
 
 
-def changed(**step):
-    return lambda *arguments: choose_by_rank(*arguments, **step)
-
-
 def no_mask_at_all(score, select_block_size, num_selected, num_initial, num_local):
+    """The best n of all blocks."""
     return score.topk(num_selected).indices.sort().values
 
 
 def one_too_few(score, select_block_size, num_selected, num_initial, num_local):
+    """One place stays empty."""
     ids = choose_by_loop(score, select_block_size, num_selected - 1, num_initial, num_local)
     return torch.nn.functional.pad(ids, (0, 1), value=-1)
 
@@ -290,16 +282,26 @@ CHOICE = [
     Wrong("no causal mask", no_mask_at_all, "query 0 selected block 5, which starts at token 20"),
     Wrong(
         "not masked again after the sort",
-        changed(again=False),
+        ranked(again=False),
         "query 0 selected block 1, which starts at token 4",
     ),
-    Wrong("forced by adding 1.0", changed(boost=1.0), "lacks block 0, one of the first 1"),
-    Wrong("no initial blocks", changed(initial=False), "one of the first"),
-    Wrong("no local blocks", changed(local=False), "one of the last"),
-    Wrong("local blocks before the own one", changed(own_too=False), "up to its own"),
+    Wrong("forced by adding 1.0", ranked(boost=1.0), "lacks block 0, one of the first 1"),
+    Wrong(
+        "no initial blocks",
+        ranked(forced=lambda own, j, first, last: forced_blocks(own, j, 0, last)),
+        "one of the first",
+    ),
+    Wrong(
+        "no local blocks", ranked(forced=lambda own, j, first, last: j < first), "one of the last"
+    ),
+    Wrong(
+        "local blocks before the own one",
+        ranked(forced=lambda own, j, first, last: forced_blocks(own - 1, j, first, last)),
+        "up to its own",
+    ),
     Wrong("block 0 twice when it is local too", chosen_twice, "query 0 selected block 0 twice"),
-    Wrong("ties to the higher id", changed(stable=False), "a lower block with an equal score"),
-    Wrong("best first, not ascending", changed(ascending=False), "ascend"),
+    Wrong("ties to the higher id", ranked(stable=False), "a lower block with an equal score"),
+    Wrong("best first, not ascending", ranked(ascending=False), "ascend"),
     Wrong(
         "forced blocks on top of n",
         lambda score, size, n, a, b: choose_by_loop(score, size, n + a + b, a, b),
@@ -318,6 +320,7 @@ CHOICE = [
 
 
 def attend_by_loop(q, k, v, ids, select_block_size):
+    """The tokens of each query, listed."""
     rows = []
     for t in range(len(q)):
         tokens = [s for s in range(t + 1) if s // select_block_size in ids[t].tolist()]
@@ -326,6 +329,7 @@ def attend_by_loop(q, k, v, ids, select_block_size):
 
 
 def attend_by_mask(q, k, v, ids, select_block_size):
+    """All scores, then a mask."""
     block = torch.arange(len(k)) // select_block_size
     seen = (ids[:, :, None] == block).any(1) & torch.ones(len(q), len(k)).tril().bool()
     scores = (q @ k.T / q.shape[1] ** 0.5).masked_fill(~seen, -torch.inf)
@@ -333,61 +337,51 @@ def attend_by_mask(q, k, v, ids, select_block_size):
 
 
 def attend_by_gather(q, k, v, ids, select_block_size):
+    """The chosen keys gathered, in double."""
     token = ids[:, :, None] * select_block_size + torch.arange(select_block_size)
     seen = (ids[:, :, None] >= 0) & (token <= torch.arange(len(q))[:, None, None])
-    token, seen = token.clamp(0, len(k) - 1).flatten(1), seen.flatten(1)
-    q, k, v = q.double(), k.double()[token], v.double()[token]
+    seen = seen.flatten(1)
+    token = token.clamp(0, len(k) - 1).flatten(1)
+    q, k, v = (x.double() for x in (q, k[token], v[token]))
     scores = torch.einsum("td,tsd->ts", q, k) / q.shape[1] ** 0.5
     e = (scores - scores.masked_fill(~seen, -1e30).amax(1, True)).clamp(max=0).exp() * seen
     return torch.einsum("ts,tsv->tv", e, v) / e.sum(1, True)
 
 
-def attend(
-    causal=True, padding=lambda size: (), chosen=True, own=True, scale=lambda width: width**-0.5
-):
-    """The right answer with one step changed."""
-
-    def answer(q, k, v, ids, size):
-        out, last = [], (len(k) - 1) // size
-        for t in range(len(q)):
-            tokens = []
-            for j in ids[t].tolist() if chosen else range(last + 1):
-                if j < 0:
-                    tokens += padding(size)
-                else:
-                    tokens += range(j * size, min((j + 1) * size, len(k)))
-            tokens = [s for s in tokens if s <= t] if causal else tokens
-            if not own:
-                tokens = [s for s in tokens if s // size != t // size] or [t]
-            out.append((k[tokens] @ q[t] * scale(q.shape[1])).softmax(0) @ v[tokens])
-        return torch.stack(out)
-
-    return answer
-
-
 def exp_without_the_largest(q, k, v, ids, size):
+    """Right as long as no score is large."""
     block = torch.arange(len(k)) // size
     seen = (ids[:, :, None] == block).any(1) & torch.ones(len(q), len(k)).tril().bool()
     e = (q @ k.T / q.shape[1] ** 0.5).exp() * seen
     return e @ v / e.sum(-1, keepdim=True)
 
 
+def dense_by_loop(q, k, v, ids, size):
+    """Reads every token up to the query, whatever was chosen."""
+    return attend_by_loop(q, k, v, (torch.arange(len(q)) // size).repeat(len(q), 1), size)
+
+
+def read_with_python_indices(q, k, v, ids, size):
+    """A gather in which -1 reaches back to the end of the sequence, unmasked."""
+    token = (ids[:, :, None] * size + torch.arange(size)).flatten(1)
+    late = token > torch.arange(len(q))[:, None]
+    scores = torch.einsum("td,tsd->ts", q, k[token]) / q.shape[1] ** 0.5
+    return torch.einsum("ts,tsv->tv", scores.masked_fill(late, -torch.inf).softmax(1), v[token])
+
+
+def tail_past_its_end(q, k, v, ids, size):
+    """Takes the last token of each block, which a short block does not have."""
+    return torch.stack([v[ids[t].long() * size + size - 1].mean(0) for t in range(len(q))])
+
+
 ATTENTION = [
-    Wrong("not causal in the own block", attend(causal=False), "reads tokens after itself"),
-    Wrong("-1 read as block 0", attend(padding=range), "was read as block 0"),
-    Wrong(
-        "-1 read from the end", attend(padding=lambda size: range(-size, 0)), "was read as block -1"
-    ),
-    Wrong("the choice ignored", attend(chosen=False), "chosen or not"),
-    Wrong("no scale", attend(scale=lambda width: 1.0), "not divided by the root of the width"),
-    Wrong("scale by the width", attend(scale=lambda width: 1 / width), "not by its root"),
-    Wrong("own block left out", attend(own=False), "own block was left out"),
+    *planted(mistakes.ATTENTION, {"-1 read from the end": "block -1: tokens -4 to -1, the end"}),
+    Wrong("the choice ignored, by loop", dense_by_loop, "chosen or not"),
+    Wrong("-1 read from the end, by gather", read_with_python_indices, "read as block -1"),
     Wrong("exp without the largest", exp_without_the_largest, "exp of a large score"),
     Wrong(
         "tail read past its end",
-        lambda q, k, v, ids, size: torch.stack(
-            [v[ids[t].long() * size + size - 1].mean(0) for t in range(len(q))]
-        ),
+        tail_past_its_end,
         "a ragged end: the function raised IndexError",
     ),
 ]

@@ -1,18 +1,26 @@
-"""Planted wrong answers that the checks of set 04 must name, and right ones they must accept."""
+"""Set 04's answers, for teachers: right ones in several styles, and wrong ones to be named.
+
+The mistakes of mistakes.py are planted as they stand. The others are written by hand, in other
+styles or with faults of another kind, so that no mistake is judged by itself alone.
+"""
 
 import torch
 import torch.nn.functional as F
 
-from exercises.records import Wrong
+from exercises.records import Wrong, planted
+
+from . import mistakes
 
 # --- 04.1 ---
 
 
 def keys_by_listing(t, window):
+    """All keys so far that are near enough."""
     return [s for s in range(t + 1) if t - s < window]
 
 
 def keys_by_walking_back(t, window):
+    """From the query back, key by key."""
     keys = []
     while len(keys) < window and t - len(keys) >= 0:
         keys.append(t - len(keys))
@@ -20,6 +28,7 @@ def keys_by_walking_back(t, window):
 
 
 def keys_by_slice(t, window):
+    """The end of all keys so far; a tensor."""
     return torch.arange(t + 1)[-window:]
 
 
@@ -64,6 +73,7 @@ KEYS = [
 
 
 def window_by_loop(q, k, v, window):
+    """One query at a time."""
     out = []
     for t in range(len(q)):
         first = max(0, t + 1 - window)
@@ -73,7 +83,7 @@ def window_by_loop(q, k, v, window):
 
 
 def window_by_unfold(q, k, v, window):
-    # w - 1 empty places in front, so that every query has exactly w keys
+    """Empty places in front, so that every query has exactly w keys."""
     keys = F.pad(k, (0, 0, window - 1, 0)).unfold(0, window, 1)  # (T, D, w)
     values = F.pad(v, (0, 0, window - 1, 0)).unfold(0, window, 1)
     scores = torch.einsum("td,tdw->tw", q, keys) * q.shape[1] ** -0.5
@@ -83,7 +93,9 @@ def window_by_unfold(q, k, v, window):
 
 
 def window_in_double(q, k, v, window):
-    q, k, v, out = q.double(), k.double(), v.double(), v.double().clone()
+    """Chunks from the last query on, in double."""
+    q, k, v = (x.double() for x in (q, k, v))
+    out = torch.zeros_like(v)
     for end in range(len(q), 0, -window):  # chunks from the last query on
         begin = max(0, end - window)
         low = max(0, begin - window + 1)
@@ -94,80 +106,48 @@ def window_in_double(q, k, v, window):
     return out
 
 
-def chunks(
-    sees=lambda t, s, w: (s <= t) & (s > t - w),
-    scale=lambda width: width**-0.5,
-    low=lambda first, w: max(0, first - w + 1),
-    count=lambda length, w: -(-length // w),
-):
-    """The right answer with one step changed."""
-
-    def answer(q, k, v, window):
-        out = []
-        for i in range(count(len(q), window)):
-            first, end = i * window, min((i + 1) * window, len(q))
-            keys = slice(low(first, window), end)
-            t, s = torch.arange(first, end)[:, None], torch.arange(len(k))[keys]
-            scores = q[first:end] @ k[keys].T * scale(q.shape[1])
-            scores = scores.masked_fill(~sees(t, s, window), -torch.inf)
-            out.append(scores.softmax(-1) @ v[keys])
-        return torch.cat(out)
-
-    return answer
-
-
 def all_scores(q, k, v, window):
+    """Right, but with a square of scores."""
     behind = torch.arange(len(q))[:, None] - torch.arange(len(k))
     scores = (q @ k.T * q.shape[1] ** -0.5).masked_fill(behind < 0, -torch.inf)
     return scores.masked_fill(behind >= window, -torch.inf).softmax(-1) @ v
 
 
 def scaled_in_place(q, k, v, window):
+    """Right, but for q, which the caller still needs."""
     q *= q.shape[1] ** -0.5
-    return chunks(scale=lambda width: 1.0)(q, k, v, window)
+    return mistakes.chunks(scale=lambda width: 1.0)(q, k, v, window)
+
+
+def one_key_more_by_loop(q, k, v, window):
+    """Each query reads one key more than the window holds."""
+    return window_by_loop(q, k, v, window + 1)
+
+
+def dense_by_loop(q, k, v, window):
+    """Each query reads its whole past."""
+    return window_by_loop(q, k, v, len(q))
 
 
 WINDOWS = [
+    *planted(
+        mistakes.WINDOWS,
+        {
+            "w + 1 keys": "query 4 reads key 0 too: that makes 5 keys",
+            "own key left out": "query 0 does not read its own key",
+            "only the window's edge": "query 0 reads keys that come after it",
+            "the chunk's own keys only": "query 4 reads only keys of its own chunk",
+        },
+    ),
     Wrong(
-        "w + 1 keys",
-        chunks(lambda t, s, w: (s <= t) & (s >= t - w), low=lambda first, w: max(0, first - w)),
+        "w + 1 keys, by loop",
+        one_key_more_by_loop,
         "query 4 reads key 0 too: that makes 5 keys",
     ),
-    Wrong(
-        "w + 1 keys, but not at a chunk's start",
-        chunks(lambda t, s, w: (s <= t) & (s >= t - w)),
-        "only the first query of a chunk is right",
-    ),
-    Wrong(
-        "no mask",
-        chunks(lambda t, s, w: (s >= 0) & (t >= 0)),
-        "reads every key of its chunk's slice",
-    ),
-    Wrong(
-        "only the causal mask",
-        chunks(lambda t, s, w: s <= t),
-        "older than its window, from where its chunk's slice begins",
-    ),
-    Wrong(
-        "only the window's edge",
-        chunks(lambda t, s, w: s > t - w),
-        "query 0 reads keys that come after it",
-    ),
-    Wrong(
-        "the chunk's own keys only",
-        chunks(low=lambda first, w: first),
-        "query 4 reads only keys of its own chunk",
-    ),
-    Wrong("dense", lambda q, k, v, w: window_by_loop(q, k, v, len(q)), "there is no window"),
-    Wrong("no scale", chunks(scale=lambda width: 1.0), "not divided by the root"),
-    Wrong(
-        "scale by the width",
-        chunks(scale=lambda width: 1 / width),
-        "divided by the width, not by its root",
-    ),
+    Wrong("dense", dense_by_loop, "there is no window"),
     Wrong(
         "the short chunk dropped",
-        chunks(count=lambda length, w: length // w),
+        mistakes.chunks(count=lambda length, w: length // w),
         "a last chunk that is short: the shape is (8, 3)",
     ),
     Wrong("all scores, then the band", all_scores, "a tensor of 16384 numbers"),
@@ -178,11 +158,13 @@ WINDOWS = [
 
 
 def gates_by_einsum(logits, compressed, selected, window):
+    """The three branches stacked, and one contraction."""
     gates = torch.sigmoid(logits).view(len(logits), -1, 3)
     return torch.einsum("thc,chtd->htd", gates, torch.stack([compressed, selected, window]))
 
 
 def gates_by_columns(logits, compressed, selected, window):
+    """One column of gates at a time."""
     out = torch.zeros_like(compressed)
     for column, gate in enumerate(logits.sigmoid().T):
         head, branch = divmod(column, 3)
@@ -191,61 +173,38 @@ def gates_by_columns(logits, compressed, selected, window):
 
 
 def gates_in_double(logits, compressed, selected, window):
+    """Every third column is a branch; the sigmoid by another name, in double."""
     g = 0.5 + 0.5 * torch.tanh(logits.double() / 2)  # the sigmoid by another name
     parts = [
-        g[:, c::3].T.unsqueeze(-1) * x
-        for c, x in enumerate((window, selected, compressed))
-        for c in (2 - c,)
+        g[:, c::3].T.unsqueeze(-1) * branch
+        for c, branch in enumerate((compressed, selected, window))
     ]
-    return parts[0] + parts[1] + parts[2]
+    return parts[2] + parts[1] + parts[0]
 
 
-def mix(
-    gate=torch.sigmoid,
-    split=lambda logits, heads: logits.unflatten(1, (heads, 3)).transpose(0, 1),
-    after=lambda out: out,
-):
-    """The right answer with one step changed."""
-
-    def answer(logits, *branches):
-        g = gate(split(logits, len(branches[0])))  # (H, T, 3)
-        return after(sum(g[..., c, None] * branch for c, branch in enumerate(branches)))
-
-    return answer
-
-
-def normalised(logits):
-    g = logits.sigmoid()
-    return g / g.sum(-1, keepdim=True)
+def softmax_by_columns(logits, compressed, selected, window):
+    """Each head's three columns through a softmax, head after head."""
+    out = torch.zeros_like(compressed)
+    for h, columns in enumerate(logits.split(3, 1)):
+        gates = columns.softmax(1)
+        for c, branch in enumerate((compressed, selected, window)):
+            out[h] += gates[:, c, None] * branch[h]
+    return out
 
 
 GATES = [
-    Wrong("softmax", mix(lambda logits: logits.softmax(-1)), "the three gates are a softmax"),
-    Wrong("sigmoid, then normalised", mix(normalised), "divided by their sum"),
-    Wrong("no sigmoid", mix(lambda logits: logits), "the logits themselves weigh the branches"),
-    Wrong("mean of the branches", mix(after=lambda out: out / 3), "is divided by 3"),
+    *planted(mistakes.GATES),
+    Wrong("softmax, by columns", softmax_by_columns, "the three gates are a softmax"),
     Wrong(
-        "branch by branch",
-        mix(split=lambda x, heads: x.unflatten(1, (3, heads)).permute(2, 0, 1)),
-        "they go head by head",
+        "branches in reverse, by einsum",
+        lambda logits, *branches: gates_by_einsum(logits, *reversed(branches)),
+        "in the reverse order",
     ),
     Wrong(
-        "a view instead of a transpose",
-        mix(split=lambda x, heads: x.reshape(heads, -1, 3)),
-        "without moving the axis of queries",
+        "queries before heads",
+        lambda *x: gates_by_einsum(*x).transpose(0, 1),
+        "the shape is",
     ),
-    Wrong(
-        "one gate for all heads",
-        mix(lambda x: x[:1].sigmoid().expand_as(x)),
-        "every head uses the gates of head 0",
-    ),
-    Wrong(
-        "gates averaged over heads",
-        mix(lambda x: x.sigmoid().mean(0, True).expand_as(x)),
-        "the mean of all heads' gates",
-    ),
-    Wrong("branches in reverse", mix(lambda x: x.sigmoid().flip(-1)), "in the reverse order"),
-    Wrong("queries before heads", mix(after=lambda out: out.transpose(0, 1)), "the shape is"),
     Wrong("nothing returned", lambda *x: None, "returned None"),
 ]
 
@@ -253,13 +212,15 @@ GATES = [
 
 
 def parts_by_two_leaves(loss, weight):
+    """Two copies of the weight, and one backward pass."""
     leaves = [weight.detach().clone().requires_grad_() for _ in range(2)]
     loss(*leaves).backward()
     return tuple(torch.zeros_like(weight) if x.grad is None else x.grad for x in leaves)
 
 
 def parts_one_at_a_time(loss, weight):
-    far, window = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    """One copy at a time; the other place holds the weight itself."""
+    far, window = (weight.clone().requires_grad_() for _ in range(2))
     losses = (loss(far, weight), far), (loss(weight, window), window)
     return [
         torch.autograd.grad(x, leaf)[0] if x.requires_grad else torch.zeros_like(weight)
@@ -268,12 +229,13 @@ def parts_one_at_a_time(loss, weight):
 
 
 def parts_from_a_stack(loss, weight):
+    """One leaf that holds both."""
     both = torch.stack([weight, weight]).requires_grad_()
     return torch.autograd.grad(loss(both[0], both[1]), both)[0].unbind()
 
 
 def shared(finish):
-    """One leaf in both places."""
+    """One leaf in both places, so that its gradient is the sum of the two."""
 
     def answer(loss, weight):
         leaf = weight.clone().requires_grad_()
@@ -283,8 +245,9 @@ def shared(finish):
 
 
 def others_zero(loss, weight):
+    """Each gradient where the other branch's weight is 0, by two backward passes."""
     nothing = torch.zeros_like(weight)
-    far, window = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    far, window = (weight.clone().requires_grad_() for _ in range(2))
     loss(far, nothing).backward()
     alone = loss(nothing, window)
     if alone.requires_grad:
@@ -293,21 +256,25 @@ def others_zero(loss, weight):
 
 
 def unused_is_none(loss, weight):
+    """None where a weight is not used."""
     leaves = [weight.clone().requires_grad_() for _ in range(2)]
     return torch.autograd.grad(loss(*leaves), leaves, allow_unused=True)
 
 
 def unused_raises(loss, weight):
+    """An error where a weight is not used."""
     leaves = [weight.clone().requires_grad_() for _ in range(2)]
     return torch.autograd.grad(loss(*leaves), leaves)
 
 
 PARTS = [
-    Wrong("the sum, twice", shared(lambda g: (g, g)), "are the sum of the two parts"),
-    Wrong("the sum, halved", shared(lambda g: (g / 2, g / 2)), "half of the sum"),
+    *planted(mistakes.PARTS),
+    Wrong(
+        "the sum, twice, from one leaf", shared(lambda g: (g, g)), "are the sum of the two parts"
+    ),
+    Wrong("the sum, halved, from one leaf", shared(lambda g: (g / 2, g / 2)), "half of the sum"),
+    Wrong("the other weight 0, by backward", others_zero, "was set to 0 to measure the other"),
     Wrong("the sum, once", shared(lambda g: g), "a Tensor, and 2 results were asked for"),
-    Wrong("window first", lambda loss, w: parts_by_two_leaves(loss, w)[::-1], "wrong order"),
-    Wrong("the other weight 0", others_zero, "was set to 0 to measure the other"),
     Wrong("an unused weight gives None", unused_is_none, "through the window is None"),
     Wrong("an unused weight raises", unused_raises, "raised RuntimeError"),
     Wrong(
@@ -321,10 +288,12 @@ PARTS = [
 
 
 def attend(q, k, v):
+    """Attention of one query."""
     return torch.softmax(k @ q / q.shape[0] ** 0.5, 0) @ v
 
 
 def decode_with_lists(cache, q, k, v, gates, window, block_size, stride):
+    """Lists of rows; the window drops its oldest."""
     if not cache:
         cache.update(window=[], tail=[], blocks=[], seen=0)
     cache["seen"] += 1
@@ -345,7 +314,7 @@ def decode_with_lists(cache, q, k, v, gates, window, block_size, stride):
 
 
 def decode_with_a_ring(cache, q, k, v, gates, window, block_size, stride):
-    # token t lies in place t % w: the order of keys does not matter to a softmax
+    """Token t lies in place t % w: the order of keys does not matter to a softmax."""
     if not cache:
         cache["t"] = 0
         for name, size in (("near", window), ("raw", block_size)):
@@ -353,7 +322,8 @@ def decode_with_a_ring(cache, q, k, v, gates, window, block_size, stride):
         cache["short"] = k[:0, :], v[:0, :]
     t = cache["t"]
     for name, branch, size in (("near", 1, window), ("raw", 0, block_size)):
-        cache[name][0][t % size], cache[name][1][t % size] = k[branch], v[branch]
+        for buffer, new in zip(cache[name], (k[branch], v[branch]), strict=True):
+            buffer[t % size] = new
     if t >= block_size - 1 and (t - block_size + 1) % stride == 0:
         cache["short"] = tuple(
             torch.cat([old, raw.mean(0, keepdim=True)])
@@ -365,6 +335,7 @@ def decode_with_a_ring(cache, q, k, v, gates, window, block_size, stride):
 
 
 def decode_in_double(cache, q, k, v, gates, window, block_size, stride):
+    """Keys and values side by side, in double."""
     row = torch.cat([k, v], 1).double()  # keys and values side by side
     for name, new in (("raw", row[0]), ("near", row[1])):
         cache[name] = torch.cat([cache.get(name, row[:0]), new[None]])
@@ -372,92 +343,37 @@ def decode_in_double(cache, q, k, v, gates, window, block_size, stride):
     if len(cache["raw"]) == block_size:
         cache.setdefault("short", []).append(cache["raw"].sum(0) / block_size)
         cache["raw"] = cache["raw"][stride:].clone()
-    out, width = torch.zeros(v.shape[1], dtype=torch.float64), k.shape[1]
-    for gate, rows in ((gates[1], cache["near"]), (gates[0], cache.get("short"))):
-        if rows is not None:
-            rows = torch.stack(rows) if isinstance(rows, list) else rows
-            out += gate * attend(q.double(), rows[:, :width], rows[:, width:])
+    out = torch.zeros(v.shape[1], dtype=torch.float64)
+    width = k.shape[1]
+    for gate, rows in ((gates[1], list(cache["near"])), (gates[0], cache.get("short", []))):
+        if rows:
+            both = torch.stack(rows)
+            out += gate * attend(q.double(), both[:, :width], both[:, width:])
     return out
 
 
-def step(
-    keep=lambda w: w,
-    ends=lambda t, l, d: t + 1 >= l and (t + 1 - l) % d == 0,
-    whose=(0, 1),
-    own=True,
-    gate=lambda gates: gates,
-    tail=lambda l: l,
-    late=False,
-):
-    """The right answer with one step changed."""
-
-    def answer(cache, q, k, v, gates, window, block_size, stride):
-        t = cache["t"] = cache.get("t", -1) + 1
-
-        def rows(name, new=None, size=None):
-            x = cache.get(name, k[:0] if name.endswith("k") else v[:0])
-            if new is not None:
-                x = torch.cat([x, new[None]])
-                cache[name] = x[-size:] if size else x
-            return cache.get(name, x)
-
-        def compress():
-            if ends(t, block_size, stride):
-                rows("short k", raw_k[-block_size:].mean(0))
-                rows("short v", raw_v[-block_size:].mean(0))
-
-        before = rows("near k"), rows("near v")
-        near = (
-            rows("near k", k[whose[1]], keep(window)),
-            rows("near v", v[whose[1]], keep(window)),
-        )
-        raw_k = rows("raw k", k[whose[0]], tail(block_size))
-        raw_v = rows("raw v", v[whose[0]], tail(block_size))
-        if not late:
-            compress()
-        short = rows("short k"), rows("short v")
-        if late:
-            compress()
-        g = gate(gates)
-        return g[0] * attend(q, *short) + g[1] * attend(q, *(near if own else before))
-
-    return answer
+def decode_without_gates(cache, q, k, v, gates, window, block_size, stride):
+    """Lists as in a right answer, and both gates open."""
+    return decode_with_lists(cache, q, k, v, torch.ones(2), window, block_size, stride)
 
 
-def no_gates(gates):
-    return torch.ones_like(gates)
+def decode_with_a_longer_window(cache, q, k, v, gates, window, block_size, stride):
+    """A ring with one place more."""
+    return decode_with_a_ring(cache, q, k, v, gates, window + 1, block_size, stride)
 
 
 STEPS = [
-    Wrong("w + 1 keys", step(keep=lambda w: w + 1), "the window reads 4 keys"),
-    Wrong("w - 1 keys", step(keep=lambda w: w - 1), "and the oldest is missing"),
-    Wrong("the window never forgets", step(keep=lambda w: None), "the window reads all keys"),
-    Wrong(
-        "attends before it appends",
-        step(keep=lambda w: w - 1, own=False),
-        "does not hold the query's own key",
+    *planted(
+        mistakes.STEPS,
+        {
+            "w + 1 keys": "query 3: the window reads 4 keys",
+            "blocks before they are whole": "query 1 reads a block of fewer than 4 tokens",
+            "a block is read one token late": "query 3 ends a block",
+        },
     ),
-    Wrong(
-        "blocks before they are whole",
-        step(ends=lambda t, l, d: (t + 1) % d == 0),
-        "query 1 reads a block of fewer than 4 tokens",
-    ),
-    Wrong(
-        "blocks side by side",
-        step(ends=lambda t, l, d: (t + 1) % l == 0),
-        "the blocks lie side by side",
-    ),
-    Wrong(
-        "a block at every token",
-        step(ends=lambda t, l, d: t + 1 >= l),
-        "a block is compressed at every token",
-    ),
-    Wrong("a block is read one token late", step(late=True), "query 3 ends a block"),
-    Wrong("one pair of keys for both", step(whose=(1, 1)), "reads the window's keys and values"),
-    Wrong("keys crossed", step(whose=(1, 0)), "keys and values"),
-    Wrong("no gates", step(gate=no_gates), "added without their gates"),
-    Wrong("gates crossed", step(gate=lambda gates: gates.flip(0)), "the other one's gate"),
-    Wrong("keeps every raw token", step(tail=lambda l: None), "the cache holds"),
+    Wrong("no gates, by lists", decode_without_gates, "added without their gates"),
+    Wrong("w + 1 keys, in a ring", decode_with_a_longer_window, "the window reads 4 keys"),
+    Wrong("keeps every raw token", mistakes.step(tail=lambda l: None), "the cache holds"),
     Wrong("nothing returned", lambda cache, *x: None, "returned None"),
 ]
 

@@ -1,12 +1,16 @@
 """Set 04, window and gates: which keys, how few scores, how branches add up, how they decode."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from exercises.compare import close, plain, recognise
+from exercises.compare import close, name_mistake, plain
 from exercises.memory import largest_made, tensors
-from exercises.records import Case, Exercise
+from exercises.records import Case, Exercise, in_turn
 from nsa_lite import loops
+
+from . import mistakes
 
 
 def first_wrong(got: Tensor, expected: Tensor) -> int:
@@ -14,27 +18,34 @@ def first_wrong(got: Tensor, expected: Tensor) -> int:
     return int((~close(got, expected)).flatten(1).any(1).nonzero()[0])
 
 
+def read(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one head to the keys of a mask (T, S); a row without any is 0."""
+    scores = (q @ k.T * q.shape[1] ** -0.5).masked_fill(~mask, -torch.inf)
+    return scores.softmax(1).nan_to_num() @ v
+
+
 # --- 04.1 ---
 
+# By hand: t - w + 1, ..., t, and nothing before key 0.
+KEYS = {
+    "a full window": dict(t=10, window=4, keys=[7, 8, 9, 10]),
+    "the first query": dict(t=0, window=4, keys=[0]),
+    "fewer tokens than the window": dict(t=2, window=4, keys=[0, 1, 2]),
+    "the first full window": dict(t=3, window=4, keys=[0, 1, 2, 3]),
+    "the first query that loses a key": dict(t=4, window=4, keys=[1, 2, 3, 4]),
+    "a window of one": dict(t=5, window=1, keys=[5]),
+}
 
-def key_cases(generator: torch.Generator) -> list[Case]:
-    # By hand: t - w + 1, ..., t, and nothing before key 0.
-    numbers = [
-        ("a full window", 10, 4, [7, 8, 9, 10]),
-        ("the first query", 0, 4, [0]),
-        ("fewer tokens than the window", 2, 4, [0, 1, 2]),
-        ("the first full window", 3, 4, [0, 1, 2, 3]),
-        ("the first query that loses a key", 4, 4, [1, 2, 3, 4]),
-        ("a window of one", 5, 1, [5]),
-    ]
-    return [
-        Case(name, dict(t=t, window=window), keys, explain=explain_keys)
-        for name, t, window, keys in numbers
-    ]
+
+def key_case(generator, name, t, window, keys) -> Case:
+    """The keys of one query, written down by hand."""
+    return Case(name, dict(t=t, window=window), keys, explain=explain_keys)
 
 
 def explain_keys(got, expected, t, window):
-    keys, given = plain(got), f"query {t}, window {window}"
+    """What is wrong with a list of keys."""
+    keys = plain(got)
+    given = f"query {t}, window {window}"
     if min(keys, default=0) < 0:
         return f"{given}: reads key {min(keys)}, and keys count from 0"
     if max(keys, default=0) > t:
@@ -50,34 +61,37 @@ def explain_keys(got, expected, t, window):
 
 # --- 04.2 ---
 
+WINDOWS = {
+    "whole chunks": dict(length=12, window=4),
+    "scale": dict(length=8, window=4, scale=3.0),
+    "a last chunk that is short": dict(length=11, window=4),
+    "a window longer than the sequence": dict(length=5, window=8),
+    "a window of one": dict(length=4, window=1),
+}
+
 
 def window_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, window, scale=1.0, call=None):
-        q, k = (torch.randn(length, 4, generator=generator) * scale for _ in range(2))
-        v = torch.randn(length, 3, generator=generator)
-        out = loops.window_attention(q[None, None], k[None, None], v[None, None], window=window)
-        expected, axes = out[0, 0], ("query", "channel")
-        if call is not None:
-            expected = (expected, most_numbers(length))
-            axes = {"output": axes, "largest tensor": ()}
-        arguments = dict(q=q, k=k, v=v, window=window)
-        return Case(
-            name,
-            arguments,
-            expected,
-            axes,
-            explain_window if call is None else explain_memory,
-            call,
-        )
+    """Outputs, and last the memory that a longer sequence takes."""
+    outputs = in_turn(window_case, WINDOWS)(generator)
+    return [*outputs, memory_case(generator, "memory", length=128, window=4)]
 
-    return [
-        case("whole chunks", 12, 4),
-        case("scale", 8, 4, scale=3.0),
-        case("a last chunk that is short", 11, 4),
-        case("a window longer than the sequence", 5, 8),
-        case("a window of one", 4, 1),
-        case("memory", 128, 4, call=with_largest),
-    ]
+
+def window_case(generator, name, length, window, scale=1.0) -> Case:
+    """Random q, k and v of one head, and the package's loop over them."""
+    q = torch.randn(length, 4, generator=generator) * scale
+    k = torch.randn(length, 4, generator=generator) * scale
+    v = torch.randn(length, 3, generator=generator)
+    out = loops.window_attention(q[None, None], k[None, None], v[None, None], window=window)
+    arguments = dict(q=q, k=k, v=v, window=window)
+    return Case(name, arguments, out[0, 0], ("query", "channel"), explain_window)
+
+
+def memory_case(generator, name, length, window) -> Case:
+    """The same, and the largest tensor that was made on the way."""
+    case = window_case(generator, name, length, window)
+    expected = (case.expected, most_numbers(length))
+    axes = {"output": case.axes, "largest tensor": ()}
+    return Case(name, case.arguments, expected, axes, explain_memory, with_largest)
 
 
 def most_numbers(length: int) -> int:
@@ -86,11 +100,13 @@ def most_numbers(length: int) -> int:
 
 
 def with_largest(answer, q, k, v, window):
+    """The answer's output and its largest tensor; the allowed size counts as none."""
     out, largest = largest_made(lambda: answer(q, k, v, window))
     return out, max(largest, most_numbers(len(q)))
 
 
 def explain_memory(got, expected, q, k, v, window):
+    """A right output that took too much memory."""
     out, largest = got
     if largest > expected[1] and close(out, expected[0]).all():
         return (
@@ -100,73 +116,44 @@ def explain_memory(got, expected, q, k, v, window):
     return None
 
 
-def read(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
-    """Attention of one head to the keys of a mask (T, S); a row without any is 0."""
-    scale = q.shape[1] ** -0.5 if scale is None else scale
-    scores = (q @ k.T * scale).masked_fill(~mask, -torch.inf)
-    return scores.softmax(1).nan_to_num() @ v
-
-
 def explain_window(got, expected, q, k, v, window):
-    t, s = torch.arange(len(q))[:, None], torch.arange(len(k))[None]
-    chunk, row = t // window * window, first_wrong(got, expected)
-    band, in_slice = (s <= t) & (s > t - window), (s > chunk - window) & (s < chunk + window)
-    known = {
-        f"query {row} reads key {row - window} too: that makes {window + 1} keys": (s <= t)
-        & (s >= t - window),
-        f"query {row} reads key {row - window} too, which makes {window + 1} keys, and only the "
-        "first query of a chunk is right": in_slice & (s <= t) & (s >= t - window),
-        f"query {row} does not read its own key": (s < t) & (s > t - window),
-        f"query {row} reads every key of its chunk's slice, keys after it included": in_slice,
-        f"query {row} reads keys that are older than its window, from where its chunk's slice "
-        "begins": in_slice & (s <= t),
-        f"query {row} reads keys that come after it": in_slice & (s > t - window),
-        f"query {row} reads only keys of its own chunk": (s <= t) & (s >= chunk),
-        f"query {row} reads its whole past: there is no window": s <= t,
-    }
-    masks = {says: read(q, k, v, mask) for says, mask in known.items() if (mask != band).any()}
-    return recognise(
+    """A known mistake, at the first query that is wrong."""
+    row = first_wrong(got, expected)
+    return name_mistake(
         got,
-        {
-            **masks,
-            "the scores are not divided by the root of the width": read(q, k, v, band, 1.0),
-            "the scores are divided by the width, not by its root": read(
-                q, k, v, band, 1 / q.shape[1]
-            ),
-        },
+        mistakes.WINDOWS,
+        (q, k, v, window),
+        row=row,
+        before=row - window,
+        more=window + 1,
     )
 
 
 # --- 04.3 ---
 
 BRANCHES = ("compressed", "selected", "window")
+GATES = {
+    "one head": dict(length=4, heads=1),
+    "two heads": dict(length=5, heads=2),
+    "as many heads as branches": dict(length=3, heads=3),
+    "every gate open": dict(length=3, heads=1, fill=30.0),
+    "every gate shut": dict(length=3, heads=1, fill=-30.0),
+}
 
 
-def gate_cases(generator: torch.Generator) -> list[Case]:
-    def numbers(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    def case(name, length, heads, fill=None):
-        logits = numbers(length, 3 * heads)
-        if fill is not None:
-            logits = torch.full_like(logits, fill)
-        branches = {name: numbers(heads, length, 2) for name in BRANCHES}
-        expected = mixed(logits, *branches.values())
-        return Case(
-            name,
-            dict(logits=logits, **branches),
-            expected,
-            ("head", "query", "channel"),
-            explain_gates if fill is None else explain_equal_gates,
-        )
-
-    return [
-        case("one head", 4, 1),
-        case("two heads", 5, 2),
-        case("as many heads as branches", 3, 3),
-        case("every gate open", 3, 1, fill=30.0),
-        case("every gate shut", 3, 1, fill=-30.0),
-    ]
+def gate_case(generator, name, length, heads, fill=None) -> Case:
+    """Random branches of two channels, and random logits or one number for all of them."""
+    logits = torch.randn(length, 3 * heads, generator=generator)
+    if fill is not None:
+        logits = torch.full_like(logits, fill)
+    branches = {name: torch.randn(heads, length, 2, generator=generator) for name in BRANCHES}
+    return Case(
+        name,
+        dict(logits=logits, **branches),
+        mixed(logits, *branches.values()),
+        ("head", "query", "channel"),
+        explain_gates if fill is None else explain_equal_gates,
+    )
 
 
 def mixed(logits: Tensor, *branches: Tensor) -> Tensor:
@@ -181,6 +168,7 @@ def mixed(logits: Tensor, *branches: Tensor) -> Tensor:
 
 
 def explain_equal_gates(got, expected, logits, compressed, selected, window):
+    """How much of the sum of the branches came out, where all gates are alike."""
     whole = compressed + selected + window
     share = float((got * whole).sum() / whole.square().sum())
     if close(got, share * whole).all():
@@ -191,80 +179,56 @@ def explain_equal_gates(got, expected, logits, compressed, selected, window):
     return None
 
 
-def explain_gates(got, expected, logits, compressed, selected, window):
-    branches = torch.stack([compressed, selected, window], -1)  # (H, T, Dv, 3)
-    heads, length = branches.shape[:2]
-    raw = logits.unflatten(1, (heads, 3)).transpose(0, 1)  # (H, T, 3)
-    by_branch = logits.unflatten(1, (3, heads)).permute(2, 0, 1)
-    gates = raw.sigmoid()
-
-    def mix(gates):
-        return (branches * gates[:, :, None]).sum(-1)
-
-    return recognise(
-        got,
-        {
-            "the three gates are a softmax: they sum to 1, and opening one shuts the others": mix(
-                raw.softmax(-1)
-            ),
-            "the sigmoids are divided by their sum, and Eq. 5 does not normalise them": mix(
-                gates / gates.sum(-1, keepdim=True)
-            ),
-            "the logits themselves weigh the branches: a gate lies between 0 and 1": mix(raw),
-            "the sum of the three gated branches is divided by 3": mix(gates / 3),
-            "the columns were read branch by branch, and they go head by head": mix(
-                by_branch.sigmoid()
-            ),
-            "the columns were cut without moving the axis of queries: head 1 gets the gates of "
-            "other queries": mix(logits.reshape(heads, length, 3).sigmoid()),
-            "every head uses the gates of head 0": mix(gates[:1].expand_as(gates)),
-            "every head uses the mean of all heads' gates": mix(
-                gates.mean(0, True).expand_as(gates)
-            ),
-            "the three gates are in the reverse order of the branches": mix(gates.flip(-1)),
-        },
-    )
+def explain_gates(got, expected, **arguments):
+    """A known mistake."""
+    return name_mistake(got, mistakes.GATES, tuple(arguments.values()))
 
 
 # --- 04.4 ---
 
 
 def gradient_cases(generator: torch.Generator) -> list[Case]:
+    """One case a loss, each with a weight of its own."""
+    axes = {"through the far branch": ("row", "column"), "through the window": ("row", "column")}
+    cases = []
+    for name, loss in losses(generator).items():
+        weight = torch.randn(3, 2, dtype=torch.float64, generator=generator)
+        expected = by_differences(loss, weight)
+        arguments = dict(loss=loss, weight=weight)
+        cases.append(Case(name, arguments, expected, axes, explain_gradients, both_parts))
+    return cases
+
+
+def losses(generator: torch.Generator) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Losses of two weights: of the far branch, and of the window."""
+
     def numbers(*shape):
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    def case(name, loss):
-        weight = numbers(3, 2)
-        return Case(
-            name,
-            dict(loss=loss, weight=weight),
-            by_differences(loss, weight),
-            {"through the far branch": ("row", "column"), "through the window": ("row", "column")},
-            explain_gradients,
-            both_parts,
-        )
-
-    a, b, y = numbers(4, 3), numbers(4, 3), numbers(4, 2)
-    x, q = numbers(6, 3), numbers(6, 2)
+    a, b = (numbers(4, 3) for _ in range(2))
+    y = numbers(4, 2)
+    x = numbers(6, 3)
+    q = numbers(6, 2)
     t = torch.arange(6)
     near = (t <= t[:, None]) & (t > t[:, None] - 2)
-    far = t <= t[:, None] // 2
+    early = t <= t[:, None] // 2
 
-    def two_attentions(far_weight, window_weight):
-        out = read(q, x @ far_weight, q, far) + read(q, x @ window_weight, q, near)
+    def two_attentions(far, window):
+        out = read(q, x @ far, q, early) + read(q, x @ window, q, near)
         return (out - q.flip(0)).square().sum()
 
-    return [
-        case("a sum", lambda far, window: (a @ far).sum() + 5 * (b @ window).sum()),
-        case("a squared error", lambda far, window: (a @ far + b @ window - y).square().sum()),
-        case("the window's gate is shut", lambda far, window: (a @ far - y).square().sum()),
-        case("two attentions", two_attentions),
-    ]
+    return {
+        "a sum": lambda far, window: (a @ far).sum() + 5 * (b @ window).sum(),
+        "a squared error": lambda far, window: (a @ far + b @ window - y).square().sum(),
+        "the window's gate is shut": lambda far, window: (a @ far - y).square().sum(),
+        "two attentions": two_attentions,
+    }
 
 
 def by_differences(loss, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Both gradients from the loss itself, moving one number at a time."""
-    parts, step = torch.zeros(2, *weight.shape, dtype=weight.dtype), 1e-5
+    parts = torch.zeros(2, *weight.shape, dtype=weight.dtype)
+    step = 1e-5
     for index in range(weight.numel()):
         moved = torch.zeros_like(weight)
         moved.view(-1)[index] = step
@@ -286,122 +250,83 @@ def both_parts(answer, loss, weight):
 
 
 def explain_gradients(got, expected, loss, weight):
+    """A gradient that is None, or a known mistake."""
     for name, part in zip(("far branch", "window"), got, strict=True):
         if part.isnan().all():
             return (
                 f"the gradient through the {name} is None: the loss does not use that weight, "
                 "so its gradient is 0"
             )
-    far, window = expected
-    both = far + window
-    with torch.enable_grad():
-        far_alone, window_alone = weight.clone().requires_grad_(), weight.clone().requires_grad_()
-        nothing = torch.zeros_like(weight)
-        alone = (
-            gradient(loss(far_alone, nothing), far_alone),
-            gradient(loss(nothing, window_alone), window_alone),
-        )
-    return recognise(
-        got,
-        {
-            "both results are the sum of the two parts: one weight stood in both places": (
-                both,
-                both,
-            ),
-            "both results are half of the sum: the parts were not told apart": (both / 2, both / 2),
-            "the two parts are in the wrong order": (window, far),
-            "one branch's weight was set to 0 to measure the other: that changes the loss, and the "
-            "gradient with it": alone,
-        },
-    )
-
-
-def gradient(loss: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of a loss with respect to one weight, 0 where it is not used."""
-    if not loss.requires_grad:
-        return torch.zeros_like(weight)
-    found = torch.autograd.grad(loss, weight, allow_unused=True)[0]
-    return torch.zeros_like(weight) if found is None else found
+    return name_mistake(got, mistakes.PARTS, (loss, weight), call=both_parts)
 
 
 # --- 04.5 ---
 
+DECODED = {
+    "before the first block ends": dict(length=3, window=4, block_size=4, stride=2),
+    "the window alone": dict(length=9, window=3, block_size=4, stride=2, gates=(0.0, 1.0)),
+    "compression alone": dict(length=11, window=3, block_size=4, stride=2, gates=(1.0, 0.0)),
+    "both branches": dict(length=13, window=5, block_size=4, stride=2),
+    "blocks side by side": dict(length=13, window=2, block_size=4, stride=4),
+}
+
 
 def decode_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, window, l, d, open=(None, None), memory=False):
-        q = torch.randn(length, 4, generator=generator)
-        k, v = (torch.randn(2, length, n, generator=generator) for n in (4, 3))
-        gates = torch.rand(length, 2, generator=generator)
-        for column, value in enumerate(open):
-            if value is not None:
-                gates[:, column] = value
-        arguments = dict(q=q, k=k, v=v, gates=gates, window=window, block_size=l, stride=d)
-        expected = prefill(**arguments)
-        axes, call, explain = ("query", "channel"), decode, explain_decoding
-        if memory:
-            expected = (expected, numbers_needed(**arguments))
-            axes, call = {"output": axes, "cache": ()}, decode_and_weigh
-            explain = explain_cache
-        return Case(name, arguments, expected, axes, explain, call)
+    """Outputs, and last the size of the cache after a longer sequence."""
+    sizes = dict(length=40, window=4, block_size=8, stride=4)
+    outputs = in_turn(decode_case, DECODED)(generator)
+    return [*outputs, cache_case(generator, "the size of the cache", **sizes)]
 
-    return [
-        case("before the first block ends", 3, 4, 4, 2),
-        case("the window alone", 9, 3, 4, 2, open=(0.0, 1.0)),
-        case("compression alone", 11, 3, 4, 2, open=(1.0, 0.0)),
-        case("both branches", 13, 5, 4, 2),
-        case("blocks side by side", 13, 2, 4, 4),
-        case("the size of the cache", 40, 4, 8, 4, memory=True),
-    ]
+
+def decode_case(generator, name, length, gates=None, **sizes) -> Case:
+    """Random tokens, and random gates or one pair for all tokens."""
+    q = torch.randn(length, 4, generator=generator)
+    k = torch.randn(2, length, 4, generator=generator)
+    v = torch.randn(2, length, 3, generator=generator)
+    every = torch.rand(length, 2, generator=generator)
+    if gates is not None:
+        every = torch.tensor(gates).expand(length, 2).clone()
+    arguments = dict(q=q, k=k, v=v, gates=every, **sizes)
+    axes = ("query", "channel")
+    return Case(name, arguments, prefill(**arguments), axes, explain_decoding, decode)
+
+
+def cache_case(generator, name, **sizes) -> Case:
+    """The same, and the numbers that the cache holds at the end."""
+    case = decode_case(generator, name, **sizes)
+    expected = (case.expected, numbers_needed(**case.arguments))
+    axes = {"output": case.axes, "cache": ()}
+    return Case(name, case.arguments, expected, axes, explain_cache, decode_and_weigh)
 
 
 def ends_of_blocks(length, block_size, stride):
+    """The last token of each block that ends in time."""
     return range(block_size - 1, length, stride)
 
 
-def prefill(
-    q,
-    k,
-    v,
-    gates,
-    window,
-    block_size,
-    stride,
-    *,
-    late=0,
-    whose=(0, 1),
-    own=True,
-    over=0,
-    every=None,
-    first=None,
-):
-    """Both branches for every query at once: the definition, and some mistakes by keyword."""
-    t, (slow, near) = torch.arange(len(q))[:, None], whose
-    last = torch.arange(block_size - 1 if first is None else first, len(q), every or stride)
+def prefill(q, k, v, gates, window, block_size, stride):
+    """Both branches for every query at once: the definition."""
+    t = torch.arange(len(q))[:, None]
     token = torch.arange(len(q))
+    last = torch.tensor(ends_of_blocks(len(q), block_size, stride))
     block = ((token <= last[:, None]) & (token > last[:, None] - block_size)).float()
-    block = block / block.sum(1, keepdim=True)  # a row of weights for the mean of each block
-    short_k, short_v = block @ k[slow], block @ v[slow]
-    compressed = read(q, short_k, short_v, last + late <= t)
-    s = token[None]
-    band = (s <= t if own else s < t) & (s > t - window - over)
-    local = read(q, k[near], v[near], band)
+    block = block / block_size  # a row of weights for the mean of each block
+    compressed = read(q, block @ k[0], block @ v[0], last <= t)
+    local = read(q, k[1], v[1], (token <= t) & (token > t - window))
     return gates[:, :1] * compressed + gates[:, 1:] * local
 
 
-def decode(answer, q, k, v, gates, window, block_size, stride, cache=None):
+def decode(answer, *arguments):
     """One call a token, with one cache."""
-    cache, rows = {} if cache is None else cache, []
+    return decode_into({}, answer, *arguments)
+
+
+def decode_into(cache, answer, q, k, v, gates, *sizes):
+    """The outputs of all tokens; the cache is the caller's."""
+    rows = []
     for t in range(len(q)):
-        row = answer(
-            cache,
-            q[t].clone(),
-            k[:, t].clone(),
-            v[:, t].clone(),
-            gates[t].clone(),
-            window,
-            block_size,
-            stride,
-        )
+        token = (x.clone() for x in (q[t], k[:, t], v[:, t], gates[t]))
+        row = answer(cache, *token, *sizes)
         if not isinstance(row, Tensor):
             return row
         rows.append(row)
@@ -409,11 +334,10 @@ def decode(answer, q, k, v, gates, window, block_size, stride, cache=None):
 
 
 def decode_and_weigh(answer, *arguments):
+    """The outputs, and the numbers in the cache; those that are needed count as none too many."""
     cache = {}
-    out = decode(answer, *arguments, cache=cache)
-    names = ("q", "k", "v", "gates", "window", "block_size", "stride")
-    needed = numbers_needed(**dict(zip(names, arguments, strict=True)))
-    return out, max(needed, sum(x.numel() for x in tensors(cache)))
+    out = decode_into(cache, answer, *arguments)
+    return out, max(numbers_needed(*arguments), sum(x.numel() for x in tensors(cache)))
 
 
 def numbers_needed(q, k, v, gates, window, block_size, stride):
@@ -422,7 +346,8 @@ def numbers_needed(q, k, v, gates, window, block_size, stride):
     return (window + block_size + blocks + 2) * (k.shape[-1] + v.shape[-1])
 
 
-def explain_cache(got, expected, q, k, v, gates, window, block_size, stride):
+def explain_cache(got, expected, q, k, v, **others):
+    """Right outputs from a cache that holds too much."""
     if got[1] > expected[1] and close(got[0], expected[0]).all():
         width = k.shape[-1] + v.shape[-1]
         return (
@@ -433,39 +358,18 @@ def explain_cache(got, expected, q, k, v, gates, window, block_size, stride):
     return None
 
 
-def explain_decoding(got, expected, q, k, v, gates, window, block_size, stride):
-    row, given = first_wrong(got, expected), (q, k, v, gates, window, block_size, stride)
-    plain_sum = (q, k, v, torch.ones_like(gates), *given[4:])
-    swapped = (q, k, v, gates.flip(1), *given[4:])
-    return recognise(
+def explain_decoding(got, expected, **arguments):
+    """A known mistake, at the first query that is wrong."""
+    return name_mistake(
         got,
-        {
-            f"query {row}: the window reads {window + 1} keys": prefill(*given, over=1),
-            f"query {row}: the window reads {window - 1} keys, and the oldest is missing": prefill(
-                *given, over=-1
-            ),
-            f"query {row}: the window reads all keys so far": prefill(*given, over=len(q)),
-            f"query {row}: the window does not hold the query's own key": prefill(
-                *given, own=False
-            ),
-            f"query {row} ends a block, and does not read it yet": prefill(*given, late=1),
-            f"query {row} reads a block of fewer than {block_size} tokens": prefill(
-                *given, first=stride - 1
-            ),
-            f"query {row}: the blocks lie side by side, and one should begin every {stride} tokens": prefill(
-                *given, every=block_size
-            ),
-            f"query {row}: a block is compressed at every token": prefill(*given, every=1),
-            "the window reads the compressed branch's keys and values": prefill(
-                *given, whose=(0, 0)
-            ),
-            "the compressed branch reads the window's keys and values": prefill(
-                *given, whose=(1, 1)
-            ),
-            "the two branches read each other's keys and values": prefill(*given, whose=(1, 0)),
-            "the branches are added without their gates": prefill(*plain_sum),
-            "each branch has the other one's gate": prefill(*swapped),
-        },
+        mistakes.STEPS,
+        tuple(arguments.values()),
+        call=decode,
+        row=first_wrong(got, expected),
+        more=arguments["window"] + 1,
+        fewer=arguments["window"] - 1,
+        size=arguments["block_size"],
+        stride=arguments["stride"],
     )
 
 
@@ -475,7 +379,7 @@ EXERCISES = [
         "The keys of a window",
         "warm-up",
         5,
-        key_cases,
+        in_turn(key_case, KEYS),
         hints=(
             "How many keys are there from key a to key b, both included? Is the query's own key "
             "among the w?",
@@ -504,7 +408,7 @@ EXERCISES = [
         "Three gates for each head",
         "core",
         10,
-        gate_cases,
+        in_turn(gate_case, GATES),
         hints=(
             "May all three gates be close to 1 at once? May all be close to 0?",
             "out[h, t] = sum over c of sigmoid(logits[t, 3 h + c]) times branch c [h, t].",

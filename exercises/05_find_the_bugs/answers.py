@@ -1,28 +1,36 @@
-"""Planted wrong answers that the checks of set 05 must name, and right ones they must accept."""
+"""Set 05's answers, for teachers: right ones in several styles, and wrong ones to be named.
+
+The mistakes of mistakes.py are planted as they stand. The others are written by hand, in other
+styles or with faults of another kind, so that no mistake is judged by itself alone.
+"""
 
 import torch
 import torch.nn.functional as F
 
 import nsa_lite
-from exercises.records import Wrong
-from nsa_lite import BRANCHES
+from exercises.records import Wrong, planted
+
+from . import mistakes
 
 # --- 05.1 ---
 
 
 def split_by_index(x, block_size, stride):
+    """A table of token numbers."""
     count = max(0, (len(x) - block_size) // stride + 1)
     first = torch.arange(count)[:, None] * stride
     return x[first + torch.arange(block_size)]
 
 
 def split_by_unfold(x, block_size, stride):
+    """unfold, whose new axis comes last."""
     if len(x) < block_size:
         return x.new_empty(0, block_size, x.shape[1])
     return x.unfold(0, block_size, stride).movedim(-1, 1)
 
 
 def split_by_matrix(x, block_size, stride):
+    """A matrix of zeros and ones picks the tokens."""
     rows = [
         torch.eye(len(x))[i : i + block_size]
         for i in range(0, len(x), stride)
@@ -32,19 +40,27 @@ def split_by_matrix(x, block_size, stride):
     return picks @ x
 
 
-def cut(x, block_size, stride, first=0, stop=None):
-    """Blocks from token `first` on; stop bounds where a block may begin."""
-    stop = len(x) - block_size + 1 if stop is None else stop
-    rows = [x[i : i + block_size] for i in range(first, stop, stride)]
-    return torch.stack(rows) if rows else x.new_empty(0, block_size, x.shape[1])
-
-
 def padded(x, block_size, stride):
+    """Zeros behind the last token, so that a short block becomes whole."""
     short = -(len(x) - block_size) % stride if len(x) > block_size else block_size - len(x)
-    return cut(F.pad(x, (0, 0, 0, short)), block_size, stride)
+    return mistakes.cut(F.pad(x, (0, 0, 0, short)), block_size, stride)
+
+
+def reversed_by_index(x, block_size, stride):
+    """Counts each block's tokens backwards."""
+    last = torch.arange(block_size - 1, len(x), stride)[:, None]
+    return x[last - torch.arange(block_size)]
+
+
+def ends_aligned(x, block_size, stride):
+    """The last block ends at the last token, so the first one may begin late."""
+    first = (len(x) - block_size) % stride if len(x) >= block_size else 0
+    return mistakes.cut(x, block_size, stride, first)
 
 
 SPLITS = [
+    *planted(mistakes.SPLITS),
+    Wrong("tokens in reverse, by index", reversed_by_index, "in the reverse order"),
     Wrong(
         "the skeleton's",
         lambda x, l, d: x.reshape(-1, l, x.shape[1]),
@@ -60,15 +76,10 @@ SPLITS = [
         lambda x, l, d: x.unfold(0, l, d) if len(x) >= l else x.new_empty(0, x.shape[1], l),
         "one block: the shape is (1, 3, 4)",
     ),
-    Wrong(
-        "unfold, then view",
-        lambda x, l, d: split_by_unfold(x, l, d).transpose(1, 2).reshape(-1, l, x.shape[1]),
-        "in another order than its tokens and channels",
-    ),
     Wrong("tail filled up with zeros", padded, "a tail too short for a block: the shape is"),
     Wrong(
         "the last block forgotten",
-        lambda x, l, d: cut(x, l, d, stop=len(x) - l),
+        lambda x, l, d: mistakes.cut(x, l, d, stop=len(x) - l),
         "one block: the shape is (0, 4, 3)",
     ),
     Wrong(
@@ -76,21 +87,19 @@ SPLITS = [
         lambda x, l, d: x.unfold(0, l, d).transpose(1, 2),
         "exactly one token too few: the function raised RuntimeError",
     ),
+    Wrong("ends aligned, not beginnings", ends_aligned, "block 0 holds tokens 1 to 4"),
     Wrong(
-        "ends aligned, not beginnings",
-        lambda x, l, d: cut(x, l, d, first=(len(x) - l) % d if len(x) >= l else 0),
-        "block 0 holds tokens 1 to 4",
+        "newest block first",
+        lambda x, l, d: split_by_index(x, l, d).flip(0),
+        "block 0 holds tokens 8 to 11",
     ),
-    Wrong(
-        "newest block first", lambda x, l, d: cut(x, l, d).flip(0), "block 0 holds tokens 8 to 11"
-    ),
-    Wrong("tokens in reverse", lambda x, l, d: cut(x, l, d).flip(1), "in the reverse order"),
 ]
 
 # --- 05.2 ---
 
 
 def causal_by_replacing(f, x):
+    """Large random numbers in place of all later tokens."""
     out = f(x)
     for t in range(len(x) - 1):
         other = x.clone()
@@ -101,7 +110,9 @@ def causal_by_replacing(f, x):
 
 
 def causal_one_token_at_a_time(f, x):
-    out, leaks = f(x), []
+    """One later token at a time, far up and far down."""
+    out = f(x)
+    leaks = []
     for s in range(1, len(x)):
         for value in (1e4, -1e4):
             other = torch.cat([x[:s], torch.full_like(x[:1], value), x[s + 1 :]])
@@ -110,6 +121,7 @@ def causal_one_token_at_a_time(f, x):
 
 
 def causal_by_cutting(f, x):
+    """The rows so far, from the tokens so far."""
     out = f(x)
     return all(torch.equal(f(x[:t]), out[:t]) for t in range(1, len(x) + 1))
 
@@ -130,6 +142,7 @@ def perturb(change=lambda rest: rest * 0 + 1e4, places=range, own=0, alike=torch
 
 
 def by_jacobian(f, x):
+    """A derivative, which is 0 where only a choice changes."""
     j = torch.autograd.functional.jacobian(lambda y: f(y).sum(1), x)  # (row, token, channel)
     return not j.abs().sum(-1).triu(1).any()
 
@@ -174,6 +187,7 @@ TESTS = [
 
 
 def importance_by_loop(q, k, block_size, stride, select_block_size):
+    """One query, head and strip of d tokens at a time."""
     heads, length, width = q.shape
     out = torch.zeros(length, -(-length // select_block_size))
     for t in range(block_size - 1, length):
@@ -187,6 +201,7 @@ def importance_by_loop(q, k, block_size, stride, select_block_size):
 
 
 def importance_by_package(q, k, block_size, stride, select_block_size):
+    """nsa_lite's own two steps."""
     sizes = dict(block_size=block_size, stride=stride)
     _, lse = nsa_lite.compressed_attention(q[None], k[None, None], k[None, None], **sizes)
     return nsa_lite.block_importance(
@@ -195,8 +210,10 @@ def importance_by_package(q, k, block_size, stride, select_block_size):
 
 
 def importance_in_double(q, k, block_size, stride, select_block_size):
-    q, k = q.double(), k.double()
-    i, t = torch.arange(len(k)), torch.arange(q.shape[1])[:, None]
+    """One-hot strips, in double."""
+    q, k = (x.double() for x in (q, k))
+    i = torch.arange(len(k))
+    t = torch.arange(q.shape[1])[:, None]
     e = torch.exp(q @ k.T / q.shape[-1] ** 0.5) * (i * stride + block_size <= t + 1)
     p = (e / e.sum(-1, keepdim=True).clamp(min=1e-300)).sum(0)
     token = i[:, None] * stride + torch.arange(0, block_size, stride)  # the strips of a block
@@ -204,116 +221,36 @@ def importance_in_double(q, k, block_size, stride, select_block_size):
     return p @ F.one_hot(token // select_block_size, blocks).sum(1).double()
 
 
-def seen_by(i, t, l, d):
-    return i * d + l - 1 <= t
+def finite_mask(q, k, block_size, stride, select_block_size):
+    """A large negative number for the mask: a query that sees nothing averages everything."""
+    i = torch.arange(len(k))
+    t = torch.arange(q.shape[1])[:, None]
+    hidden = ~mistakes.has_passed(i, t, block_size, stride)
+    p = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(hidden, -1e4).softmax(-1).sum(0)
+    j = torch.arange(-(-q.shape[1] // select_block_size))
+    shared = mistakes.shared_tokens(i[:, None], j, block_size, stride, select_block_size)
+    return p @ shared.float() / stride
 
 
-def shared_tokens(i, j, l, d, l_sel):
-    ends = torch.minimum(i * d + l, (j + 1) * l_sel)
-    return (ends - torch.maximum(i * d, j * l_sel)).clamp(min=0)
-
-
-def scores_to_importance(
-    seen=seen_by,
-    scale=lambda width: width**-0.5,
-    heads=lambda p: p.sum(0),
-    table=shared_tokens,
-    divide=True,
-    before=lambda scores: scores,
-    softmax=True,
-    dead=0.0,
-):
-    """The right answer with one step changed."""
-
-    def answer(q, k, l, d, l_sel):
-        i, t = torch.arange(len(k)), torch.arange(q.shape[1])[:, None]
-        mask = seen(i, t, l, d)
-        scores = before(q @ k.T * scale(q.shape[-1]))
-        if softmax:
-            p = scores.masked_fill(~mask, -torch.inf).softmax(-1)
-            p = p.masked_fill(~mask.any(-1, keepdim=True), dead)
-        else:
-            p = scores.masked_fill(~mask, 0.0)
-        j = torch.arange(-(-q.shape[1] // l_sel))
-        weight = table(i[:, None], j, l, d, l_sel).float()
-        return heads(p) @ weight / (d if divide else 1)
-
-    return answer
-
-
-def eq_9_as_printed(i, j, l, d, l_sel):
-    # how often i = l'/d j - m - n, times d because the answer divides by it
-    pairs = [(m, n) for m in range(l_sel // d) for n in range(l // d)]
-    return d * sum((i == l_sel // d * j - m - n).long() for m, n in pairs)
-
-
-def begins_in(i, j, l, d, l_sel):
-    return d * (i * d // l_sel == j).long()
-
-
-def heaviest(q, k, l, d, l_sel):
-    p = scores_to_importance(table=lambda i, j, l, d, l_sel: (i == j).long(), divide=False)
-    p = p(q, k, l, d, d)[:, : len(k)]  # one column a compression block
-    i, j = torch.arange(len(k))[:, None], torch.arange(-(-q.shape[1] // l_sel))
-    touch = shared_tokens(i, j, l, d, l_sel) > 0
-    return torch.stack([p.masked_fill(~column, 0).amax(1) for column in touch.T], 1)
-
-
-def finite_mask(q, k, l, d, l_sel):
-    i, t = torch.arange(len(k)), torch.arange(q.shape[1])[:, None]
-    scores = (q @ k.T * q.shape[-1] ** -0.5).masked_fill(~seen_by(i, t, l, d), -1e4)
-    j = torch.arange(-(-q.shape[1] // l_sel))
-    return scores.softmax(-1).sum(0) @ shared_tokens(i[:, None], j, l, d, l_sel).float() / d
-
-
-def one_softmax(q, k, l, d, l_sel):
-    i, t = torch.arange(len(k)), torch.arange(q.shape[1])[:, None]
-    scores = torch.einsum("htd,nd->thn", q, k) * q.shape[-1] ** -0.5
-    mask = seen_by(i, t, l, d)[:, None]
-    p = scores.masked_fill(~mask & mask.any(-1, True), -torch.inf).flatten(1).softmax(1)
-    p = p.unflatten(1, (len(q), len(k))).sum(1) * mask[:, 0]
-    j = torch.arange(-(-q.shape[1] // l_sel))
-    return p @ shared_tokens(i[:, None], j, l, d, l_sel).float() / d
+def one_head_at_a_time(q, k, block_size, stride, select_block_size):
+    """The mean of the heads, each by the right loop."""
+    sizes = (block_size, stride, select_block_size)
+    return torch.stack([importance_by_loop(head[None], k, *sizes) for head in q]).mean(0)
 
 
 IMPORTANCES = [
+    *planted(mistakes.IMPORTANCES),
+    Wrong("mean over heads, by loop", one_head_at_a_time, "the mean over the heads is taken"),
+    Wrong(
+        "no scale, by loop",
+        lambda q, *others: importance_by_loop(q * q.shape[-1] ** 0.5, *others),
+        "not divided by the root of the width",
+    ),
     Wrong("the skeleton's", lambda q, k, l, d, l_sel: q[0] @ k.T, "the shape is (12, 6)"),
-    Wrong(
-        "no mask",
-        scores_to_importance(seen=lambda i, t, l, d: (i >= 0) & (t >= 0)),
-        "whose blocks it has not passed",
-    ),
     Wrong("a finite number for the mask", finite_mask, "its importance is not 0"),
-    Wrong("one softmax for all heads", one_softmax, "one softmax runs over the keys of all heads"),
-    Wrong(
-        "seen once begun",
-        scores_to_importance(seen=lambda i, t, l, d: i * d <= t),
-        "from the token on at which its block begins",
-    ),
-    Wrong("logits", scores_to_importance(softmax=False), "the logits are summed"),
-    Wrong("no scale", scores_to_importance(scale=lambda width: 1.0), "root of the width"),
-    Wrong("head 0 only", scores_to_importance(heads=lambda p: p[0]), "only head 0 counts"),
-    Wrong(
-        "mean over heads",
-        scores_to_importance(heads=lambda p: p.mean(0)),
-        "the mean over the heads",
-    ),
-    Wrong(
-        "logits summed over heads",
-        scores_to_importance(before=lambda scores: scores.sum(0, keepdim=True)),
-        "summed before the softmax",
-    ),
-    Wrong(
-        "Eq. 9 as printed, from 0",
-        scores_to_importance(table=eq_9_as_printed),
-        "Eq. 9 as printed counts from 1",
-    ),
-    Wrong("tokens, not strides", scores_to_importance(divide=False), "counts its tokens"),
-    Wrong("no overlap", scores_to_importance(table=begins_in), "that it begins in"),
-    Wrong("the heaviest, not the sum", heaviest, "heaviest compression block"),
     Wrong(
         "NaN where nothing is seen",
-        scores_to_importance(dead=torch.nan),
+        mistakes.importance(weigh=mistakes.softmax_of_each_head(dead=torch.nan)),
         "query 0 sees 0 compressed keys, and its importance is NaN",
     ),
 ]
@@ -322,6 +259,7 @@ IMPORTANCES = [
 
 
 def choice_by_sets(score, select_block_size, num_selected):
+    """A set of forced blocks, then the best of the rest."""
     out = []
     for t, row in enumerate(score.tolist()):
         own = t // select_block_size
@@ -333,9 +271,10 @@ def choice_by_sets(score, select_block_size, num_selected):
 
 
 def choice_one_at_a_time(score, select_block_size, num_selected):
+    """The best block, n times."""
     score = score.double().clone()
-    t, j = torch.arange(len(score))[:, None], torch.arange(score.shape[1])
-    own = t // select_block_size
+    j = torch.arange(score.shape[1])
+    own = torch.arange(len(score))[:, None] // select_block_size
     score[((j == 0) | (j == own) | (j == own - 1)).expand_as(score)] = 1e30
     score[(j > own).expand_as(score)] = -1e30
     end = score.shape[1]
@@ -350,48 +289,56 @@ def choice_one_at_a_time(score, select_block_size, num_selected):
 
 
 def choice_by_package(score, select_block_size, num_selected):
+    """nsa_lite's own choice."""
     return nsa_lite.choose_blocks(
         score[None, None], select_block_size=select_block_size, num_selected=num_selected
     )[0, 0]
 
 
+def forced_blocks(own, j, initial=True, num_local=2):
+    """Whether block j is the first one, or among the last up to block `own`."""
+    local = (j <= own) & (j > own - num_local)
+    return local | (j == 0) if initial else local
+
+
+NONE = 10**6  # stands behind every id
+
+
 def choice(
-    initial=torch.inf,
-    local=torch.inf,
-    num_local=2,
+    boost=torch.inf,
+    forced=forced_blocks,
     mask=True,
     mask_again=True,
     stable=True,
     ascending=True,
     room=0,
 ):
-    """The right answer with one step changed."""
+    """The choice by one sort, with one step changed; forced blocks have the score `boost`."""
 
     def answer(score, l_sel, n):
-        t, j = torch.arange(len(score))[:, None], torch.arange(score.shape[1])
-        own, rank = t // l_sel, score.clone()
-        if initial is not None:
-            rank[:, 0] = initial
-        if local is not None:
-            rank = rank.masked_fill((j <= own) & (j > own - num_local), local)
-        if mask:
-            rank = rank.masked_fill(j > own, -torch.inf)
-        if stable:
-            order = rank.sort(dim=1, descending=True, stable=True).indices
-        else:  # ties to the higher id
-            order = rank.flip(1).sort(dim=1, descending=True, stable=True).indices
-            order = rank.shape[1] - 1 - order
-        ids = F.pad(order[:, : n - room], (0, max(0, n - rank.shape[1]) + room), value=10**6)
-        if mask_again:
-            ids = ids.masked_fill(ids > own, 10**6)
+        j = torch.arange(score.shape[1])
+        own = torch.arange(len(score))[:, None] // l_sel
+        rank = torch.where(forced(own, j), boost, score)
+        rank = rank.masked_fill((j > own) & mask, -torch.inf)
+        order = falling(rank, stable)[:, : n - room]
+        ids = F.pad(order, (0, n - order.shape[1]), value=NONE)
+        ids = ids.masked_fill((ids > own) & mask_again, NONE)
         if ascending:
             ids = ids.sort(1).values
-        return ids.masked_fill(ids == 10**6, -1)
+        return ids.masked_fill(ids == NONE, -1)
 
     return answer
 
 
+def falling(rank, stable=True):
+    """The ids of each row by falling rank; ties go to the lower id, or else to the higher."""
+    if stable:
+        return rank.sort(dim=1, descending=True, stable=True).indices
+    return rank.shape[1] - 1 - rank.flip(1).sort(dim=1, descending=True, stable=True).indices
+
+
 def block_0_twice(score, l_sel, n):
+    """A list of forced blocks, in which block 0 may stand three times."""
     out = []
     for t, row in enumerate(score.tolist()):
         own = t // l_sel
@@ -400,6 +347,13 @@ def block_0_twice(score, l_sel, n):
         ids = sorted(ids + rest[: n - 3])
         out.append(ids + [-1] * (n - len(ids)))
     return torch.tensor(out)
+
+
+def crash_when_blocks_are_few(score, l_sel, n):
+    """topk, as long as it has n blocks to choose from."""
+    if score.shape[1] < n:
+        return score.topk(n).indices
+    return choice_by_sets(score, l_sel, n)
 
 
 CHOICES = [
@@ -419,19 +373,29 @@ CHOICES = [
         choice(mask=False),
         "query 3 chose 3 blocks; 4 have begun and n is 4",
     ),
-    Wrong("forced by a score of 1", choice(initial=1.0, local=1.0), "it is forced"),
-    Wrong("no initial block", choice(initial=None), "did not choose its initial block, 0"),
-    Wrong("no local blocks", choice(local=None), "it is forced"),
-    Wrong("the own block only", choice(num_local=1), "did not choose its block before its own"),
+    Wrong("forced by a score of 1", choice(boost=1.0), "it is forced"),
+    Wrong(
+        "no initial block",
+        choice(forced=lambda own, j: forced_blocks(own, j, initial=False)),
+        "did not choose its initial block, 0",
+    ),
+    Wrong(
+        "no local blocks",
+        choice(forced=lambda own, j: forced_blocks(own, j, num_local=0)),
+        "it is forced",
+    ),
+    Wrong(
+        "the own block only",
+        choice(forced=lambda own, j: forced_blocks(own, j, num_local=1)),
+        "did not choose its block before its own",
+    ),
     Wrong("block 0 twice", block_0_twice, "query 0 chose block 0 3 times"),
     Wrong("ties to the higher id", choice(stable=False), "tie, and the higher one was chosen"),
     Wrong("in order of rank", choice(ascending=False), "but not ascending"),
     Wrong("one block too few", choice(room=1), "query 3 chose 3 blocks"),
     Wrong(
         "crash when blocks are few",
-        lambda score, l_sel, n: (
-            choice()(score, l_sel, n) if score.shape[1] >= n else score.topk(n).indices
-        ),
+        crash_when_blocks_are_few,
         "the function raised RuntimeError",
     ),
 ]
@@ -440,74 +404,91 @@ CHOICES = [
 
 
 def layer_by_package(x, p, sizes):
-    # nsa_lite's own pieces wherever it has one
-    s = {name: sizes[name] for name in ("block_size", "stride")}
+    """nsa_lite's own pieces wherever it has one."""
+    blocks = {name: sizes[name] for name in ("block_size", "stride")}
+    select = {name: sizes[name] for name in ("select_block_size",)}
     heads = p["gate"]["second"].shape[1] // 3
     q = (x @ p["query"]).unflatten(1, (heads, -1)).transpose(0, 1)[None]
     k, v = ({b: (x @ w)[None, None] for b, w in p[kind].items()} for kind in ("keys", "values"))
-    short = []
-    for weights, name in ((k, "phi_k"), (v, "phi_v")):
-        phi = nsa_lite.Phi(q.shape[-1], **s)
-        raw = nsa_lite.compression.split_blocks(weights["compressed"], phi.block_size, phi.stride)
-        raw = (raw + p[name]["position"]).flatten(-2)
-        short.append(F.gelu(raw @ p[name]["first"]) @ p[name]["second"])
-    out_c, lse = nsa_lite.compressed_attention(q, *short, **s)
+    short_k = short_by_package(k["compressed"], p["phi_k"], **blocks)
+    short_v = short_by_package(v["compressed"], p["phi_v"], **blocks)
+    out_c, lse = nsa_lite.compressed_attention(q, short_k, short_v, **blocks)
+    number = sizes["num_selected"]
     ids = nsa_lite.select_blocks(
-        q,
-        short[0],
-        lse,
-        **s,
-        num_local=1,
-        select_block_size=sizes["select_block_size"],
-        num_selected=sizes["num_selected"],
+        q, short_k, lse, **blocks, **select, num_local=1, num_selected=number
     )
-    out_s = nsa_lite.selected_attention(
-        q, k["selected"], v["selected"], ids, select_block_size=sizes["select_block_size"]
-    )
+    out_s = nsa_lite.selected_attention(q, k["selected"], v["selected"], ids, **select)
     out_w = nsa_lite.window_attention(q, k["window"], v["window"], window=sizes["window"])
-    gates = torch.sigmoid(F.gelu(x @ p["gate"]["first"]) @ p["gate"]["second"])
-    gates = gates.unflatten(1, (heads, 3)).transpose(0, 1)[None]
+    gates = gates_of(x, p).unflatten(1, (heads, 3)).transpose(0, 1)[None]
     return nsa_lite.gated_sum(gates, (out_c, out_s, out_w))[0]
 
 
+def short_by_package(x, phi, block_size, stride):
+    """phi of each block of x, cut by the package."""
+    raw = nsa_lite.compression.split_blocks(x, block_size, stride)
+    rows = (raw + phi["position"]).flatten(-2)
+    return F.gelu(rows @ phi["first"]) @ phi["second"]
+
+
+def gates_of(x, p):
+    """All gates of each token, (T, 3 H)."""
+    return torch.sigmoid(F.gelu(x @ p["gate"]["first"]) @ p["gate"]["second"])
+
+
 def layer_with_masks(x, p, sizes):
-    l, d, l_sel = sizes["block_size"], sizes["stride"], sizes["select_block_size"]
-    width, length = p["keys"]["window"].shape[1], len(x)
-    heads = p["query"].shape[1] // width
-    q = torch.stack((x @ p["query"]).chunk(heads, 1))
-    t, s = torch.arange(length)[:, None], torch.arange(length)
-
-    def attend(k, v, mask):
-        scores = (q @ k.T / width**0.5).masked_fill(~mask & mask.any(-1, True), -torch.inf)
-        weight = scores.softmax(-1) * mask
-        return weight @ v, weight
-
-    def short(branch, phi):
-        rows = split_by_index(x @ branch["compressed"], l, d) + phi["position"]
-        return F.gelu(rows.flatten(1) @ phi["first"]) @ phi["second"]
-
-    short_k, short_v = short(p["keys"], p["phi_k"]), short(p["values"], p["phi_v"])
+    """Every branch a dense attention with a mask of its own."""
+    width = p["keys"]["window"].shape[1]
+    q = torch.stack((x @ p["query"]).split(width, 1))
+    t = torch.arange(len(x))[:, None]
+    s = torch.arange(len(x))
+    k = {b: x @ w for b, w in p["keys"].items()}
+    v = {b: x @ w for b, w in p["values"].items()}
+    short_k = short_by_index(k["compressed"], p["phi_k"], sizes)
+    short_v = short_by_index(v["compressed"], p["phi_v"], sizes)
     i = torch.arange(len(short_k))
-    out_c, weight = attend(short_k, short_v, i * d + l - 1 <= t)
-    j = torch.arange(-(-length // l_sel))
-    with torch.no_grad():
-        score = weight.sum(0) @ (shared_tokens(i[:, None], j, l, d, l_sel) / d)
-        own = t // l_sel
-        score = score.masked_fill((j == 0) | (j == own), torch.inf).masked_fill(j > own, -1.0)
-        ids = score.sort(dim=1, descending=True, stable=True).indices[:, : sizes["num_selected"]]
-    chosen = (s // l_sel == ids[..., None]).any(1) & (s <= t)
-    out_s, _ = attend(x @ p["keys"]["selected"], x @ p["values"]["selected"], chosen)
+    passed = i * sizes["stride"] + sizes["block_size"] - 1 <= t
+    out_c, weight = attend_masked(q, short_k, short_v, passed)
+    chosen = chosen_tokens(weight.detach().sum(0), i, t, sizes) & (s <= t)
+    out_s, _ = attend_masked(q, k["selected"], v["selected"], chosen)
     near = (s <= t) & (s > t - sizes["window"])
-    out_w, _ = attend(x @ p["keys"]["window"], x @ p["values"]["window"], near)
-    gates = torch.sigmoid(F.gelu(x @ p["gate"]["first"]) @ p["gate"]["second"])
-    out = torch.zeros(heads, length, width)
-    for h in range(heads):
-        for c, branch in enumerate((out_c, out_s, out_w)):
-            out[h] = out[h] + gates[:, 3 * h + c, None] * branch[h]
-    return out
+    out_w, _ = attend_masked(q, k["window"], v["window"], near)
+    gates = gates_of(x, p)
+    heads = []
+    for h in range(len(q)):
+        parts = enumerate((out_c, out_s, out_w))
+        heads.append(sum(gates[:, 3 * h + c, None] * branch[h] for c, branch in parts))
+    return torch.stack(heads)
+
+
+def short_by_index(x, phi, sizes):
+    """phi of each block of x, (N, D)."""
+    rows = split_by_index(x, sizes["block_size"], sizes["stride"]) + phi["position"]
+    return F.gelu(rows.flatten(1) @ phi["first"]) @ phi["second"]
+
+
+def attend_masked(q, k, v, mask):
+    """The output and the weights (H, T, S); both are 0 in rows that see nothing."""
+    scores = q @ k.T / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~mask & mask.any(-1, True), -torch.inf)
+    weight = scores.softmax(-1) * mask
+    return weight @ v, weight
+
+
+def chosen_tokens(p, i, t, sizes):
+    """Whether token s lies in a chosen block of query t, from probabilities (T, N)."""
+    l_sel = sizes["select_block_size"]
+    j = torch.arange(-(-len(p) // l_sel))
+    own = t // l_sel
+    blocks = (sizes["block_size"], sizes["stride"], l_sel)
+    score = p @ (mistakes.shared_tokens(i[:, None], j, *blocks) / sizes["stride"])
+    score = score.masked_fill((j == 0) | (j == own), torch.inf).masked_fill(j > own, -1.0)
+    ids = score.sort(dim=1, descending=True, stable=True).indices[:, : sizes["num_selected"]]
+    return (torch.arange(len(p)) // l_sel == ids[..., None]).any(1)
 
 
 def layer_in_double(x, p, sizes):
+    """The same in double."""
+
     def double(value):
         if isinstance(value, dict):
             return {name: double(part) for name, part in value.items()}
@@ -516,100 +497,34 @@ def layer_in_double(x, p, sizes):
     return layer_by_package(x.double(), double(p), sizes)
 
 
-def wire(
-    keys=lambda b: b,
-    values=lambda b: b,
-    bend=F.gelu,
-    gate_bend=F.gelu,
-    gate=torch.sigmoid,
-    phi_v="phi_v",
-    position=1.0,
-    gate_of_query=False,
-    columns=None,
-    num_local=1,
-):
-    """The right answer with one step changed: it rewires the weights before the layer runs."""
-
-    def answer(x, p, sizes):
-        heads = p["query"].shape[1] // p["keys"]["window"].shape[1]
-        k, v = (
-            {b: p[kind][whose(b)] for b in BRANCHES}
-            for kind, whose in (("keys", keys), ("values", values))
-        )
-        q = (x @ p["query"]).unflatten(1, (heads, -1)).transpose(0, 1)[None]
-        short = []
-        for w, phi in ((k["compressed"], p["phi_k"]), (v["compressed"], p[phi_v])):
-            rows = split_by_index(x @ w, sizes["block_size"], sizes["stride"])
-            rows = (rows + position * phi["position"]).flatten(1)
-            short.append((bend(rows @ phi["first"]) @ phi["second"])[None, None])
-        s = dict(block_size=sizes["block_size"], stride=sizes["stride"])
-        out_c, lse = nsa_lite.compressed_attention(q, *short, **s)
-        l_sel = sizes["select_block_size"]
-        ids = nsa_lite.select_blocks(
-            q,
-            short[0],
-            lse,
-            **s,
-            select_block_size=l_sel,
-            num_selected=sizes["num_selected"],
-            num_local=num_local,
-        )
-        raw = {b: ((x @ k[b])[None, None], (x @ v[b])[None, None]) for b in BRANCHES}
-        out_s = nsa_lite.selected_attention(q, *raw["selected"], ids, select_block_size=l_sel)
-        out_w = nsa_lite.window_attention(q, *raw["window"], window=sizes["window"])
-        z = x @ p["query"] if gate_of_query else x
-        z = gate_bend(z @ p["gate"]["first"]) @ p["gate"]["second"]
-        z = z.unflatten(1, (heads, 3)) if columns is None else columns(z, heads)
-        gates = gate(z).transpose(0, 1)[None]
-        return nsa_lite.gated_sum(gates, (out_c, out_s, out_w))[0]
-
-    return answer
+def with_crossed_branches(x, p, sizes):
+    """The compressed branch's keys and values under the selected one's name, and back."""
+    crossed = {
+        kind: {**p[kind], "selected": p[kind]["compressed"], "compressed": p[kind]["selected"]}
+        for kind in ("keys", "values")
+    }
+    return layer_by_package(x, {**p, **crossed}, sizes)
 
 
-def swap(b):
-    return {"compressed": "selected", "selected": "compressed", "window": "window"}[b]
+def with_detached_keys(x, p, sizes):
+    """The right output, whose keys get no gradient."""
+    keys = {b: w.detach() for b, w in p["keys"].items()}
+    return layer_by_package(x, {**p, "keys": keys}, sizes)
 
 
 LAYERS = [
+    *planted(mistakes.LAYERS),
+    Wrong("two branches crossed, by package", with_crossed_branches, "read each other's"),
     Wrong(
-        "one pair of keys and values",
-        wire(keys=lambda b: "compressed", values=lambda b: "compressed"),
-        "all branches read the compressed branch's keys and values",
+        "phi_k for the values, by package",
+        lambda x, p, sizes: layer_by_package(x, {**p, "phi_v": p["phi_k"]}, sizes),
+        "phi_k makes the compressed values too",
     ),
+    Wrong("keys detached", with_detached_keys, "no gradient reaches the compressed keys"),
     Wrong(
-        "one pair, the window's",
-        wire(keys=lambda b: "window", values=lambda b: "window"),
-        "all branches read the window branch's keys and values",
-    ),
-    Wrong(
-        "own keys, shared values",
-        wire(values=lambda b: "selected"),
-        "all branches read the selected branch's values",
-    ),
-    Wrong("two branches crossed", wire(keys=swap, values=swap), "read each other's"),
-    Wrong("two local blocks", wire(num_local=2), "two local blocks are forced"),
-    Wrong("no position encoding", wire(position=0.0), "phi has no position encoding"),
-    Wrong("a linear phi", wire(bend=lambda z: z), "phi is linear"),
-    Wrong("relu", wire(bend=F.relu), "phi bends with relu"),
-    Wrong("phi_k for the values", wire(phi_v="phi_k"), "phi_k makes the compressed values too"),
-    Wrong("gate on q", wire(gate_of_query=True), "made from the query"),
-    Wrong("a linear gate", wire(gate_bend=lambda z: z), "the gate's MLP is linear"),
-    Wrong("softmax gates", wire(gate=lambda z: z.softmax(-1)), "are a softmax"),
-    Wrong("no sigmoid", wire(gate=lambda z: z), "the sigmoid is missing"),
-    Wrong(
-        "columns branch by branch",
-        wire(columns=lambda z, heads: z.unflatten(1, (3, heads)).transpose(1, 2)),
-        "they go head by head",
-    ),
-    Wrong(
-        "keys detached",
-        lambda x, p, sizes: layer_by_package(
-            x, {**p, "keys": {b: w.detach() for b, w in p["keys"].items()}}, sizes
-        ),
-        "no gradient reaches the compressed keys",
-    ),
-    Wrong(
-        "rows before heads", lambda x, p, sizes: wire()(x, p, sizes).transpose(0, 1), "the shape is"
+        "rows before heads",
+        lambda x, p, sizes: layer_by_package(x, p, sizes).transpose(0, 1),
+        "the shape is",
     ),
 ]
 

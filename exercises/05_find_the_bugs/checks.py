@@ -5,121 +5,63 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nsa_lite
-from exercises.compare import close, matches, recognise
-from exercises.records import Case, Exercise
+from exercises.compare import close, name_mistake
+from exercises.records import Case, Exercise, in_turn
 from nsa_lite import BRANCHES, loops
+
+from . import mistakes
 
 # --- 05.1 ---
 
+SPLITS = {
+    "one block": dict(length=4, block_size=4, stride=4),
+    "order inside a block": dict(length=12, block_size=4, stride=4, width=4),
+    "overlapping blocks": dict(length=12, block_size=4, stride=2, width=2),
+    "a tail too short for a block": dict(length=11, block_size=4, stride=2),
+    "exactly one token too few": dict(length=3, block_size=4, stride=2),
+    "one token": dict(length=1, block_size=4, stride=2),
+}
 
-def split_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, l, d, width=3):
-        x = torch.randn(length, width, generator=generator)
-        rows = [x[i : i + l] for i in range(0, length - l + 1, d)]
-        expected = torch.stack(rows) if rows else torch.empty(0, l, width)
-        return Case(
-            name,
-            dict(x=x, block_size=l, stride=d),
-            expected,
-            ("block", "place", "channel"),
-            explain_split,
-        )
 
-    return [
-        case("one block", 4, 4, 4),
-        case("order inside a block", 12, 4, 4, width=4),
-        case("overlapping blocks", 12, 4, 2, width=2),
-        case("a tail too short for a block", 11, 4, 2),
-        case("exactly one token too few", 3, 4, 2),
-        case("one token", 1, 4, 2),
-    ]
+def split_case(generator, name, length, block_size, stride, width=3) -> Case:
+    """Random tokens, and their blocks as slices."""
+    x = torch.randn(length, width, generator=generator)
+    rows = [x[i : i + block_size] for i in range(0, length - block_size + 1, stride)]
+    expected = torch.stack(rows) if rows else torch.empty(0, block_size, width)
+    arguments = dict(x=x, block_size=block_size, stride=stride)
+    return Case(name, arguments, expected, ("block", "place", "channel"), explain_split)
 
 
 def explain_split(got, expected, x, block_size, stride):
+    """Which tokens the first wrong block holds, or a known mistake."""
     i = int((~close(got, expected)).flatten(1).any(1).nonzero()[0])
     for first in range(len(x) - block_size + 1):
         if close(got[i], x[first : first + block_size]).all():
             return f"block {i} holds tokens {first} to {first + block_size - 1}"
-    return recognise(
-        got,
-        {
-            "the tokens of a block are in the reverse order": expected.flip(1),
-            "the blocks are in the reverse order": expected.flip(0),
-            "the numbers of a block are in another order than its tokens and channels": expected.transpose(
-                1, 2
-            ).reshape(expected.shape),
-        },
-    )
+    return name_mistake(got, mistakes.SPLITS, (x, block_size, stride))
 
 
 # --- 05.2 ---
 
 
-def causality_cases(generator: torch.Generator) -> list[Case]:
-    # Whole numbers, so that every sum is exact; one clear maximum, in the middle of channel 0.
-    x = torch.randint(-5, 6, (9, 3), generator=generator).double()
-    x[4, 0] = 50.0
-
-    def case(name, f, expected, says):
-        return Case(
-            name,
-            dict(f=f, x=x),
-            expected,
-            explain=lambda got, *_, **__: f"the test returned {got}: {says}",
-        )
-
-    return [
-        case(
-            "a running sum",
-            running_sum,
-            True,
-            "row t may change with token t itself, not with the tokens after it",
-        ),
-        case(
-            "a sum by a matrix of zeros and ones",
-            sum_by_matrix,
-            True,
-            "this function multiplies later tokens by 0, and 0 times NaN or infinity is NaN",
-        ),
-        case(
-            "a leak inside blocks of 4",
-            block_sum,
-            False,
-            "rows 0 to 7 read their whole block, and the last token, 8, is alone in its block",
-        ),
-        case(
-            "a leak at one place", one_leak, False, "row 6 reads token 7, and nothing else is wrong"
-        ),
-        case(
-            "a leak of a millionth",
-            small_leak,
-            False,
-            "each row reads its successor times 0.000001, and causal means exactly 0",
-        ),
-        case(
-            "a leak through a choice",
-            leak_by_choice,
-            False,
-            "each row learns whether it holds the largest number of the whole sequence; no "
-            "gradient and no small change shows that",
-        ),
-    ]
-
-
 def running_sum(x):
+    """Causal."""
     return x.cumsum(0)
 
 
 def sum_by_matrix(x):
+    """Causal, although it multiplies later tokens by 0."""
     return torch.ones(len(x), len(x), dtype=x.dtype).tril() @ x
 
 
 def block_sum(x):
+    """Every row reads its whole block of 4."""
     block = torch.arange(len(x)) // 4
     return (block == block[:, None]).to(x) @ x
 
 
 def one_leak(x):
+    """Row 6 reads token 7."""
     out = x.cumsum(0)
     if len(x) > 7:
         out[6] = out[6] + x[7]
@@ -127,117 +69,102 @@ def one_leak(x):
 
 
 def small_leak(x):
+    """Every row reads a little of its successor."""
     return x.cumsum(0) + 1e-6 * F.pad(x[1:], (0, 0, 0, 1))
 
 
 def leak_by_choice(x):
+    """Every row learns whether it holds the largest number."""
     largest = torch.arange(len(x)) == x[:, 0].argmax()
     return x.cumsum(0) + largest.to(x)[:, None]
 
 
+CAUSALITY = {
+    "a running sum": dict(
+        f=running_sum,
+        causal=True,
+        says="row t may change with token t itself, not with the tokens after it",
+    ),
+    "a sum by a matrix of zeros and ones": dict(
+        f=sum_by_matrix,
+        causal=True,
+        says="this function multiplies later tokens by 0, and 0 times NaN or infinity is NaN",
+    ),
+    "a leak inside blocks of 4": dict(
+        f=block_sum,
+        causal=False,
+        says="rows 0 to 7 read their whole block, and the last token, 8, is alone in its block",
+    ),
+    "a leak at one place": dict(
+        f=one_leak,
+        causal=False,
+        says="row 6 reads token 7, and nothing else is wrong",
+    ),
+    "a leak of a millionth": dict(
+        f=small_leak,
+        causal=False,
+        says="each row reads its successor times 0.000001, and causal means exactly 0",
+    ),
+    "a leak through a choice": dict(
+        f=leak_by_choice,
+        causal=False,
+        says="each row learns whether it holds the largest number of the whole sequence; no "
+        "gradient and no small change shows that",
+    ),
+}
+
+
+def causality_cases(generator: torch.Generator) -> list[Case]:
+    """All functions at the same numbers."""
+    # Whole numbers, so that every sum is exact; one clear maximum, in the middle of channel 0.
+    x = torch.randint(-5, 6, (9, 3), generator=generator).double()
+    x[4, 0] = 50.0
+    return [causality_case(name, x, **row) for name, row in CAUSALITY.items()]
+
+
+def causality_case(name, x, f, causal, says) -> Case:
+    """A function, whether it is causal, and what to say to a wrong verdict."""
+
+    def explain(got, *_, **__):
+        return f"the test returned {got}: {says}"
+
+    return Case(name, dict(f=f, x=x), causal, explain=explain)
+
+
 # --- 05.3 ---
 
-
-def importance_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, heads, l, d, l_sel, scale=1.0):
-        q = torch.randn(heads, length, 4, generator=generator) * scale
-        count = max(0, (length - l) // d + 1)
-        k = torch.randn(count, 4, generator=generator) * scale
-        sizes = dict(block_size=l, stride=d)
-        _, lse = loops.compressed_attention(q[None], k[None, None], k[None, None], **sizes)
-        expected = loops.block_importance(
-            q[None], k[None, None], lse, **sizes, select_block_size=l_sel
-        )[0, 0]
-        arguments = dict(q=q, k=k, **sizes, select_block_size=l_sel)
-        return Case(name, arguments, expected, ("query", "block"), explain_importance)
-
-    return [
-        case("one head, blocks side by side", 12, 1, 2, 2, 4),
-        case("one head, overlapping blocks", 16, 1, 4, 2, 4),
-        case("two heads", 16, 2, 4, 2, 8, scale=2.0),
-        case("a tail", 11, 2, 4, 2, 4),
-        case("before the first block ends", 3, 2, 4, 2, 4),
-    ]
+IMPORTANCES = {
+    "one head, blocks side by side": dict(length=12, heads=1, l=2, d=2, l_sel=4),
+    "one head, overlapping blocks": dict(length=16, heads=1, l=4, d=2, l_sel=4),
+    "two heads": dict(length=16, heads=2, l=4, d=2, l_sel=8, scale=2.0),
+    "a tail": dict(length=11, heads=2, l=4, d=2, l_sel=4),
+    "before the first block ends": dict(length=3, heads=2, l=4, d=2, l_sel=4),
+}
 
 
-def overlaps(count, blocks, l, d, l_sel):
-    """Tokens that compression block i (row) shares with selection block j (column)."""
-    table = torch.zeros(count, blocks)
-    for i in range(count):
-        for token in range(i * d, i * d + l):
-            table[i, token // l_sel] += 1
-    return table
-
-
-def printed_formula(p, blocks, l, d, l_sel):
-    """Eq. 9 with the paper's indices, from 1, used as if they counted from 0."""
-    out = torch.zeros(len(p), blocks)
-    for j in range(blocks):
-        for m in range(l_sel // d):
-            for n in range(l // d):
-                i = l_sel // d * j - m - n
-                if 0 <= i < p.shape[1]:
-                    out[:, j] += p[:, i]
-    return out
+def importance_case(generator, name, length, heads, l, d, l_sel, scale=1.0) -> Case:
+    """Random q and compressed keys, and the package's loops over them."""
+    q = torch.randn(heads, length, 4, generator=generator) * scale
+    count = max(0, (length - l) // d + 1)
+    k = torch.randn(count, 4, generator=generator) * scale
+    sizes = dict(block_size=l, stride=d)
+    one = k[None, None]
+    _, lse = loops.compressed_attention(q[None], one, one, **sizes)
+    expected = loops.block_importance(q[None], one, lse, **sizes, select_block_size=l_sel)[0, 0]
+    arguments = dict(q=q, k=k, **sizes, select_block_size=l_sel)
+    return Case(name, arguments, expected, ("query", "block"), explain_importance)
 
 
 def explain_importance(got, expected, q, k, block_size, stride, select_block_size):
-    l, d, l_sel = block_size, stride, select_block_size
-    (heads, length, width), (count, blocks) = q.shape, (len(k), expected.shape[1])
+    """NaN, a known mistake where something is seen, or a number where nothing is."""
+    seen = [max(0, (t - block_size + 1) // stride + 1) for t in range(len(got))]
     if got.isnan().any():
         row = int(got.isnan().any(1).nonzero()[0])
-        seen = max(0, (row - l + 1) // d + 1)
-        return f"query {row} sees {seen} compressed keys, and its importance is NaN"
-    scores = q @ k.T * width**-0.5
-    i, t = torch.arange(count), torch.arange(length)[:, None]
-    seen, begun = i * d + l - 1 <= t, i * d <= t
-    table = overlaps(count, blocks, l, d, l_sel)
-
-    def weights(mask, scores=scores):
-        return scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num()
-
-    p = weights(seen)
-    total = p.sum(0)
-    where = F.one_hot(i * d // l_sel, blocks).float() if count else table
-    heaviest = (
-        torch.stack([torch.where(table[:, j] > 0, total, 0).amax(1) for j in range(blocks)], 1)
-        if count
-        else expected
-    )
-    whole_heads = scores.masked_fill(~seen, -torch.inf).transpose(0, 1).flatten(1)
-    pooled = whole_heads.softmax(1).nan_to_num().unflatten(1, (heads, count)).sum(1)
-    known = {
-        "a query's scores reach compressed keys whose blocks it has not passed": weights(
-            seen | True
-        ).sum(0)
-        @ table
-        / d,
-        "a compressed key counts from the token on at which its block begins": weights(begun).sum(0)
-        @ table
-        / d,
-        "the logits are summed, and Eq. 8 turns them into probabilities first": scores.masked_fill(
-            ~seen, 0.0
-        ).sum(0)
-        @ table
-        / d,
-        "the scores are not divided by the root of the width": weights(seen, q @ k.T).sum(0)
-        @ table
-        / d,
-        "only head 0 counts": p[0] @ table / d,
-        "the mean over the heads is taken, and Eq. 10 sums": p.mean(0) @ table / d,
-        "one softmax runs over the keys of all heads": pooled @ table / d,
-        "the heads' logits are summed before the softmax": weights(seen, scores.sum(0)) @ table / d,
-        "an overlap counts its tokens, and it should count strides": total @ table,
-        "each compression block counts once, for the selection block that it begins in": total
-        @ where,
-        "a selection block gets its heaviest compression block, not the sum": heaviest,
-        "the weights land one block too early or too late: Eq. 9 as printed counts from 1": printed_formula(
-            total, blocks, l, d, l_sel
-        ),
-    }
-    alive = seen.any(1)
+        return f"query {row} sees {seen[row]} compressed keys, and its importance is NaN"
+    alive = torch.tensor(seen) > 0
     if not close(got[alive], expected[alive]).all():
-        return recognise(got[alive], {says: value[alive] for says, value in known.items()})
+        arguments = (q, k, block_size, stride, select_block_size)
+        return name_mistake(got, mistakes.IMPORTANCES, arguments, part=lambda result: result[alive])
     for t in (~alive).nonzero().flatten().tolist():
         if got[t].any():
             return f"query {t} sees no compressed key, and its importance is not 0"
@@ -246,58 +173,63 @@ def explain_importance(got, expected, q, k, block_size, stride, select_block_siz
 
 # --- 05.4 ---
 
+NEWEST_FIRST = torch.arange(24.0).repeat(24, 1)
+CHOICES = {
+    "blocks that have not begun": dict(length=24, l_sel=1, n=4, score=NEWEST_FIRST),
+    "forced blocks": dict(length=24, l_sel=4, n=4),
+    "forced blocks with the lowest scores": dict(length=24, l_sel=4, n=4, low=True),
+    "ties": dict(length=24, l_sel=3, n=5, score=torch.zeros(24, 8)),
+    "fewer blocks than n": dict(length=10, l_sel=4, n=5),
+    "one token": dict(length=1, l_sel=4, n=3),
+}
 
-def choice_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, l_sel, n, score=None):
-        blocks = -(-length // l_sel)
-        if score is None:  # probabilities of 16 heads: far more than 1
-            score = torch.rand(length, blocks, generator=generator) * 16
-        expected = loops.choose_blocks(score[None, None], select_block_size=l_sel, num_selected=n)
-        arguments = dict(score=score, select_block_size=l_sel, num_selected=n)
-        return Case(name, arguments, expected[0, 0], ("query", "place"), explain_choice)
 
-    low = torch.rand(24, 6, generator=generator) * 0.1
-    newest_first = torch.arange(24.0).repeat(24, 1)
-    return [
-        case("blocks that have not begun", 24, 1, 4, newest_first),
-        case("forced blocks", 24, 4, 4),
-        case(
-            "forced blocks with the lowest scores",
-            24,
-            4,
-            4,
-            low.index_fill(1, torch.tensor([1, 2]), 3.0),
-        ),
-        case("ties", 24, 3, 5, torch.zeros(24, 8)),
-        case("fewer blocks than n", 10, 4, 5),
-        case("one token", 1, 4, 3),
-    ]
+def choice_case(generator, name, length, l_sel, n, score=None, low=False) -> Case:
+    """Scores as large as 16 heads make them, or given ones; low leaves two blocks above 0.1."""
+    if score is None:
+        score = torch.rand(length, -(-length // l_sel), generator=generator) * 16
+    if low:
+        score = score / 160
+        score[:, [1, 2]] = 3.0
+    expected = loops.choose_blocks(score[None, None], select_block_size=l_sel, num_selected=n)
+    arguments = dict(score=score, select_block_size=l_sel, num_selected=n)
+    return Case(name, arguments, expected[0, 0], ("query", "place"), explain_choice)
 
 
 def explain_choice(got, expected, score, select_block_size, num_selected):
+    """What is wrong with the first wrong row."""
     for t, (ids, right) in enumerate(zip(got.tolist(), expected.tolist(), strict=True)):
         if ids != right:
-            return _fault_of_choice(t, ids, right, score[t].tolist(), select_block_size)
+            said = lacking_or_strange(t, ids, select_block_size)
+            return said or other_blocks(t, ids, right, score[t].tolist(), select_block_size)
     return None
 
 
-def _fault_of_choice(t, ids, right, score, l_sel):
-    """What is wrong with one query's ids."""
-    own, real = t // l_sel, [j for j in ids if j >= 0]
+def lacking_or_strange(t, ids, l_sel):
+    """A block that has not begun or stands twice, or a forced one that is missing."""
+    own = t // l_sel
+    real = [j for j in ids if j >= 0]
     if max(real, default=0) > own:
-        j = max(real)
-        return f"query {t} chose block {j}, which begins at token {j * l_sel}"
+        return f"query {t} chose block {max(real)}, which begins at token {max(real) * l_sel}"
     if twice := [j for j in real if real.count(j) > 1]:
         return f"query {t} chose block {twice[0]} {real.count(twice[0])} times"
     for kind, j in (("initial block", 0), ("own block", own), ("block before its own", own - 1)):
         if j >= 0 and j not in real:
             return f"query {t} did not choose its {kind}, {j}: it is forced"
-    if len(real) != sum(j >= 0 for j in right):
-        return f"query {t} chose {len(real)} blocks; {own + 1} have begun and n is {len(right)}"
-    if sorted(real) == [j for j in right if j >= 0]:
+    return None
+
+
+def other_blocks(t, ids, right, score, l_sel):
+    """Too few or too many blocks, another order, or another choice among those that are free."""
+    real = [j for j in ids if j >= 0]
+    wanted = [j for j in right if j >= 0]
+    if len(real) != len(wanted):
+        begun = t // l_sel + 1
+        return f"query {t} chose {len(real)} blocks; {begun} have begun and n is {len(right)}"
+    if sorted(real) == wanted:
         return f"query {t}: the right blocks, but not ascending with -1 behind them: {ids}"
-    missed = next(j for j in right if j >= 0 and j not in real)
-    taken = next(j for j in real if j not in right)
+    missed = next(j for j in wanted if j not in real)
+    taken = next(j for j in real if j not in wanted)
     if score[missed] == score[taken]:
         return (
             f"query {t}: blocks {min(missed, taken)} and {max(missed, taken)} tie, and the "
@@ -311,40 +243,31 @@ def _fault_of_choice(t, ids, right, score, l_sel):
 
 # --- 05.5 ---
 
-BLOCKS = dict(block_size=2, stride=1)
-SELECT = dict(select_block_size=2, num_selected=3)
-SIZES = dict(**BLOCKS, **SELECT, window=3)
+SIZES = dict(block_size=2, stride=1, select_block_size=2, num_selected=3, window=3)
+PAIRS = [f"{b} {kind}" for b in BRANCHES for kind in ("keys", "values")]
 
 
 def layer_cases(generator: torch.Generator) -> list[Case]:
+    """Outputs of three lengths, and which weights a gradient reaches; one set of weights."""
     p = weights(generator)
-
-    def case(name, length, call=None, explain=None, expected=None, axes=None):
-        x = torch.randn(length, 8, generator=generator)
-        while not clear_choice(x, p):  # rounding must not decide which block is chosen
-            x = torch.randn(length, 8, generator=generator)
-        out = forward(loops, x, p) if expected is None else expected
-        return Case(
-            name,
-            dict(x=x, p=p, sizes=SIZES),
-            out,
-            axes or ("head", "query", "channel"),
-            explain or explain_layer,
-            call,
-        )
-
+    lengths = {"whole blocks": 10, "a tail": 9, "one token, so no block yet": 1}
     return [
-        case("whole blocks", 10),
-        case("a tail", 9),
-        case("one token, so no block yet", 1),
-        case(
-            "which weights each branch trains",
-            10,
-            trained,
-            explain_trained,
-            [b + " " + kind for b in BRANCHES for kind in ("keys", "values")],
-        ),
+        *(layer_case(generator, name, p, length) for name, length in lengths.items()),
+        gradient_case(generator, "which weights each branch trains", p, 10),
     ]
+
+
+def layer_case(generator, name, p, length) -> Case:
+    """Random tokens, and the layer by the package's loops."""
+    arguments = dict(x=clear_tokens(generator, p, length), p=p, sizes=SIZES)
+    expected = mistakes.layer(loops)(**arguments)
+    return Case(name, arguments, expected, ("head", "query", "channel"), explain_layer)
+
+
+def gradient_case(generator, name, p, length) -> Case:
+    """The names of all keys and values, which a gradient must reach."""
+    arguments = dict(x=clear_tokens(generator, p, length), p=p, sizes=SIZES)
+    return Case(name, arguments, PAIRS, explain=explain_trained, call=trained)
 
 
 def weights(generator: torch.Generator, dim=8, heads=2, width=4) -> dict:
@@ -355,9 +278,8 @@ def weights(generator: torch.Generator, dim=8, heads=2, width=4) -> dict:
 
     def phi():
         l = SIZES["block_size"]
-        position = torch.randn(l, width, generator=generator)
         return {
-            "position": position,
+            "position": torch.randn(l, width, generator=generator),
             "first": matrix(l * width, 2 * width),
             "second": matrix(2 * width, width),
         }
@@ -372,64 +294,23 @@ def weights(generator: torch.Generator, dim=8, heads=2, width=4) -> dict:
     }
 
 
-def forward(
-    ops,
-    x,
-    p,
-    *,
-    keys=BRANCHES,
-    values=BRANCHES,
-    bend=F.gelu,
-    gate_bend=F.gelu,
-    position=True,
-    phi_of_values="phi_v",
-    gate_from=None,
-    gate=torch.sigmoid,
-    head_first=True,
-    num_local=1,
-):
-    """The layer with the operations of `ops`, and some mistakes by keyword; (H, T, D)."""
-    width = p["keys"]["window"].shape[1]
-    q = (x @ p["query"]).unflatten(1, (-1, width)).transpose(0, 1)[None]
-    k, v = (
-        [(x @ p[kind][b])[None, None] for b in whose]
-        for kind, whose in (("keys", keys), ("values", values))
-    )
-    short_k = _phi(k[0][0, 0], p["phi_k"], bend, position)[None, None]
-    short_v = _phi(v[0][0, 0], p[phi_of_values], bend, position)[None, None]
-    out_c, lse = ops.compressed_attention(q, short_k, short_v, **BLOCKS)
-    ids = ops.select_blocks(q, short_k, lse, **BLOCKS, **SELECT, num_local=num_local)
-    out_s = ops.selected_attention(q, k[1], v[1], ids, select_block_size=2)
-    out_w = ops.window_attention(q, k[2], v[2], window=SIZES["window"])
-    hidden = gate_bend((x if gate_from is None else gate_from(q)) @ p["gate"]["first"])
-    logits = hidden @ p["gate"]["second"]
-    heads = q.shape[1]
-    logits = (
-        logits.unflatten(1, (heads, 3))
-        if head_first
-        else logits.unflatten(1, (3, heads)).transpose(1, 2)
-    )
-    g = gate(logits).transpose(0, 1)  # (H, T, 3)
-    return sum(g[..., [c]] * out[0] for c, out in enumerate((out_c, out_s, out_w)))
+def clear_tokens(generator: torch.Generator, p: dict, length: int) -> Tensor:
+    """Random tokens whose choice of blocks does not hang on rounding."""
+    while True:
+        x = torch.randn(length, 8, generator=generator)
+        if clear_choice(x, p):
+            return x
 
 
 def clear_choice(x, p) -> bool:
     """Whether no two blocks that compete for the free place have nearly the same importance."""
-    q = (x @ p["query"]).unflatten(1, (-1, 4)).transpose(0, 1)[None]
-    k = _phi(x @ p["keys"]["compressed"], p["phi_k"], F.gelu, True)[None, None]
-    _, lse = nsa_lite.compressed_attention(q, k, k, **BLOCKS)
-    score = nsa_lite.block_importance(q, k, lse, **BLOCKS, select_block_size=2)[0, 0]
+    blocks = dict(block_size=SIZES["block_size"], stride=SIZES["stride"])
+    q = mistakes.query_heads(x, p)
+    k = mistakes.compress(x @ p["keys"]["compressed"], p["phi_k"], SIZES)
+    _, lse = nsa_lite.compressed_attention(q, k, k, **blocks)
+    score = nsa_lite.block_importance(q, k, lse, **blocks, select_block_size=2)[0, 0]
     rows = [score[t, 1 : t // 2].sort().values for t in range(len(x))]  # 0 and the own are forced
     return all(row.diff().min() > 0.01 for row in rows if len(row) > 1)
-
-
-def _phi(x, p, bend, position):
-    l, d = SIZES["block_size"], SIZES["stride"]
-    rows = [x[i : i + l] for i in range(0, len(x) - l + 1, d)]
-    if not rows:
-        return x.new_empty(0, x.shape[1])
-    rows = [row + p["position"] if position else row for row in rows]
-    return bend(torch.stack([row.flatten() for row in rows]) @ p["first"]) @ p["second"]
 
 
 def trained(answer, x, p, sizes):
@@ -447,51 +328,14 @@ def trained(answer, x, p, sizes):
 
 
 def explain_trained(got, expected, x, p, sizes):
+    """The weights that no gradient reaches."""
     missing = [name for name in expected if name not in got]
     return f"no gradient reaches the {', '.join(missing)}" if missing else None
 
 
 def explain_layer(got, expected, x, p, sizes):
-    def linear(z):
-        return z
-
-    known = {
-        f"all branches read the {b} branch's keys and values": dict(keys=[b] * 3, values=[b] * 3)
-        for b in BRANCHES
-    }
-    known |= {
-        f"all branches read the {b} branch's {kind}": {kind: [b] * 3}
-        for b in BRANCHES
-        for kind in ("keys", "values")
-    }
-    crossed = "selected", "compressed", "window"
-    known |= {
-        "the compressed and the selected branch read each other's keys and values": dict(
-            keys=crossed, values=crossed
-        ),
-        "two local blocks are forced, and one was asked for": dict(num_local=2),
-        "phi has no position encoding": dict(position=False),
-        "phi is linear: nothing bends between its two matrices": dict(bend=linear),
-        "phi bends with relu, and the layer uses gelu": dict(bend=F.relu),
-        "phi_k makes the compressed values too": dict(phi_of_values="phi_k"),
-        "the gates are made from the query, and Eq. 5 makes them from the layer's input": dict(
-            gate_from=lambda q: q[0].transpose(0, 1).flatten(1)
-        ),
-        "the gate's MLP is linear: nothing bends between its two matrices": dict(gate_bend=linear),
-        "the gates are a softmax over the branches": dict(gate=lambda z: z.softmax(-1)),
-        "the gates are logits: the sigmoid is missing": dict(gate=linear),
-        "the gate's columns were read branch by branch, and they go head by head": dict(
-            head_first=False
-        ),
-    }
-    return next(
-        (
-            says
-            for says, changes in known.items()
-            if matches(got, forward(nsa_lite, x, p, **changes))
-        ),
-        None,
-    )
+    """A known mistake."""
+    return name_mistake(got, mistakes.LAYERS, (x, p, sizes))
 
 
 EXERCISES = [
@@ -500,7 +344,7 @@ EXERCISES = [
         "Blocks with a stride",
         "warm-up",
         5,
-        split_cases,
+        in_turn(split_case, SPLITS),
         hints=(
             "Where does block 1 begin, and where does it end? What if the sequence ends before "
             "block 0 does?",
@@ -530,7 +374,7 @@ EXERCISES = [
         "From scores to importance",
         "core",
         20,
-        importance_cases,
+        in_turn(importance_case, IMPORTANCES),
         hints=(
             "Which compressed keys has the query passed? What do two heads have in common that "
             "may be added? How many columns must the result have?",
@@ -546,7 +390,7 @@ EXERCISES = [
         "Choose the blocks",
         "core",
         20,
-        choice_cases,
+        in_turn(choice_case, CHOICES),
         hints=(
             "Which blocks has query t begun? Which must it take whatever their score? How large "
             "can a score become?",

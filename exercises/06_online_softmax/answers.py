@@ -1,15 +1,22 @@
-"""Planted wrong answers that the checks of set 06 must name, and right ones they must accept."""
+"""Set 06's answers, for teachers: right ones in several styles, and wrong ones to be named.
+
+The mistakes of mistakes.py are planted as they stand. The others are written by hand, in other
+styles or with faults of another kind, so that no mistake is judged by itself alone.
+"""
 
 import math
 
 import torch
 
-from exercises.records import Wrong
+from exercises.records import Wrong, planted
+
+from . import mistakes
 
 # --- 06.1 ---
 
 
 def key_by_cases(m, total, out, score, value):
+    """Two cases: a new largest score, or not."""
     if score > m:
         shrink = math.exp(m - score)
         return score, total * shrink + 1.0, out * shrink + value
@@ -18,6 +25,7 @@ def key_by_cases(m, total, out, score, value):
 
 
 def key_with_tensors(m, total, out, score, value):
+    """A tensor of two scores, and one product for both sums."""
     both = torch.tensor([m, score], dtype=torch.float64)
     weights = (both - both.max()).exp()
     old = torch.tensor([[total, 1.0], [out, value]], dtype=torch.float64)
@@ -25,73 +33,39 @@ def key_with_tensors(m, total, out, score, value):
 
 
 def key_with_powers_of_two(m, total, out, score, value):
+    """2 in place of e; a list."""
     new = max(m, score)
     shrink, weight = (2.0 ** ((x - new) / math.log(2)) for x in (m, score))
     return [new, shrink * total + weight, shrink * out + weight * value]
 
 
-def add(
-    new=max,
-    old=lambda m, new: math.exp(m - new),
-    weight=lambda m, s, new: math.exp(s - new),
-    total=True,
-    out=True,
-):
-    """The right answer with one step changed."""
-
-    def answer(m, sum_, mean, score, value):
-        m_new = new(m, score)
-        shrink, w = old(m, m_new), weight(m, score, m_new)
-        return (
-            m_new,
-            sum_ * (shrink if total else 1) + w,
-            mean * (shrink if out else 1) + w * value,
-        )
-
-    return answer
+def old_sums_kept(m, total, out, score, value):
+    """The new key is weighed with the new m, the old ones with the old."""
+    new = max(m, score)
+    weight = math.exp(score - new)
+    return new, total + weight, out + weight * value
 
 
-def divided(m, total, out, score, value):
-    m, total, out = key_by_cases(m, total, out, score, value)
-    return m, total, out / total
-
-
-def unweighted(m, total, out, score, value):
-    new, total_new, _ = key_by_cases(m, total, out, score, value)
-    return new, total_new, out * math.exp(m - new) + value
+def plain_exp(m, total, out, score, value):
+    """Nothing is subtracted before exp."""
+    weight = math.exp(score)
+    return max(m, score), total * math.exp(m) + weight, out * math.exp(m) + weight * value
 
 
 KEYS = [
-    Wrong("sums not shrunk", add(total=False, out=False), "are not brought to the new one"),
-    Wrong("total shrinks, out does not", add(out=False), "the old out is not"),
-    Wrong("out shrinks, total does not", add(total=False), "the old total is not"),
-    Wrong("factor upside down", add(old=lambda m, new: math.exp(min(new - m, 700))), "upside down"),
-    Wrong(
-        "weighed with the old m",
-        add(weight=lambda m, s, new: math.exp(s - (m if math.isfinite(m) else s))),
-        "the new key is weighed with the old m",
-    ),
+    *planted(mistakes.KEYS),
+    Wrong("sums not shrunk, by hand", old_sums_kept, "are not brought to the new one"),
     Wrong(
         "m is the newest score",
-        add(new=lambda m, s: s, old=lambda m, new: math.exp(m - new)),
+        mistakes.add(new=lambda m, score: score),
         "the new score, and an earlier score was larger",
     ),
     Wrong(
         "m never changes",
-        add(new=lambda m, s: m if math.isfinite(m) else s),
+        mistakes.add(new=lambda m, score: m if math.isfinite(m) else score),
         "the old m, and the new score is larger",
     ),
-    Wrong("divided at every key", divided, "out is divided by total already"),
-    Wrong("value without its weight", unweighted, "without its weight"),
-    Wrong(
-        "plain exp",
-        lambda m, total, out, s, x: (
-            max(m, s),
-            total * math.exp(m) + math.exp(s),
-            out * math.exp(m) + math.exp(s) * x,
-        ),
-        "large scores: the function raised OverflowError",
-    ),
+    Wrong("plain exp", plain_exp, "large scores: the function raised OverflowError"),
     Wrong("two results", lambda *x: key_by_cases(*x)[1:], "2 results, and 3 were asked for"),
 ]
 
@@ -99,24 +73,28 @@ KEYS = [
 
 
 def merge_with_logaddexp(out_a, lse_a, out_b, lse_b):
-    lse = torch.logaddexp(lse_a, lse_b)  # -inf and -inf give -inf
+    """PyTorch's logaddexp: -inf and -inf give -inf."""
+    lse = torch.logaddexp(lse_a, lse_b)
     safe = lse.masked_fill(lse == -torch.inf, 0.0)
     return (lse_a - safe).exp()[:, None] * out_a + (lse_b - safe).exp()[:, None] * out_b, lse
 
 
 def merge_by_rows(out_a, lse_a, out_b, lse_b):
-    out, lse = torch.zeros_like(out_a), torch.full_like(lse_a, -torch.inf)
-    for t in range(len(lse)):
-        a, b = float(lse_a[t]), float(lse_b[t])
-        if max(a, b) == -math.inf:
+    """Row by row, in Python numbers."""
+    out = torch.zeros_like(out_a)
+    lse = torch.full_like(lse_a, -torch.inf)
+    for t, both in enumerate(zip(lse_a.tolist(), lse_b.tolist(), strict=True)):
+        m = max(both)
+        if m == -math.inf:
             continue
-        weights = [math.exp(x - max(a, b)) for x in (a, b)]
-        out[t] = (weights[0] * out_a[t] + weights[1] * out_b[t]) / sum(weights)
-        lse[t] = math.log(sum(weights)) + max(a, b)
+        a, b = (math.exp(x - m) for x in both)
+        out[t] = (a * out_a[t] + b * out_b[t]) / (a + b)
+        lse[t] = math.log(a + b) + m
     return out, lse
 
 
 def merge_as_a_softmax(out_a, lse_a, out_b, lse_b):
+    """The shares are a softmax of the two lse, in double."""
     both = torch.stack([lse_a, lse_b], 1).double()
     dead = (both == -torch.inf).all(1, keepdim=True)
     p = both.masked_fill(dead, 0.0).softmax(1).masked_fill(dead, 0.0)
@@ -124,89 +102,65 @@ def merge_as_a_softmax(out_a, lse_a, out_b, lse_b):
     return out, both.logsumexp(1)
 
 
-def merge(
-    weights=lambda a, b: (a, b),
-    finish=lambda out, lse, m: (out, lse),
-    m=torch.maximum,
-    safe=True,
-    divide=True,
-):
-    """The right answer with one step changed."""
-
-    def answer(out_a, lse_a, out_b, lse_b):
-        top = m(lse_a, lse_b)
-        zero = top.masked_fill(top == -torch.inf, 0.0) if safe else top
-        a, b = weights((lse_a - zero).exp(), (lse_b - zero).exp())
-        total = a + b
-        out = a[:, None] * out_a + b[:, None] * out_b
-        if divide:
-            out = out / torch.where(total == 0, 1, total)[:, None]
-        return finish(out, total.log() + zero, top)
-
-    return answer
+def shares_crossed(out_a, lse_a, out_b, lse_b):
+    """A right share, given to the other part."""
+    share = torch.sigmoid(lse_a - lse_b)[:, None]
+    return (1 - share) * out_a + share * out_b, torch.logaddexp(lse_a, lse_b)
 
 
 def average(out_a, lse_a, out_b, lse_b):
-    return (out_a + out_b) / 2, torch.logaddexp(lse_a, lse_b)
+    """Both parts count alike."""
+    return torch.stack([out_a, out_b]).mean(0), torch.logaddexp(lse_a, lse_b)
 
 
-def by_lse_itself(out_a, lse_a, out_b, lse_b):
-    a = (lse_a / (lse_a + lse_b))[:, None]
-    return a * out_a + (1 - a) * out_b, torch.logaddexp(lse_a, lse_b)
-
-
-def larger_alone(out_a, lse_a, out_b, lse_b):
-    return torch.where((lse_a > lse_b)[:, None], out_a, out_b), torch.logaddexp(lse_a, lse_b)
+def larger_lse_by_sort(out_a, lse_a, out_b, lse_b):
+    """A right output; the smaller lse is forgotten."""
+    out, _ = merge_by_rows(out_a, lse_a, out_b, lse_b)
+    return out, torch.stack([lse_a, lse_b]).sort(0).values[1]
 
 
 MERGES = [
-    Wrong("average", average, "averaged, whatever their parts weigh"),
+    *planted(mistakes.OUTPUTS),
+    *planted(mistakes.TOTALS),
+    Wrong("average, by stack", average, "averaged, whatever their parts weigh"),
+    Wrong("the larger lse, by sort", larger_lse_by_sort, "lse is the larger of the two"),
+    Wrong("crosswise, by sigmoid", shares_crossed, "weighed crosswise"),
     Wrong(
-        "sum of the outputs",
-        lambda a, la, b, lb: (a + b, torch.logaddexp(la, lb)),
-        "added, not weighed",
+        "exp without the larger lse",
+        mistakes.merge(largest=lambda a, b: torch.zeros_like(a)),
+        "is not finite",
     ),
-    Wrong("weighed by lse", by_lse_itself, "weighed by lse itself"),
-    Wrong("crosswise", merge(weights=lambda a, b: (b, a)), "crosswise"),
-    Wrong("the larger part alone", larger_alone, "the larger part is taken alone"),
-    Wrong("not divided", merge(divide=False), "not divided by the sum of the weights"),
-    Wrong(
-        "lse added",
-        lambda a, la, b, lb: (merge()(a, la, b, lb)[0], la + lb),
-        "the two lse are added",
-    ),
-    Wrong("the larger lse", merge(finish=lambda out, lse, m: (out, m)), "the larger of the two"),
-    Wrong(
-        "lse without m", merge(finish=lambda out, lse, m: (out, lse - m)), "lacks the largest score"
-    ),
-    Wrong("exp without the larger lse", merge(m=lambda a, b: torch.zeros_like(a)), "is not finite"),
-    Wrong("-inf minus -inf", merge(safe=False), "query 1 is NaN: both parts are empty"),
+    Wrong("-inf minus -inf", mistakes.merge(safe=False), "query 1 is NaN: both parts are empty"),
     Wrong(
         "nan_to_num",
-        lambda *x: tuple(y.nan_to_num(0.0) for y in merge(safe=False)(*x)),
+        lambda *x: tuple(y.nan_to_num(0.0) for y in mistakes.merge(safe=False)(*x)),
         "query 1 sees nothing in either part, and its lse is 0",
     ),
-    Wrong("base 2", merge(finish=lambda out, lse, m: (out, lse / math.log(2))), "has base 2"),
-    Wrong("the outputs only", lambda *x: merge()(*x)[0], "2 results were asked for"),
+    Wrong("the outputs only", lambda *x: merge_by_rows(*x)[0], "2 results were asked for"),
 ]
 
 # --- 06.3 ---
 
 
 def fold_row_by_row(m, total, out, scores, v):
-    m, total, out = m.clone(), total.clone(), out.clone()
+    """One key of one row at a time."""
+    m, total, out = (x.clone() for x in (m, total, out))
     for t in range(len(m)):
         for s, x in zip(scores[t], v, strict=True):
             if s > m[t]:
                 shrink = torch.exp(m[t] - s)
-                m[t], total[t], out[t] = s, total[t] * shrink, out[t] * shrink
+                m[t] = s
+                total[t] *= shrink
+                out[t] *= shrink
             if s > -torch.inf:
                 p = torch.exp(s - m[t])
-                total[t], out[t] = total[t] + p, out[t] + p * x
+                total[t] += p
+                out[t] += p * x
     return m, total, out
 
 
 def fold_with_where(m, total, out, scores, v):
+    """torch.where in place of a safe m."""
     new = torch.cat([m[:, None], scores], 1).amax(1)
     seen = new > -torch.inf
     shrink = torch.where(seen, m - torch.where(seen, new, 0), 0).exp()
@@ -215,7 +169,7 @@ def fold_with_where(m, total, out, scores, v):
 
 
 def fold_with_a_column_of_ones(m, total, out, scores, v):
-    # the total is the out of a value that is always 1
+    """The total is the out of a value that is always 1; in double."""
     both = torch.cat([total[:, None], out], 1).double()
     values = torch.cat([torch.ones(len(v), 1), v], 1).double()
     new = torch.maximum(m, scores.max(1).values)
@@ -224,94 +178,58 @@ def fold_with_a_column_of_ones(m, total, out, scores, v):
     return new, both[:, 0], both[:, 1:]
 
 
-def fold(
-    new=lambda m, s: torch.maximum(m, s.amax(1)),
-    safe=lambda m: m.masked_fill(m == -torch.inf, 0.0),
-    shrink=lambda m, safe: (m - safe).exp(),
-    total_too=True,
-    out_too=True,
-    returned=lambda new, safe: new,
-    weight=lambda m, safe: safe,
-):
-    """The right answer with one step changed."""
-
-    def answer(m, total, out, scores, v):
-        m_new = new(m, scores)
-        m_safe = safe(m_new)
-        old = shrink(m, m_safe)
-        p = (scores - weight(m, m_safe)[:, None]).exp()
-        return (
-            returned(m_new, m_safe),
-            total * (old if total_too else 1) + p.sum(1),
-            out * (old[:, None] if out_too else 1) + p @ v,
-        )
-
-    return answer
+def last_tile_alone(m, total, out, scores, v):
+    """A softmax of this tile, whatever was before."""
+    largest = scores.amax(1)
+    safe = torch.where(largest == -torch.inf, 0.0, largest)
+    p = (scores - safe[:, None]).exp()
+    return largest, p.sum(1), p @ v
 
 
-def keep(m):
-    return m
+def finite_mask(m, total, out, scores, v):
+    """-10000 in place of -inf."""
+    return fold_with_where(m, total, out, scores.clamp(min=-1e4), v)
+
+
+def total_as_a_column(*state):
+    """The right state, with total (T, 1)."""
+    m, total, out = fold_with_where(*state)
+    return m, total[:, None], out
 
 
 FOLDS = [
-    Wrong("NaN after a hidden tile", fold(safe=keep), "is NaN: it sees nothing of tile 0"),
+    *planted(mistakes.FOLDS),
+    Wrong("only this tile, by softmax", last_tile_alone, "only the last tile counts"),
     Wrong(
-        "sums not shrunk",
-        fold(total_too=False, out_too=False),
-        "does not shrink the sums of the earlier tiles",
-    ),
-    Wrong("total only", fold(out_too=False), "total shrinks with a new m, and out does not"),
-    Wrong("out only", fold(total_too=False), "out shrinks with a new m, and total does not"),
-    Wrong(
-        "upside down",
-        fold(
-            shrink=lambda m, safe: (
-                torch.where(m == -torch.inf, 0, safe - m).exp() * (m > -torch.inf)
-            )
-        ),
-        "upside down",
-    ),
-    Wrong(
-        "weighed with the old m",
-        fold(weight=lambda m, safe: torch.where(m == -torch.inf, safe, m)),
-        "with the m before it",
+        "NaN after a hidden tile",
+        mistakes.fold(safe=lambda m: m),
+        "is NaN: it sees nothing of tile 0",
     ),
     Wrong(
         "no m at all",
-        fold(new=lambda m, s: torch.zeros_like(m)),
+        mistakes.fold(new=lambda m, scores: torch.zeros_like(m)),
         "total is 0, although it has scores: does what you subtract",
     ),
     Wrong(
         "returns the safe m",
-        fold(returned=lambda new, safe: safe),
+        mistakes.fold(returned=lambda new, safe: safe),
         "although it has scores after a tile of which it saw nothing",
     ),
     Wrong(
         "one m for all rows",
-        fold(new=lambda m, s: torch.maximum(m, s.max().expand_as(m))),
+        mistakes.fold(new=lambda m, scores: torch.maximum(m, scores.max().expand_as(m))),
         "total is 0, although it has scores: does what you subtract",
     ),
     Wrong(
         "m of the newest tile only",
-        fold(new=lambda m, s: s.amax(1)),
+        mistakes.fold(new=lambda m, scores: scores.amax(1)),
         "row 0: m is -inf at the end, although it has scores",
     ),
-    Wrong(
-        "-10000 for the mask",
-        lambda m, total, out, s, v: fold()(m, total, out, s.clamp(min=-1e4), v),
-        "sees nothing in any tile, and its total is not 0",
-    ),
-    Wrong(
-        "only this tile",
-        lambda m, total, out, s, v: fold()(
-            torch.full_like(m, -torch.inf), total * 0, out * 0, s, v
-        ),
-        "only the last tile counts",
-    ),
-    Wrong("m forgotten", lambda *x: fold()(*x)[1:], "2 results, and 3 were asked for"),
+    Wrong("-10000 for the mask", finite_mask, "sees nothing in any tile, and its total is not 0"),
+    Wrong("m forgotten", lambda *x: fold_with_where(*x)[1:], "2 results, and 3 were asked for"),
     Wrong(
         "total as a column",
-        lambda *x: (lambda m, total, out: (m, total[:, None], out))(*fold()(*x)),
+        total_as_a_column,
         "result 2: the shape is (4, 1), and (4,) was asked for",
     ),
 ]
@@ -320,11 +238,14 @@ FOLDS = [
 
 
 def seen_by(t, count, l, d):
+    """How many of the keys query t sees."""
     return min(count, max(0, (t + 1 - l) // d + 1))
 
 
 def visit_by_looking(first, last, count, block_size, stride, tile):
-    visit, mask = [], []
+    """Tile by tile, from the ends of its keys."""
+    visit = []
+    mask = []
     for start in range(0, count, tile):
         ends = [i * stride + block_size - 1 for i in range(start, min(start + tile, count))]
         if ends[0] <= last:
@@ -335,6 +256,7 @@ def visit_by_looking(first, last, count, block_size, stride, tile):
 
 
 def visit_by_mask(first, last, count, block_size, stride, tile):
+    """The whole mask, cut into tiles."""
     t = torch.arange(first, last + 1)[:, None]
     seen = (torch.arange(count) * stride + block_size <= t + 1).split(tile, 1)
     visit = [n * tile for n, part in enumerate(seen) if part.any()]
@@ -342,6 +264,7 @@ def visit_by_mask(first, last, count, block_size, stride, tile):
 
 
 def visit_by_counting(first, last, count, block_size, stride, tile):
+    """From how many keys the first and the last query see."""
     high = seen_by(last, count, block_size, stride)
     full = seen_by(first, count, block_size, stride)
     whole = -(-full // tile) if full == count else full // tile  # tiles that all rows see
@@ -358,8 +281,8 @@ def visiting(
     """The right answer with one step changed."""
 
     def answer(first, last, count, l, d, tile):
-        top, all_see = high(first, last, count, l, d), full(first, last, count, l, d)
-        visit = list(range(0, top + add, tile))
+        all_see = full(first, last, count, l, d)
+        visit = list(range(0, high(first, last, count, l, d) + add, tile))
         ends = {x: min(x + tile, count) if short else x + tile for x in visit}
         return visit, [x for x in visit if ends[x] > all_see]
 
@@ -399,17 +322,19 @@ VISITS = [
     ),
     Wrong(
         "numbers of tiles",
-        lambda *x: tuple([y // x[-1] for y in part] for part in visiting()(*x)),
+        lambda *x: tuple([y // x[-1] for y in part] for part in visit_by_looking(*x)),
         "is not the first key of a tile",
     ),
-    Wrong("the tiles only", lambda *x: visiting()(*x)[0], "3 results, and 2 were asked for"),
+    Wrong("the tiles only", lambda *x: visit_by_looking(*x)[0], "3 results, and 2 were asked for"),
 ]
 
 # --- 06.5 ---
 
 
 def attention_by_rows(q, k, v, block_size, stride, rows, keys):
-    out, lse = torch.zeros(len(q), v.shape[1]), torch.full((len(q),), -torch.inf)
+    """Each row walks alone, and keeps a mean and its lse."""
+    out = torch.zeros(len(q), v.shape[1])
+    lse = torch.full((len(q),), -torch.inf)
     for t in range(len(q)):
         seen = seen_by(t, len(k), block_size, stride)
         for first in range(0, seen, keys):
@@ -422,133 +347,116 @@ def attention_by_rows(q, k, v, block_size, stride, rows, keys):
 
 
 def attention_by_merging(q, k, v, block_size, stride, rows, keys):
-    # every tile alone, and the parts merged from the last key to the first
-    out, lse = [], []
+    """Every tile alone, and the parts merged from the last key to the first."""
+    parts = []
     for first in range(0, len(q), rows):
         t = torch.arange(first, min(first + rows, len(q)))[:, None]
         state = torch.zeros(len(t), v.shape[1]), torch.full((len(t),), -torch.inf)
-        for start in reversed(range(0, seen_by(int(t[-1]), len(k), block_size, stride), keys)):
-            i = torch.arange(start, min(start + keys, len(k)))
-            i = i[i * stride + block_size - 1 <= t[-1]]
-            mask = i * stride + block_size - 1 <= t
-            scores = (q[t[:, 0]] @ k[i].T * q.shape[1] ** -0.5).masked_fill(~mask, -torch.inf)
-            dead = ~mask.any(1, keepdim=True)
-            p = scores.masked_fill(dead, 0.0).softmax(1).masked_fill(dead, 0.0)
-            state = merge_as_a_softmax(p @ v[i], scores.logsumexp(1), *state)
-            state = state[0].float(), state[1].float()
-        out.append(state[0])
-        lse.append(state[1])
-    return torch.cat(out), torch.cat(lse)
+        seen = seen_by(int(t[-1]), len(k), block_size, stride)
+        for start in reversed(range(0, seen, keys)):
+            i = torch.arange(start, min(start + keys, seen))
+            one = tile_alone(q[t[:, 0]], k[i], v[i], i * stride + block_size - 1 <= t)
+            state = tuple(x.float() for x in merge_as_a_softmax(*one, *state))
+        parts.append(state)
+    return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
 
-def attention_in_double(q, k, v, block_size, stride, rows, keys):
-    return walk()(q.double(), k.double(), v.double(), block_size, stride, rows, keys)
-
-
-def walk(
-    tiles=visit_by_looking,
-    step=fold_with_where,
-    scale=lambda width: width**-0.5,
-    row_mask=lambda t, first: t,
-    key_mask=lambda i, start: i,
-    masked=True,
-    divide=True,
-    reset=True,
-    base=1.0,
-    dead=True,
-    key_end=lambda x, n: min(x, n),
-    row_end=lambda length, rows: length,
-    end_of=lambda i, l, d: i * d + l - 1,
-):
-    """The right answer with one step changed."""
-
-    def answer(q, k, v, l, d, rows, keys):
-        out, lse = q.new_zeros(len(q), v.shape[1]), q.new_full((len(q),), -torch.inf)
-        carried = None
-        for first in range(0, row_end(len(q), rows), rows):
-            t = torch.arange(first, min(first + rows, len(q)))
-            state = (
-                q.new_full((len(t),), -torch.inf),
-                q.new_zeros(len(t)),
-                q.new_zeros(len(t), v.shape[1]),
-            )
-            if not reset and carried is not None and len(carried[0]) == len(t):
-                state = carried
-            visit, mask = tiles(first, int(t[-1]), len(k), l, d, keys)
-            for start in visit:
-                i = torch.arange(start, key_end(start + keys, len(k)))
-                scores = q[t] @ k[i].T * scale(q.shape[1])
-                if masked and start in mask:
-                    ends = end_of(key_mask(i, start), l, d)
-                    scores = scores.masked_fill(ends > row_mask(t, first)[:, None], -torch.inf)
-                state = step(*state, scores, v[i])
-            carried = m, total, sums = state
-            safe = torch.where(total == 0, 1, total) if dead else total
-            out[t] = sums / safe[:, None] if divide else sums
-            lse[t] = (m + total.log()) / base
-        return out, lse
-
-    return answer
-
-
-def all_tiles(first, last, count, l, d, tile):
-    starts = list(range(0, count, tile))
-    return starts, starts
-
-
-def edge_left_out(first, last, count, l, d, tile):
-    visit, mask = visit_by_looking(first, last, count, l, d, tile)
-    return [x for x in visit if x not in mask], []
-
-
-def whole_matrix(q, k, v, l, d, rows, keys):
-    count = seen_by(len(q) - 1, len(k), l, d)
-    k, v = k[:count], v[:count]
-    seen = torch.arange(count) * d + l - 1 <= torch.arange(len(q))[:, None]
-    dead = ~seen.any(1, keepdim=True)
-    scores = (q @ k.T * q.shape[1] ** -0.5).masked_fill(~seen, -torch.inf)
+def tile_alone(q, k, v, mask):
+    """Attention of some rows to the keys of one tile; 0 and -inf where the mask allows none."""
+    scores = (q @ k.T * q.shape[1] ** -0.5).masked_fill(~mask, -torch.inf)
+    dead = ~mask.any(1, keepdim=True)
     p = scores.masked_fill(dead, 0.0).softmax(1).masked_fill(dead, 0.0)
     return p @ v, scores.logsumexp(1)
 
 
-def forget(m, total, out, scores, v):
-    return fold_with_where(torch.full_like(m, -torch.inf), total * 0, out * 0, scores, v)
+def attention_in_double(q, k, v, block_size, stride, rows, keys):
+    """Every tile masked, in double."""
+    q, k, v = (x.double() for x in (q, k, v))
+    out = q.new_zeros(len(q), v.shape[1])
+    lse = torch.full_like(out[:, 0], -torch.inf)
+    for first in range(0, len(q), rows):
+        t = torch.arange(first, min(first + rows, len(q)))
+        state = torch.full_like(lse[t], -torch.inf), torch.zeros_like(lse[t]), out[t]
+        for start in visit_by_looking(first, int(t[-1]), len(k), block_size, stride, keys)[0]:
+            i = torch.arange(start, min(start + keys, len(k)))
+            hidden = i * stride + block_size - 1 > t[:, None]
+            scores = (q[t] @ k[i].T / q.shape[1] ** 0.5).masked_fill(hidden, -torch.inf)
+            state = fold_with_where(*state, scores, v[i])
+        m, total, sums = state
+        out[t] = sums / torch.where(total == 0, 1, total)[:, None]
+        lse[t] = m + total.log()
+    return out, lse
+
+
+def all_tiles(first, last, count, l, d, tile):
+    """Every tile is visited and masked."""
+    starts = list(range(0, count, tile))
+    return starts, starts
+
+
+def whole_matrix(q, k, v, l, d, rows, keys):
+    """Right, but with a square of scores."""
+    count = seen_by(len(q) - 1, len(k), l, d)
+    k, v = (x[:count] for x in (k, v))
+    seen = torch.arange(count) * d + l - 1 <= torch.arange(len(q))[:, None]
+    return tile_alone(q, k, v, seen)
+
+
+def state_of_all_rows(q, k, v, block_size, stride, rows, keys):
+    """Each tile of rows begins with the sums of the tiles before, added up at the end."""
+    out, lse = attention_by_rows(q, k, v, block_size, stride, rows, keys)
+    total = lse.exp()
+    sums = total[:, None] * out
+    for t in range(rows, len(q)):
+        total[t] += total[t - rows]
+        sums[t] += sums[t - rows]
+    return sums / torch.where(total == 0, 1, total)[:, None], total.log()
+
+
+def lse_in_base_2(*arguments):
+    """A right output; log2 in place of ln."""
+    out, lse = attention_by_rows(*arguments)
+    return out, torch.log2(lse.exp())
 
 
 ATTENTIONS = [
-    Wrong("no mask on the edge", walk(masked=False), "tiles on the edge are not masked"),
+    *planted(mistakes.WALKS),
+    *planted(mistakes.ENDS),
+    *planted([mistakes.NOT_DIVIDED]),
+    Wrong(
+        "no scale, by rows",
+        lambda q, *others: attention_by_rows(q * q.shape[1] ** 0.5, *others),
+        "not divided by the root of the width",
+    ),
+    Wrong("lse in base 2, by rows", lse_in_base_2, "lse has another base than e"),
+    Wrong("state carried over, at the end", state_of_all_rows, "with the state of the tile before"),
     Wrong(
         "-10000 for the mask",
-        walk(step=lambda m, total, out, s, v: fold_with_where(m, total, out, s.clamp(min=-1e4), v)),
+        mistakes.walk(step=finite_mask),
         "query 0 sees no block, and its output is not 0",
     ),
-    Wrong("NaN rows at the end", walk(dead=False), "query 0 sees no block, and it is NaN"),
-    Wrong("NaN in the step", walk(step=fold(safe=keep)), "query 0 sees no block, and it is NaN"),
     Wrong(
-        "rows counted in their tile",
-        walk(row_mask=lambda t, first: t - first),
-        "counts queries from the first row of their tile",
+        "NaN rows at the end",
+        mistakes.walk(finish=lambda m, total, sums: (sums / total[:, None], m + total.log())),
+        "query 0 sees no block, and it is NaN",
     ),
     Wrong(
-        "keys counted in their tile",
-        walk(key_mask=lambda i, start: i - start),
-        "from the first key of their tile",
+        "NaN in the step",
+        mistakes.walk(step=mistakes.fold(safe=lambda m: m)),
+        "query 0 sees no block, and it is NaN",
     ),
-    Wrong("state carried over", walk(reset=False), "with the state of the tile before"),
-    Wrong("no scale", walk(scale=lambda width: 1.0), "not divided by the root of the width"),
-    Wrong("scale by the width", walk(scale=lambda width: 1 / width), "divided by the width"),
-    Wrong("edge left out", walk(tiles=edge_left_out), "the tiles on the edge are left out"),
-    Wrong("only the last tile", walk(step=forget), "only the last visited tile of keys counts"),
-    Wrong("not divided", walk(divide=False), "out is not divided by total"),
-    Wrong("lse in base 2", walk(base=math.log(2)), "another base than e"),
     Wrong(
         "short tile of rows left out",
-        walk(row_end=lambda n, rows: n // rows * rows),
+        mistakes.walk(row_end=lambda length, rows: length // rows * rows),
         "query 16 sees blocks, and its out is 0 and its lse -inf",
     ),
-    Wrong("tiles that nobody sees", walk(tiles=all_tiles), "does your walk load a tile of them"),
+    Wrong(
+        "tiles that nobody sees",
+        mistakes.walk(tiles=all_tiles),
+        "does your walk load a tile of them",
+    ),
     Wrong("one big matrix", whole_matrix, "a tensor of 1984 numbers was made"),
-    Wrong("the outputs only", lambda *x: walk()(*x)[0], "2 results were asked for"),
+    Wrong("the outputs only", lambda *x: attention_by_rows(*x)[0], "2 results were asked for"),
 ]
 
 RIGHT = {

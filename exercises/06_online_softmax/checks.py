@@ -5,29 +5,31 @@ import math
 import torch
 from torch import Tensor
 
-from exercises.compare import close, matches, recognise
+from exercises.compare import close, matches, name_mistake
 from exercises.memory import largest_made
-from exercises.records import Case, Exercise
+from exercises.records import Case, Exercise, in_turn
 from nsa_lite import loops
+
+from . import mistakes
 
 # --- 06.1 ---
 
+KEYS = {
+    "the first key": dict(scores=[], score=2.0, value=5.0),
+    "a smaller score": dict(scores=[1.0, 3.0], score=2.0, value=7.0),
+    "a larger score": dict(scores=[1.0, 3.0], score=4.0, value=7.0),
+    "the same score again": dict(scores=[3.0], score=3.0, value=-2.0),
+    "large scores": dict(scores=[1000.0, 1002.0], score=1001.0, value=4.0),
+}
 
-def key_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, scores, score, value):
-        """The scores before this key; their values are 1, 2, 3, ..."""
-        state = state_of(scores, range(1, len(scores) + 1))
-        expected = state_of([*scores, score], [*range(1, len(scores) + 1), value])
-        arguments = dict(m=state[0], total=state[1], out=state[2], score=score, value=value)
-        return Case(name, arguments, expected, {"m": (), "total": (), "out": ()}, explain_key)
 
-    return [
-        case("the first key", [], 2.0, 5.0),
-        case("a smaller score", [1.0, 3.0], 2.0, 7.0),
-        case("a larger score", [1.0, 3.0], 4.0, 7.0),
-        case("the same score again", [3.0], 3.0, -2.0),
-        case("large scores", [1000.0, 1002.0], 1001.0, 4.0),
-    ]
+def key_case(generator, name, scores, score, value) -> Case:
+    """The scores before this key; their values are 1, 2, 3, ..."""
+    values = list(range(1, len(scores) + 1))
+    m, total, out = state_of(scores, values)
+    expected = state_of([*scores, score], [*values, value])
+    arguments = dict(m=m, total=total, out=out, score=score, value=value)
+    return Case(name, arguments, expected, {"m": (), "total": (), "out": ()}, explain_key)
 
 
 def state_of(scores, values) -> tuple[float, float, float]:
@@ -38,100 +40,52 @@ def state_of(scores, values) -> tuple[float, float, float]:
 
 
 def explain_key(got, expected, m, total, out, score, value):
-    new, (got_m, got_total, got_out) = max(m, score), map(float, got)
-    if any(map(math.isnan, (got_m, got_total, got_out))):
+    """A wrong m, or a known mistake in the sums."""
+    got = tuple(map(float, got))
+    if any(map(math.isnan, got)):
         return None
-    shrink, p = math.exp(m - new), math.exp(score - new)
-    if got_m != new:
+    if got[0] != max(m, score):
         known = {
             score: "the new score, and an earlier score was larger",
             m: "the old m, and the new score is larger",
         }
-        return f"m is {got_m:.4g}: " + known.get(got_m, "neither the old m nor the new score")
-    grown = math.exp(new - m) if math.isfinite(m) else math.nan
-    late = math.exp(score - m) if math.isfinite(m) else math.nan
-    sums = (got_m, got_total, got_out)
-    return recognise(
-        sums,
-        {
-            "the old sums were weighed with the old m and are not brought to the new one": (
-                new,
-                total + p,
-                out + p * value,
-            ),
-            "the old total is brought to the new m, the old out is not": (
-                new,
-                total * shrink + p,
-                out + p * value,
-            ),
-            "the old out is brought to the new m, the old total is not": (
-                new,
-                total + p,
-                out * shrink + p * value,
-            ),
-            "the factor of the old sums is upside down: they must shrink when m grows": (
-                new,
-                total * grown + p,
-                out * grown + p * value,
-            ),
-            "the new key is weighed with the old m": (
-                new,
-                total * shrink + late,
-                out * shrink + late * value,
-            ),
-            "out is divided by total already; the next key needs the sum": (
-                new,
-                expected[1],
-                expected[2] / expected[1],
-            ),
-            "the new key adds its value to out without its weight": (
-                new,
-                expected[1],
-                out * shrink + value,
-            ),
-        },
-    )
+        return f"m is {got[0]:.4g}: " + known.get(got[0], "neither the old m nor the new score")
+    return name_mistake(got, mistakes.KEYS, (m, total, out, score, value))
 
 
 # --- 06.2 ---
 
+MERGES = {
+    "two halves": dict(sizes=(4, 4)),
+    "one key and seven": dict(sizes=(1, 7), scale=2.0),
+    "large scores": dict(sizes=(3, 3), scale=2.0, shift=200.0),
+    "very negative scores": dict(sizes=(3, 3), scale=2.0, shift=-200.0),
+    "an empty part": dict(sizes=(3, 5), empty=(0, 2)),
+    "two empty parts": dict(sizes=(3, 0), empty=(1, 3)),
+}
 
-def merge_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, sizes, scale=1.0, shift=0.0, empty=()):
-        """Keys in two parts of these sizes; the rows in `empty` see nothing of part a."""
-        q, k = (
-            torch.randn(4, 3, generator=generator),
-            torch.randn(sum(sizes), 3, generator=generator),
-        )
-        v, parts = torch.randn(sum(sizes), 2, generator=generator), []
-        scores = q @ k.T * scale + shift
-        seen = torch.ones(4, sum(sizes), dtype=torch.bool)
-        seen[list(empty), : sizes[0]] = False
-        for keys in (slice(0, sizes[0]), slice(sizes[0], None)):
-            parts += rows_of(scores[:, keys], v[keys], seen[:, keys])
-        names = ("out_a", "lse_a", "out_b", "lse_b")
-        arguments = dict(zip(names, parts, strict=True))
-        return Case(
-            name,
-            arguments,
-            rows_of(scores, v, seen),
-            {"out": ("query", "channel"), "lse": ("query",)},
-            explain_merge,
-        )
 
-    return [
-        case("two halves", (4, 4)),
-        case("one key and seven", (1, 7), scale=2.0),
-        case("large scores", (3, 3), scale=2.0, shift=200.0),
-        case("very negative scores", (3, 3), scale=2.0, shift=-200.0),
-        case("an empty part", (3, 5), empty=(0, 2)),
-        case("two empty parts", (3, 0), empty=(1, 3)),
-    ]
+def merge_case(generator, name, sizes, scale=1.0, shift=0.0, empty=()) -> Case:
+    """Keys in two parts of these sizes; the rows in `empty` see nothing of part a."""
+    count = sum(sizes)
+    q = torch.randn(4, 3, generator=generator)
+    k = torch.randn(count, 3, generator=generator)
+    v = torch.randn(count, 2, generator=generator)
+    scores = q @ k.T * scale + shift
+    seen = torch.ones(4, count, dtype=torch.bool)
+    seen[list(empty), : sizes[0]] = False
+    a = slice(0, sizes[0])
+    b = slice(sizes[0], None)
+    out_a, lse_a = rows_of(scores[:, a], v[a], seen[:, a])
+    out_b, lse_b = rows_of(scores[:, b], v[b], seen[:, b])
+    arguments = dict(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b)
+    axes = {"out": ("query", "channel"), "lse": ("query",)}
+    return Case(name, arguments, rows_of(scores, v, seen), axes, explain_merge)
 
 
 def rows_of(scores: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax of each row over the keys it sees, from its definition, in double: out and lse."""
-    scores, v = scores.double(), v.double()
+    scores, v = (x.double() for x in (scores, v))
     if scores.shape[1] == 0:
         return torch.zeros(len(scores), v.shape[1]), torch.full((len(scores),), -torch.inf)
     largest = scores.masked_fill(~seen, -1e300).amax(1, keepdim=True)
@@ -142,94 +96,67 @@ def rows_of(scores: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def explain_merge(got, expected, out_a, lse_a, out_b, lse_b):
-    (out, lse), both = got, (lse_a == -torch.inf) & (lse_b == -torch.inf)
-    for t in range(len(lse)):
-        part = "both parts are" if both[t] else "a part is"
-        if (lse_a[t] == -torch.inf or lse_b[t] == -torch.inf) and (
-            out[t].isnan().any() or lse[t].isnan()
-        ):
-            return f"query {t} is NaN: {part} empty there"
-        if both[t] and out[t].any():
-            return f"query {t} sees nothing in either part, and its output is not 0"
-        if both[t] and lse[t] != -torch.inf:
-            return f"query {t} sees nothing in either part, and its lse is {float(lse[t]):.4g}"
-        if lse[t] == -torch.inf and not both[t] and lse_a[t] == -torch.inf:
-            return f"query {t}: lse is -inf, although part b saw keys"
-        if not out[t].isfinite().all() or (not lse[t].isfinite() and not both[t]):
-            return (
-                f"query {t} is not finite: exp of a large lse overflows, and of a very "
-                "negative one it is 0"
-            )
-    true_out, true_lse = expected
-    weight = lse_a / (lse_a + lse_b)
-    wrong_outs = {
-        "the outputs are averaged, whatever their parts weigh": (out_a + out_b) / 2,
-        "the outputs are added, not weighed": out_a + out_b,
-        "the outputs are weighed by lse itself, and a part weighs exp(lse)": out_a * weight[:, None]
-        + out_b * (1 - weight[:, None]),
-        "the outputs are weighed crosswise: the weight of a stands at b": out_a
-        * (lse_b - true_lse).exp()[:, None]
-        + out_b * (lse_a - true_lse).exp()[:, None],
-        "the larger part is taken alone": torch.where((lse_a > lse_b)[:, None], out_a, out_b),
-        "the weighted sum is not divided by the sum of the weights": true_out
-        * (true_lse - torch.maximum(lse_a, lse_b)).exp()[:, None],
-    }
-    if said := recognise(
-        out, {says: value for says, value in wrong_outs.items() if not matches(value, true_out)}
-    ):
-        return said
-    return recognise(
-        lse,
-        {
-            says: value
-            for says, value in {
-                "the two lse are added, and lse is the logarithm of a sum": lse_a + lse_b,
-                "lse is the larger of the two, and the other part is left out of it": torch.maximum(
-                    lse_a, lse_b
-                ),
-                "lse is the sum itself, without its logarithm": true_lse.exp(),
-                "lse lacks the largest score, which was subtracted before exp": true_lse
-                - torch.maximum(lse_a, lse_b),
-                "lse has base 2, and the natural logarithm was asked for": true_lse / math.log(2),
-            }.items()
-            if not matches(value, true_lse)
-        },
-    )
+    """A row that is not what it can be, or a known mistake in the output or else in the lse."""
+    for t, row in enumerate(zip(*got, lse_a.tolist(), lse_b.tolist(), strict=True)):
+        if said := impossible_row(*row):
+            return f"query {t}{said}"
+    parts = (out_a, lse_a, out_b, lse_b)
+    said = None
+    if not matches(got[0], expected[0]):
+        said = name_mistake(got, mistakes.OUTPUTS, parts, part=lambda result: result[0])
+    if said is None and not matches(got[1], expected[1]):
+        said = name_mistake(got, mistakes.TOTALS, parts, part=lambda result: result[1])
+    return said
+
+
+def impossible_row(out: Tensor, lse: Tensor, lse_a: float, lse_b: float) -> str | None:
+    """What no row may hold: NaN, infinity, or something from two empty parts."""
+    empty = [part == -math.inf for part in (lse_a, lse_b)]
+    if any(empty) and (out.isnan().any() or lse.isnan()):
+        return f" is NaN: {'both parts are' if all(empty) else 'a part is'} empty there"
+    if all(empty):
+        if out.any():
+            return " sees nothing in either part, and its output is not 0"
+        if lse != -math.inf:
+            return f" sees nothing in either part, and its lse is {float(lse):.4g}"
+        return None
+    if lse == -math.inf and empty[0]:
+        return ": lse is -inf, although part b saw keys"
+    if not out.isfinite().all() or not lse.isfinite():
+        return " is not finite: exp of a large lse overflows, and of a very negative one it is 0"
+    return None
 
 
 # --- 06.3 ---
 
-
-def tile_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, tiles, scale=1.0, shift=0.0, hidden=None, spread=0.0):
-        """hidden(t, s): which keys a row does not see; row t is shifted by spread * t."""
-        scores = torch.randn(4, 3 * tiles, generator=generator) * scale + shift
-        scores = scores + spread * torch.arange(4)[:, None]
-        v = torch.randn(3 * tiles, 2, generator=generator)
-        t, s = torch.arange(4)[:, None], torch.arange(3 * tiles)
-        seen = torch.ones_like(scores, dtype=torch.bool) if hidden is None else ~hidden(t, s)
-        arguments = dict(scores=scores.masked_fill(~seen, -torch.inf), v=v, width=3)
-        mean, lse = rows_of(scores, v, seen)
-        axes = {"m + ln(total)": ("row",), "total > 0": ("row",), "out / total": ("row", "channel")}
-        return Case(name, arguments, (lse, seen.any(1), mean), axes, explain_tiles, walk)
-
-    return [
-        case("one tile", 1),
-        case("three tiles", 3, scale=3.0),
-        case("a last tile that is hidden", 2, hidden=lambda t, s: (t < 2) & (s > 2)),
-        case("a first tile that is hidden", 3, hidden=lambda t, s: (t > 1) & (s < 3)),
-        case("a row that sees nothing", 2, hidden=lambda t, s: (t == 1) & (s >= 0)),
-        case(
-            "very negative scores after a hidden tile",
-            2,
-            shift=-300.0,
-            hidden=lambda t, s: (t > 1) & (s < 3),
-        ),
-        case("rows of very different scores", 2, spread=-150.0),
-    ]
+TILES = {
+    "one tile": dict(tiles=1),
+    "three tiles": dict(tiles=3, scale=3.0),
+    "a last tile that is hidden": dict(tiles=2, hidden=lambda t, s: (t < 2) & (s > 2)),
+    "a first tile that is hidden": dict(tiles=3, hidden=lambda t, s: (t > 1) & (s < 3)),
+    "a row that sees nothing": dict(tiles=2, hidden=lambda t, s: (t == 1) & (s >= 0)),
+    "very negative scores after a hidden tile": dict(
+        tiles=2, shift=-300.0, hidden=lambda t, s: (t > 1) & (s < 3)
+    ),
+    "rows of very different scores": dict(tiles=2, spread=-150.0),
+}
 
 
-def walk(answer, scores, v, width):
+def tile_case(generator, name, tiles, scale=1.0, shift=0.0, hidden=None, spread=0.0) -> Case:
+    """hidden(t, s): which keys a row does not see; row t is shifted by spread * t."""
+    scores = torch.randn(4, 3 * tiles, generator=generator) * scale + shift
+    scores = scores + spread * torch.arange(4)[:, None]
+    v = torch.randn(3 * tiles, 2, generator=generator)
+    seen = torch.ones_like(scores, dtype=torch.bool)
+    if hidden is not None:
+        seen = ~hidden(torch.arange(4)[:, None], torch.arange(3 * tiles))
+    arguments = dict(scores=scores.masked_fill(~seen, -torch.inf), v=v, width=3)
+    mean, lse = rows_of(scores, v, seen)
+    axes = {"m + ln(total)": ("row",), "total > 0": ("row",), "out / total": ("row", "channel")}
+    return Case(name, arguments, (lse, seen.any(1), mean), axes, explain_tiles, fold_all)
+
+
+def fold_all(answer, scores, v, width):
     """Fold in tile after tile; then what any right state says: lse, rows alive, mean."""
     rows = len(scores)
     state = (torch.full((rows,), -torch.inf), torch.zeros(rows), torch.zeros(rows, v.shape[1]))
@@ -245,157 +172,155 @@ def walk(answer, scores, v, width):
     return m + total.log(), total != 0, mean
 
 
-def by_folding(
-    scores, v, width, shrink_total=True, shrink_out=True, upside=False, old=False, last=False
-):
-    """The walk with a mistake in the step."""
-    m = torch.full((len(scores),), -torch.inf)
-    total, out = torch.zeros(len(scores)), torch.zeros(len(scores), v.shape[1])
-    for first in range(0, scores.shape[1], width):
-        s = scores[:, first : first + width]
-        new = s.amax(1) if last else torch.maximum(m, s.amax(1))
-        safe = torch.where(new == -torch.inf, 0, new)
-        shrink = (safe - m if upside else m - safe).exp()
-        shrink = torch.where(m == -torch.inf, 0, shrink)
-        p = (s - (torch.where(m == -torch.inf, safe, m) if old else safe)[:, None]).exp()
-        total = total * (shrink if shrink_total else 1) + p.sum(1)
-        out = out * (shrink[:, None] if shrink_out else 1) + p @ v[first : first + width]
-        m = new
-    return m + total.log(), out / torch.where(total == 0, 1, total)[:, None]
-
-
 def explain_tiles(got, expected, scores, v, width):
-    lse, alive, mean = got
+    """A row that is not what it can be, or a known mistake."""
     hidden = (scores.unflatten(1, (-1, width)) == -torch.inf).all(-1)  # (rows, tiles)
-    for t in range(len(scores)):
-        if (mean[t].isnan().any() or lse[t].isnan()) and hidden[t].any():
-            tile = int(hidden[t].nonzero()[0])
-            return f"row {t} is NaN: it sees nothing of tile {tile}"
-        if hidden[t].all() and alive[t]:
-            return f"row {t} sees nothing in any tile, and its total is not 0"
-        if lse[t] == -torch.inf and alive[t]:
-            return f"row {t}: m is -inf at the end, although it has scores"
-        if not hidden[t].all() and not alive[t]:
-            after = " after a tile of which it saw nothing" if hidden[t, 0] else ""
-            far = scores[scores.isfinite()].abs().max() > 80  # exp(-80) is nearly nothing
-            why = ": does what you subtract before exp lie far above them?" if far else ""
-            return f"row {t}: total is 0, although it has scores{after}{why}"
-        if not mean[t].isfinite().all() or lse[t] == torch.inf:
-            return f"row {t} is not finite: exp of a large number overflows"
-    known = {
-        "a new tile's m does not shrink the sums of the earlier tiles": by_folding(
-            scores, v, width, shrink_total=False, shrink_out=False
-        ),
-        "total shrinks with a new m, and out does not": by_folding(
-            scores, v, width, shrink_out=False
-        ),
-        "out shrinks with a new m, and total does not": by_folding(
-            scores, v, width, shrink_total=False
-        ),
-        "the factor of the old sums is upside down": by_folding(scores, v, width, upside=True),
-        "a tile's weights are taken with the m before it": by_folding(scores, v, width, old=True),
-    }
-    last = slice(scores.shape[1] - width, None)
-    mean_of_last, lse_of_last = rows_of(scores[:, last], v[last], scores[:, last] > -torch.inf)
-    known["only the last tile counts"] = lse_of_last, mean_of_last
-    return recognise((lse, mean), known)
+    far = scores[scores.isfinite()].abs().max() > 80  # exp(-80) is nearly nothing
+    for t, row in enumerate(zip(*got, hidden, strict=True)):
+        if said := impossible_state(*row, far):
+            return f"row {t}{said}"
+    return name_mistake(
+        got,
+        mistakes.FOLDS,
+        (scores, v, width),
+        call=fold_all,
+        part=lambda result: (result[0], result[2]),
+    )
+
+
+def impossible_state(lse, alive, mean, hidden, far) -> str | None:
+    """What no row may end with; hidden says of which tiles it sees nothing."""
+    if (mean.isnan().any() or lse.isnan()) and hidden.any():
+        return f" is NaN: it sees nothing of tile {int(hidden.nonzero()[0])}"
+    if hidden.all() and alive:
+        return " sees nothing in any tile, and its total is not 0"
+    if lse == -torch.inf and alive:
+        return ": m is -inf at the end, although it has scores"
+    if not hidden.all() and not alive:
+        after = " after a tile of which it saw nothing" if hidden[0] else ""
+        why = ": does what you subtract before exp lie far above them?" if far else ""
+        return f": total is 0, although it has scores{after}{why}"
+    if not mean.isfinite().all() or lse == torch.inf:
+        return " is not finite: exp of a large number overflows"
+    return None
 
 
 # --- 06.4 ---
 
+VISITS = {
+    "an edge inside a tile": dict(first=16, last=19, count=15, block_size=4, stride=2, tile=4),
+    "an edge between two tiles": dict(first=17, last=18, count=15, block_size=4, stride=2, tile=4),
+    "two tiles on the edge": dict(first=16, last=31, count=15, block_size=4, stride=2, tile=4),
+    "nothing is visible": dict(first=0, last=2, count=15, block_size=4, stride=2, tile=4),
+    "the last tile is short, and all see it": dict(
+        first=60, last=63, count=11, block_size=4, stride=4, tile=4
+    ),
+    "blocks side by side": dict(first=8, last=15, count=10, block_size=4, stride=4, tile=2),
+}
 
-def visit_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, first, last, count, l, d, tile):
-        seen = [[i * d + l - 1 <= t for i in range(count)] for t in range(first, last + 1)]
-        visit, mask = [], []
-        for start in range(0, count, tile):
-            part = [seen_by_one[start : start + tile] for seen_by_one in seen]
-            if any(map(any, part)):
-                visit.append(start)
-                if not all(map(all, part)):
-                    mask.append(start)
-        arguments = dict(first=first, last=last, count=count, block_size=l, stride=d, tile=tile)
-        return Case(name, arguments, (visit, mask), {"to visit": (), "to mask": ()}, explain_visit)
 
-    return [
-        case("an edge inside a tile", 16, 19, 15, 4, 2, 4),
-        case("an edge between two tiles", 17, 18, 15, 4, 2, 4),
-        case("two tiles on the edge", 16, 31, 15, 4, 2, 4),
-        case("nothing is visible", 0, 2, 15, 4, 2, 4),
-        case("the last tile is short, and all see it", 60, 63, 11, 4, 4, 4),
-        case("blocks side by side", 8, 15, 10, 4, 4, 2),
-    ]
+def visit_case(generator, name, **sizes) -> Case:
+    """The tiles, by looking at every query and key."""
+    return Case(name, sizes, by_looking(**sizes), {"to visit": (), "to mask": ()}, explain_visit)
+
+
+def by_looking(first, last, count, block_size, stride, tile):
+    """A tile is visited if any query sees any of its keys, and masked if one does not see all."""
+    visit = []
+    mask = []
+    for start in range(0, count, tile):
+        ends = [i * stride + block_size - 1 for i in range(start, min(start + tile, count))]
+        seen = [end <= t for end in ends for t in range(first, last + 1)]
+        if any(seen):
+            visit.append(start)
+        if any(seen) and not all(seen):
+            mask.append(start)
+    return visit, mask
 
 
 def explain_visit(got, expected, first, last, count, block_size, stride, tile):
+    """The first tile that is wrongly visited, masked or left out."""
     visit, mask = map(list, got)
     rows = f"queries {first} to {last}"
-
-    def last_token(key):
-        return key * stride + block_size - 1
-
     starts = list(range(0, count, tile))
     if strange := [x for x in visit + mask if x not in starts]:
         return f"{rows}: {strange[0]} is not the first key of a tile: those are {starts}"
     for start in starts:
         end = min(start + tile, count) - 1
-        name = f"{rows}: tile {start}, keys {start} to {end},"
-        if start in visit and start not in expected[0]:
-            return (
-                f"{name} is visited; its key {start} ends at token {last_token(start)}, "
-                "after the last query"
+        lasts = [key * stride + block_size - 1 for key in (start, end)]
+        said = wrong_visit(start in visit, start in expected[0], start, lasts[0], last)
+        said = said or wrong_mask(start in visit, start in mask, start in expected[1])
+        if said is None and start not in mask and start in expected[1]:
+            said = (
+                f"is not masked, and its key {end} ends at token {lasts[1]}: query {first} has "
+                "not passed it"
             )
-        if start not in visit and start in expected[0]:
-            return f"{name} is not visited, and query {last} has passed its key {start}"
-        if start in mask and start not in expected[1]:
-            return f"{name} is to be masked, " + (
-                "but is not visited"
-                if start not in visit
-                else "and every query has passed all of it"
-            )
-        if start not in mask and start in expected[1]:
-            return (
-                f"{name} is not masked, and its key {end} ends at token {last_token(end)}: "
-                f"query {first} has not passed it"
-            )
+        if said:
+            return f"{rows}: tile {start}, keys {start} to {end}, {said}"
     if visit != sorted(set(visit)) or mask != sorted(set(mask)):
         return f"{rows}: the right tiles, but not each once in ascending order"
     return None
 
 
+def wrong_visit(visited: bool, wanted: bool, key: int, last_token: int, last: int) -> str | None:
+    """A tile that no query has reached, or one that was left out."""
+    if visited and not wanted:
+        return f"is visited; its key {key} ends at token {last_token}, after the last query"
+    if wanted and not visited:
+        return f"is not visited, and query {last} has passed its key {key}"
+    return None
+
+
+def wrong_mask(visited: bool, masked: bool, wanted: bool) -> str | None:
+    """A tile that needs no mask."""
+    if not masked or wanted:
+        return None
+    why = "and every query has passed all of it" if visited else "but is not visited"
+    return f"is to be masked, {why}"
+
+
 # --- 06.5 ---
+
+WALKS = {
+    "whole tiles": dict(length=32, l=4, d=4, rows=8, keys=4),
+    "scale": dict(length=16, l=4, d=4, rows=4, keys=2, scale=3.0),
+    "overlapping blocks": dict(length=24, l=4, d=2, rows=8, keys=4),
+    "ragged tiles": dict(length=21, l=4, d=2, rows=8, keys=4),
+    "keys that nobody sees hold NaN": dict(length=17, l=2, d=2, rows=4, keys=4, unseen=8),
+}
 
 
 def attention_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, length, l, d, rows, keys, scale=1.0, unseen=0, memory=False):
-        count = max(0, (length - l) // d + 1)
-        q, k = (torch.randn(n, 4, generator=generator) * scale for n in (length, count))
-        v = torch.randn(count, 3, generator=generator)
-        out, lse = loops.compressed_attention(
-            q[None, None], k[None, None], v[None, None], block_size=l, stride=d
-        )
-        expected = out[0, 0], lse[0, 0]
-        axes = {"out": ("query", "channel"), "lse": ("query",)}
-        if unseen:  # keys that no query sees hold NaN
-            k, v = (torch.cat([x, torch.full((unseen, x.shape[1]), torch.nan)]) for x in (k, v))
-        arguments = dict(q=q, k=k, v=v, block_size=l, stride=d, rows=rows, keys=keys)
-        call = None
-        if memory:
-            expected = *expected, length * count // 4
-            axes, call = {**axes, "largest tensor": ()}, with_largest
-        return Case(name, arguments, expected, axes, explain_attention, call)
+    """Outputs, and last the memory that a longer sequence takes."""
+    outputs = in_turn(attention_case, WALKS)(generator)
+    return [*outputs, memory_case(generator, "memory", length=64, l=4, d=2, rows=8, keys=8)]
 
-    return [
-        case("whole tiles", 32, 4, 4, 8, 4),
-        case("scale", 16, 4, 4, 4, 2, scale=3.0),
-        case("overlapping blocks", 24, 4, 2, 8, 4),
-        case("ragged tiles", 21, 4, 2, 8, 4),
-        case("keys that nobody sees hold NaN", 17, 2, 2, 4, 4, unseen=8),
-        case("memory", 64, 4, 2, 8, 8, memory=True),
-    ]
+
+def attention_case(generator, name, length, l, d, scale=1.0, unseen=0, **tiles) -> Case:
+    """Random q, compressed keys and values, and the package's loop; `unseen` more keys are NaN."""
+    count = max(0, (length - l) // d + 1)
+    q = torch.randn(length, 4, generator=generator) * scale
+    k = torch.randn(count, 4, generator=generator) * scale
+    v = torch.randn(count, 3, generator=generator)
+    sizes = dict(block_size=l, stride=d)
+    out, lse = loops.compressed_attention(q[None, None], k[None, None], v[None, None], **sizes)
+    k, v = (torch.cat([x, torch.full((unseen, x.shape[1]), torch.nan)]) for x in (k, v))
+    arguments = dict(q=q, k=k, v=v, **sizes, **tiles)
+    axes = {"out": ("query", "channel"), "lse": ("query",)}
+    return Case(name, arguments, (out[0, 0], lse[0, 0]), axes, explain_attention)
+
+
+def memory_case(generator, name, **sizes) -> Case:
+    """The same, and the largest tensor that was made on the way."""
+    case = attention_case(generator, name, **sizes)
+    allowed = len(case.arguments["q"]) * len(case.arguments["k"]) // 4
+    axes = {**case.axes, "largest tensor": ()}
+    expected = (*case.expected, allowed)
+    return Case(name, case.arguments, expected, axes, explain_attention, with_largest)
 
 
 def with_largest(answer, *arguments):
+    """The answer's results and its largest tensor; the allowed size counts as none."""
     result, largest = largest_made(lambda: answer(*arguments))
     if not isinstance(result, tuple | list) or len(result) != 2:
         return result
@@ -403,101 +328,59 @@ def with_largest(answer, *arguments):
     return *result, max(largest, len(q) * len(k) // 4)
 
 
-def explain_attention(got, expected, q, k, v, block_size, stride, rows, keys):
-    (out, lse), expected = got[:2], expected[:2]
-    if len(got) == 3 and matches((out, lse), expected):
+def explain_attention(got, expected, q, k, v, **sizes):
+    """NaN, too much memory, a known mistake, or something where no block is seen."""
+    if len(got) == 3 and matches(got[:2], expected[:2]):
         return (
             f"out and lse are right, but a tensor of {got[2]} numbers was made for "
-            f"{len(q)} queries, {len(k)} keys and tiles of {rows} by {keys}"
+            f"{len(q)} queries, {len(k)} keys and tiles of {sizes['rows']} by {sizes['keys']}"
         )
-    seen = [max(0, (t + 1 - block_size) // stride + 1) for t in range(len(q))]
-    for t, blocks in enumerate(seen):
-        if not (out[t].isnan().any() or lse[t].isnan()):
-            continue
-        if k.isnan().any():
-            return (
-                f"query {t} is NaN; the keys that nobody sees are NaN in this case: does your "
-                "walk load a tile of them?"
-            )
-        return f"query {t} sees {f'{blocks} blocks' if blocks else 'no block'}, and it is NaN"
+    got, expected = (tuple(results[:2]) for results in (got, expected))
+    l, d = (sizes[name] for name in ("block_size", "stride"))
+    seen = [max(0, (t + 1 - l) // d + 1) for t in range(len(q))]
+    if said := nan_row(*got, seen, k):
+        return said
     alive = torch.tensor(seen) > 0
-    sizes = block_size, stride, rows, keys
-    if not matches((out[alive], lse[alive]), (expected[0][alive], expected[1][alive])):
-        return None if k.isnan().any() else _known_walks(out, lse, expected, q, k, v, *sizes)
+    results, right = (tuple(part[alive] for part in each) for each in (got, expected))
+    if not matches(results, right):
+        arguments = (q, k, v, *sizes.values())
+        return None if k.isnan().any() else known_walk(got, expected, alive, arguments)
+    out, lse = got
     t = int((out.any(1) | (lse != -torch.inf)).logical_and(~alive).nonzero()[0])
-    return (
-        f"query {t} sees no block, and its output is not 0"
-        if out[t].any()
-        else f"query {t} sees no block, and its lse is {float(lse[t]):.4g}"
+    if out[t].any():
+        return f"query {t} sees no block, and its output is not 0"
+    return f"query {t} sees no block, and its lse is {float(lse[t]):.4g}"
+
+
+def nan_row(out, lse, seen, k) -> str | None:
+    """The first row that is NaN, and what may have made it so."""
+    rows = (out.isnan().any(1) | lse.isnan()).nonzero().flatten().tolist()
+    if not rows:
+        return None
+    if k.isnan().any():
+        return (
+            f"query {rows[0]} is NaN; the keys that nobody sees are NaN in this case: does your "
+            "walk load a tile of them?"
+        )
+    blocks = seen[rows[0]]
+    return f"query {rows[0]} sees {f'{blocks} blocks' if blocks else 'no block'}, and it is NaN"
+
+
+def known_walk(got, expected, alive, arguments):
+    """A known mistake that ends in finite numbers, for the queries that see a block."""
+    out, lse = got
+    said = name_mistake(
+        got, mistakes.WALKS, arguments, part=lambda result: (result[0][alive], result[1][alive])
     )
-
-
-def _known_walks(out, lse, expected, q, k, v, l, d, rows, keys):
-    """Mistakes of a walk that end in finite numbers, for the queries that see a block."""
-    i, t, root = torch.arange(len(k)), torch.arange(len(q))[:, None], q.shape[1] ** 0.5
-    first, last = t // rows * rows, (t // rows * rows + rows - 1).clamp(max=len(q) - 1)
-    start, end = i // keys * keys, (i // keys * keys + keys).clamp(max=len(k)) - 1
-    seen = i * d + l - 1 <= t
-    visited = start * d + l - 1 <= last
-    full = end * d + l - 1 <= first
-    alive = seen.any(1)
-
-    def attend(mask, q=q):
-        return rows_of(q @ k.T / root, v, mask)
-
-    masks = {
-        "the tiles on the edge are not masked: a query reads keys that it has not passed": visited,
-        "the mask counts queries from the first row of their tile, not of the sequence": visited
-        & (full | (i * d + l - 1 <= t % rows)),
-        "in every tile the mask counts queries from the first row of their tile": i * d + l - 1
-        <= t % rows,
-        "the mask counts keys from the first key of their tile, not of the sequence": visited
-        & (full | ((i - start) * d + l - 1 <= t)),
-        "a key counts from the token on at which its block begins": visited & (i * d <= t),
-        "the tiles on the edge are left out": full,
-        "only the last visited tile of keys counts": seen
-        & (start == torch.where(visited, start, 0).amax(1, keepdim=True)),
-        "the keys of the last, short tile are left out": seen & (i < len(k) // keys * keys),
-    }
-    known = {says: attend(mask) for says, mask in masks.items()} | {
-        "the scores are not divided by the root of the width": attend(seen, q * root),
-        "the scores are divided by the width, not by its root": attend(seen, q / root),
-        "each tile of rows begins with the state of the tile before": _carried(*expected, rows),
-    }
-    largest = (q @ k.T / root).masked_fill(~seen, -torch.inf).amax(1)
-    wrong = {
-        says: value
-        for says, value in known.items()
-        if not matches(value[0][alive], expected[0][alive])
-    }
-    if said := recognise(
-        (out[alive], lse[alive]), {says: (o[alive], s[alive]) for says, (o, s) in wrong.items()}
-    ):
+    if said:
         return said
     lost = alive & (lse == -torch.inf) & ~out.any(1)
     if lost.any():
         return f"query {int(lost.nonzero()[0])} sees blocks, and its out is 0 and its lse -inf"
     if close(out[alive], expected[0][alive]).all():
-        return recognise(
-            lse[alive],
-            {
-                "out is right, and lse has another base than e": expected[1][alive] / math.log(2),
-                "out is right, and lse lacks m": (expected[1] - largest)[alive],
-                "out is right, and lse is m without ln(total)": largest[alive],
-            },
-        )
-    total = (expected[1] - largest).exp()[:, None]
-    return recognise(out[alive], {"out is not divided by total": (expected[0] * total)[alive]})
-
-
-def _carried(out: Tensor, lse: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Each row with all that was summed in its place of the earlier tiles of rows."""
-    sums, total = torch.zeros_like(out), torch.zeros_like(lse)
-    for t in range(len(out)):
-        for earlier in range(t % rows, t + 1, rows):
-            sums[t] += lse[earlier].exp() * out[earlier]
-            total[t] += lse[earlier].exp()
-    return sums / total[:, None], total.log()
+        return name_mistake(got, mistakes.ENDS, arguments, part=lambda result: result[1][alive])
+    one = [mistakes.NOT_DIVIDED]
+    return name_mistake(got, one, arguments, part=lambda result: result[0][alive])
 
 
 EXERCISES = [
@@ -506,7 +389,7 @@ EXERCISES = [
         "One key at a time",
         "warm-up",
         5,
-        key_cases,
+        in_turn(key_case, KEYS),
         hints=(
             "total is a sum of exp(s - m) with the old m. What must it be multiplied by so that "
             "the new m stands there?",
@@ -520,7 +403,7 @@ EXERCISES = [
         "Merge two parts",
         "core",
         15,
-        merge_cases,
+        in_turn(merge_case, MERGES),
         hints=(
             "How large is the sum of exp over the keys of part a, in terms of lse_a? Which share "
             "of the whole sum is it?",
@@ -535,7 +418,7 @@ EXERCISES = [
         "Fold in a tile",
         "core",
         20,
-        tile_cases,
+        in_turn(tile_case, TILES),
         hints=(
             "What is m after a tile in which a row sees nothing, if it saw nothing before? What "
             "is exp(-inf - m) then?",
@@ -550,7 +433,7 @@ EXERCISES = [
         "Which tiles to visit",
         "core",
         15,
-        visit_cases,
+        in_turn(visit_case, VISITS),
         hints=(
             "Which query of the tile of rows sees most? Which sees least?",
             "Query t sees keys 0 .. (t + 1 - l) // d. A tile is visited iff its first key is seen "

@@ -1,61 +1,55 @@
-"""Planted wrong answers that the checks of set 08 must name, and right ones they must accept."""
+"""Set 08's answers, for teachers: right ones in several styles, and wrong ones to be named.
+
+The mistakes of mistakes.py are planted as they stand. The others are written by hand, in other
+styles or with faults of another kind, so that no mistake is judged by itself alone.
+"""
 
 import torch
 
 from exercises.contest import BlockMeans, MinAndMax, MostRecent
-from exercises.records import Wrong
+from exercises.records import Wrong, planted
+
+from . import mistakes
 
 # --- 08.1 ---
 
 
 def covered_by_loop(mass, ids):
-    return torch.stack(
-        [
-            sum((mass[t, j] for j in row if j >= 0), torch.zeros(()))
-            for t, row in enumerate(ids.tolist())
-        ]
-    )
+    """One id at a time."""
+    shares = torch.zeros(len(mass))
+    for t, row in enumerate(ids.tolist()):
+        for j in row:
+            if j >= 0:
+                shares[t] += mass[t, j]
+    return shares
 
 
 def covered_by_mask(mass, ids):
+    """A mask of the chosen blocks."""
     chosen = (ids[:, :, None] == torch.arange(mass.shape[1])).any(1)
     return torch.einsum("tj,tj->t", mass, chosen.to(mass))
 
 
 def covered_in_a_wider_table(mass, ids):
-    # one column of zeros more: -1 leads to it
+    """One column of zeros more, to which -1 leads; in double."""
     wider = torch.cat([mass, torch.zeros(len(mass), 1)], 1).double()
     return wider[torch.arange(len(mass))[:, None], ids.long()].sum(1)
 
 
+def last_block_for_padding(mass, ids):
+    """Python reads -1 as the last block."""
+    return mass[torch.arange(len(mass))[:, None], ids.long()].sum(1)
+
+
+def mean_by_loop(mass, ids):
+    """The mean of the blocks that were chosen."""
+    return covered_by_loop(mass, ids) / (ids >= 0).sum(1).clamp(min=1)
+
+
 COVERED = [
-    Wrong(
-        "-1 read from the end",
-        lambda mass, ids: mass[torch.arange(len(mass))[:, None], ids.long()].sum(1),
-        "was read as the last block",
-    ),
-    Wrong(
-        "-1 clamped, not masked",
-        lambda mass, ids: mass.gather(1, ids.long().clamp(0)).sum(1),
-        "was read as block 0",
-    ),
-    Wrong(
-        "mean of the chosen",
-        lambda mass, ids: covered_by_loop(mass, ids) / (ids >= 0).sum(1).clamp(min=1),
-        "the mean of the chosen blocks",
-    ),
-    Wrong("blocks counted", lambda mass, ids: (ids >= 0).sum(1) * 1.0, "was counted"),
-    Wrong("what is left out", lambda mass, ids: 1 - covered_by_loop(mass, ids), "leaves out"),
-    Wrong(
-        "row of query 0",
-        lambda mass, ids: covered_by_loop(mass[:1].expand_as(mass), ids),
-        "the mass of query 0",
-    ),
-    Wrong(
-        "largest only",
-        lambda mass, ids: (mass.gather(1, ids.long().clamp(0)) * (ids >= 0)).amax(1),
-        "the largest of the chosen",
-    ),
+    *planted(mistakes.COVERED),
+    Wrong("-1 as an index", last_block_for_padding, "was read as the last block"),
+    Wrong("mean of the chosen, by loop", mean_by_loop, "the mean of the chosen blocks"),
     Wrong(
         "mean of the queries",
         lambda mass, ids: covered_by_loop(mass, ids).mean(),
@@ -67,6 +61,7 @@ COVERED = [
 
 
 def choose_by_sort(score, own, kept, budget, block_size):
+    """Forced blocks, then the rest by falling score."""
     forced = [j for j in dict.fromkeys((0, own - 1, own)) if j >= 0]
     free = sorted(set(range(own)) - set(forced), key=lambda j: (-score[j].item(), j))
     room = (budget - kept * own) // block_size - len(forced)
@@ -74,6 +69,7 @@ def choose_by_sort(score, own, kept, budget, block_size):
 
 
 def choose_by_infinity(score, own, kept, budget, block_size):
+    """Forced blocks have an infinite score."""
     number = torch.arange(own + 1)
     forced = (number == 0) | (number >= own - 1)
     full = torch.cat([score.double(), torch.zeros(1)]).masked_fill(forced, torch.inf)
@@ -83,7 +79,9 @@ def choose_by_infinity(score, own, kept, budget, block_size):
 
 
 def choose_by_paying(score, own, kept, budget, block_size):
-    left, chosen = budget - kept * own, []
+    """Block after block is paid for; a tuple."""
+    left = budget - kept * own
+    chosen = []
     rest = list(range(own + 1))
     for j in (own, own - 1, 0):
         if j in rest:
@@ -103,7 +101,7 @@ def choose_by_paying(score, own, kept, budget, block_size):
 
 def choice(
     forced=lambda own: {0, max(own - 1, 0), own},
-    room=None,
+    room=lambda own, kept, budget, size: (budget - kept * own) // size,
     order=lambda s, j: (-s, j),
     pool=lambda own: range(own),
     ids=sorted,
@@ -116,18 +114,20 @@ def choice(
             (j for j in pool(own) if j not in chosen),
             key=lambda j: order(score[j].item() if j < own else 9.0, j),
         )
-        paid = (room or (lambda *x: (x[2] - x[1] * x[0]) // x[3]))(own, kept, budget, block_size)
+        paid = room(own, kept, budget, block_size)
         return ids(chosen + free[: max(paid - len(chosen), 0)])
 
     return answer
 
 
 def forced_on_top(score, own, kept, budget, block_size):
+    """The forced blocks cost nothing."""
     more = 8 * len({0, max(own - 1, 0), own})
     return choose_by_sort(score, own, kept, budget + more, block_size)
 
 
 def forced_twice(score, own, kept, budget, block_size):
+    """Block 0 stands twice where it is local too."""
     ids = choose_by_sort(score, own, kept, budget, block_size)
     return ids if own > 1 else sorted([0, *ids])
 
@@ -218,36 +218,50 @@ def bound():
 
 
 class KeepsAll(MinAndMax):
+    """Every key."""
+
     def keep(self, block):
         return block.clone()
 
 
 class KeepsWhatIsLong(LongestKey):
+    """More of one block than of another."""
+
     def keep(self, block):
         return block[block.norm(dim=1) > 5.5]
 
 
 class KeepsAFlatMean(BlockMeans):
+    """One vector, not a row."""
+
     def keep(self, block):
         return block.mean(0)
 
 
 class KeepsAMeanOfEachChannel(BlockMeans):
+    """The mean over the wrong axis."""
+
     def keep(self, block):
         return block.mean(1, keepdim=True)
 
 
 class ScoresEachHead(BlockMeans):
+    """A score for each head."""
+
     def score(self, q, kept):
         return q @ kept[:, 0].T
 
 
 class ScoresInPlace(BlockMeans):
+    """q is changed."""
+
     def score(self, q, kept):
         return super().score(q.mul_(0.25), kept)
 
 
 class DrawsLots(MostRecent):
+    """Chance."""
+
     def score(self, q, kept):
         return torch.rand(len(kept))
 
@@ -267,12 +281,16 @@ class Remembers(BlockMeans):
 
 
 class Divides(BlockMeans):
+    """NaN as long as there is one block."""
+
     def score(self, q, kept):
         s = (q @ kept[:, 0].T).sum(0)
         return (s - s.mean()) / s.std(correction=0)  # one block: 0 / 0
 
 
 class SmallestFirst(MinAndMax):
+    """Quest's bound, the wrong way round."""
+
     def score(self, q, kept):
         return -super().score(q, kept)
 

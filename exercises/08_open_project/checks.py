@@ -4,77 +4,62 @@ import torch
 from torch import Tensor
 
 from exercises import contest
-from exercises.compare import recognise
-from exercises.records import Case, Exercise
+from exercises.compare import name_mistake
+from exercises.records import Case, Exercise, in_turn
+
+from . import mistakes
 
 # --- 08.1 ---
 
+COVERED = {
+    "one block": dict(ids=[[2], [0]], blocks=4),
+    "several blocks": dict(ids=[[0, 2, 3], [1, 2, 4], [0, 1, 3]], blocks=5),
+    "padding": dict(ids=[[0, -1, -1], [1, 2, -1], [0, 1, 3]], blocks=4),
+    "nothing chosen": dict(ids=[[-1, -1], [0, 2]], blocks=3),
+}
 
-def covered_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, ids, blocks):
-        mass = torch.rand(len(ids), blocks, generator=generator) + 0.1
-        mass = mass / mass.sum(1, keepdim=True)
-        shares = [
-            sum(row[j] for j in chosen if j >= 0)
-            for row, chosen in zip(mass.tolist(), ids, strict=True)
-        ]
-        arguments = dict(mass=mass, ids=torch.tensor(ids, dtype=torch.int32))
-        return Case(name, arguments, torch.tensor(shares), ("query",), explain_covered)
 
-    return [
-        case("one block", [[2], [0]], 4),
-        case("several blocks", [[0, 2, 3], [1, 2, 4], [0, 1, 3]], 5),
-        case("padding", [[0, -1, -1], [1, 2, -1], [0, 1, 3]], 4),
-        case("nothing chosen", [[-1, -1], [0, 2]], 3),
+def covered_case(generator, name, ids, blocks) -> Case:
+    """Random shares of the blocks, added up one by one."""
+    mass = torch.rand(len(ids), blocks, generator=generator) + 0.1
+    mass = mass / mass.sum(1, keepdim=True)
+    shares = [
+        sum(row[j] for j in chosen if j >= 0)
+        for row, chosen in zip(mass.tolist(), ids, strict=True)
     ]
+    arguments = dict(mass=mass, ids=torch.tensor(ids, dtype=torch.int32))
+    return Case(name, arguments, torch.tensor(shares), ("query",), explain_covered)
 
 
 def explain_covered(got, expected, mass, ids):
-    at = ids.long()
-    picked = mass.gather(1, at.clamp(min=0))
-    real = ids >= 0
-    return recognise(
-        got,
-        {
-            "-1 is padding, and was read as the last block": mass.gather(1, at % mass.shape[1]).sum(
-                1
-            ),
-            "-1 is padding, and was read as block 0": picked.sum(1),
-            "the mean of the chosen blocks was taken, not their sum": (picked * real).sum(1)
-            / real.sum(1).clamp(min=1),
-            "the sum was divided by the number of ids": (picked * real).sum(1) / ids.shape[1],
-            "every query got the mass of query 0": (
-                mass[:1].expand_as(mass).gather(1, at.clamp(min=0)) * real
-            ).sum(1),
-            "this is what the choice leaves out": 1 - expected,
-            "the number of blocks was counted, not their mass": real.sum(1).to(mass),
-            "the largest of the chosen blocks was taken, not their sum": (picked * real).amax(1),
-        },
-    )
+    """A known mistake."""
+    return name_mistake(got, mistakes.COVERED, (mass, ids))
 
 
 # --- 08.2 ---
 
+CHOICES = {
+    "nothing kept": dict(own=9, kept=0, budget=40),
+    "one vector a block": dict(own=9, kept=1, budget=50),
+    "a budget that leaves a rest": dict(own=9, kept=2, budget=63),
+    "equal scores": dict(own=7, kept=0, budget=40, score=[0.0, 1, 1, 1, 1, 1, 0]),
+    "a forced block with the best score": dict(
+        own=6, kept=0, budget=32, score=[0.9, 0.1, 0.7, 0.8, 0.2, 0.95]
+    ),
+    "the first block is also the local one": dict(own=1, kept=1, budget=100, score=[0.5]),
+    "no block is finished": dict(own=0, kept=2, budget=40, score=[]),
+    "room for more than there is": dict(own=5, kept=1, budget=500),
+}
 
-def choose_cases(generator: torch.Generator) -> list[Case]:
-    def case(name, own, kept, budget, score=None, size=8):
-        if score is None:
-            score = torch.rand(own, generator=generator)
-            score[[0, own - 1]] = -1.0  # forced, although nobody would choose them
-        score = torch.as_tensor(score, dtype=torch.float32)
-        arguments = dict(score=score, own=own, kept=kept, budget=budget, block_size=size)
-        return Case(name, arguments, best_by_hand(**arguments), explain=explain_choice)
 
-    return [
-        case("nothing kept", 9, 0, 40),
-        case("one vector a block", 9, 1, 50),
-        case("a budget that leaves a rest", 9, 2, 63),
-        case("equal scores", 7, 0, 40, [0.0, 1, 1, 1, 1, 1, 0]),
-        case("a forced block with the best score", 6, 0, 32, [0.9, 0.1, 0.7, 0.8, 0.2, 0.95]),
-        case("the first block is also the local one", 1, 1, 100, [0.5]),
-        case("no block is finished", 0, 2, 40, []),
-        case("room for more than there is", 5, 1, 500),
-    ]
+def choose_case(generator, name, own, kept, budget, score=None) -> Case:
+    """Blocks of 8; random scores in which nobody would choose the forced blocks, or given ones."""
+    if score is None:
+        score = torch.rand(own, generator=generator)
+        score[[0, own - 1]] = -1.0
+    score = torch.as_tensor(score, dtype=torch.float32)
+    arguments = dict(score=score, own=own, kept=kept, budget=budget, block_size=8)
+    return Case(name, arguments, best_by_hand(**arguments), explain=explain_choice)
 
 
 def best_by_hand(score: Tensor, own: int, kept: int, budget: int, block_size: int) -> list[int]:
@@ -89,17 +74,20 @@ def best_by_hand(score: Tensor, own: int, kept: int, budget: int, block_size: in
 
 
 def explain_choice(got, expected, score, own, kept, budget, block_size):
-    got, forced = list(got), sorted({0, max(own - 1, 0), own})
-    if wrong := [j for j in got if not 0 <= j <= own]:
+    """A block that may not be chosen, or must be; else what the choice costs."""
+    ids = list(got)
+    forced = sorted({0, max(own - 1, 0), own})
+    if wrong := [j for j in ids if not 0 <= j <= own]:
         return f"block {wrong[0]} was chosen, and the query is in block {own}"
-    if twice := [j for j in got if got.count(j) > 1]:
+    if twice := [j for j in ids if ids.count(j) > 1]:
         return f"block {twice[0]} was chosen twice"
-    if lacking := [j for j in forced if j not in got]:
+    if lacking := [j for j in forced if j not in ids]:
         return f"block {lacking[0]} is missing, one of the forced blocks {forced}"
-    return explain_cost(got, expected, score, own, kept, budget, block_size)
+    return explain_cost(ids, expected, score, own, kept, budget, block_size)
 
 
 def explain_cost(got, expected, score, own, kept, budget, block_size):
+    """Too many or too few blocks, another order, or another choice."""
     cost = kept * own + block_size * len(got)
     paid = f"{kept} x {own} vectors kept and {len(got)} blocks of {block_size}"
     if len(got) > len(expected):
@@ -119,22 +107,26 @@ def explain_cost(got, expected, score, own, kept, budget, block_size):
 
 
 def rule_cases(generator: torch.Generator) -> list[Case]:
-    w, other = contest.world(generator), contest.world(generator)
-
-    def case(name, call, **arguments):
-        return Case(name, arguments, "valid", explain=lambda got, *_, **__: got, call=call)
-
-    return [
-        case("what is kept", look_at_kept, blocks=w.blocks),
-        case("one score for each finished block", look_at_score, q=w.q[0], blocks=w.blocks),
-        case(
-            "from q and kept alone", look_at_memory, q=w.q[0], blocks=w.blocks, others=other.blocks
+    """Each case looks at a rule in its own way; all use two worlds."""
+    w = contest.world(generator)
+    other = contest.world(generator)
+    looks = {
+        "what is kept": (look_at_kept, dict(blocks=w.blocks)),
+        "one score for each finished block": (look_at_score, dict(q=w.q[0], blocks=w.blocks)),
+        "from q and kept alone": (
+            look_at_memory,
+            dict(q=w.q[0], blocks=w.blocks, others=other.blocks),
         ),
-        case("better than block means", look_at_share, worlds=[w, other]),
+        "better than block means": (look_at_share, dict(worlds=[w, other])),
+    }
+    return [
+        Case(name, arguments, "valid", explain=lambda got, *_, **__: got, call=look)
+        for name, (look, arguments) in looks.items()
     ]
 
 
 def look_at_kept(rule, blocks):
+    """What is kept of each block: rows of 16, equally many, and affordable."""
     before = blocks.clone()
     kept = [rule().keep(block) for block in blocks]
     if not torch.equal(blocks, before):
@@ -156,7 +148,8 @@ def look_at_kept(rule, blocks):
 
 def too_much(m: int, finished: int) -> str:
     """Whether what is kept and the forced blocks fit into the smallest budget."""
-    cost, budget = m * finished + contest.FORCED * contest.BLOCK, min(contest.BUDGETS)
+    cost = m * finished + contest.FORCED * contest.BLOCK
+    budget = min(contest.BUDGETS)
     if cost <= budget:
         return "valid"
     return (
@@ -166,9 +159,11 @@ def too_much(m: int, finished: int) -> str:
 
 
 def look_at_score(rule, q, blocks):
+    """One number for each finished block, from 1 block to 31."""
     kept = torch.stack([rule().keep(block) for block in blocks])
     for own in (1, 2, 17, 31):
-        given, query = kept[:own].clone(), q.clone()
+        given = kept[:own].clone()
+        query = q.clone()
         score = rule().score(query, given)
         if not torch.equal(given, kept[:own]) or not torch.equal(query, q):
             return "score changed its inputs in place; work on a copy"
@@ -185,6 +180,7 @@ def look_at_score(rule, q, blocks):
 
 
 def look_at_memory(rule, q, blocks, others):
+    """The same scores again, also after other blocks were kept."""
     kept = torch.stack([rule().keep(block) for block in blocks])
     first, again = (rule().score(q, kept[:20]) for _ in range(2))
     if not torch.equal(first, again):
@@ -197,7 +193,9 @@ def look_at_memory(rule, q, blocks, others):
 
 
 def look_at_share(rule, worlds):
-    mine, given = (contest.mean_share(contest.play(r, worlds)) for r in (rule, contest.BlockMeans))
+    """More of the attention covered than by block means."""
+    mine = contest.mean_share(contest.play(rule, worlds))
+    given = contest.mean_share(contest.play(contest.BlockMeans, worlds))
     if mine > given:
         return "valid"
     return (
@@ -212,7 +210,7 @@ EXERCISES = [
         "What a choice covers",
         "warm-up",
         5,
-        covered_cases,
+        in_turn(covered_case, COVERED),
         hints=(
             "What does mass[t, -1] give in Python, and what should an id of -1 give?",
             "covered_t = sum of mass[t, j] over the ids j >= 0 of query t.",
@@ -225,7 +223,7 @@ EXERCISES = [
         "Fill the budget",
         "core",
         20,
-        choose_cases,
+        in_turn(choose_case, CHOICES),
         hints=(
             "What has been spent before the first block is chosen? How many blocks does the rest "
             "pay for, the forced ones included?",

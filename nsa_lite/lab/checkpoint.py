@@ -67,7 +67,8 @@ def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) ->
     """
     tensors, state = load(path)
     for name in sorted(config.keys() | state["config"].keys()):
-        saved, asked = state["config"].get(name), json.loads(json.dumps(config.get(name)))
+        saved = state["config"].get(name)
+        asked = json.loads(json.dumps(config.get(name)))
         if saved != asked:
             raise CheckpointError(
                 f"{path}: made with {name} = {saved}, asked for {asked}; left untouched"

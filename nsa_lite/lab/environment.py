@@ -1,11 +1,21 @@
-"""Is this computer ready? `python nsa_lite/environment.py` asks without a notebook."""
+"""Is this computer ready? `python nsa_lite/lab/environment.py` asks without a notebook."""
 
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 PYTHON = (3, 11)
-REQUIRED = ("torch", "numpy", "matplotlib", "ipywidgets", "nbval", "jupyterlab")
+REQUIRED = (
+    "torch",
+    "numpy",
+    "matplotlib",
+    "jaxtyping",
+    "safetensors",
+    "tqdm",
+    "ipywidgets",
+    "nbval",
+    "jupyterlab",
+)
 
 
 def check() -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nsa_lite.lab.tasks import IGNORE, Batch, Task
 from nsa_lite.model import DecoderLM
-from nsa_lite.trace import Trace
+from nsa_lite.traces import Trace
 
 
 def asked_span(batch: Batch) -> int:

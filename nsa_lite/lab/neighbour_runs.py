@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsa_lite import cost
-from nsa_lite.lab import train
+from nsa_lite.lab import training
 from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.runs import Run, training_run
 from nsa_lite.lab.tasks import Batch, Task
-from nsa_lite.lab.train import TrainConfig
+from nsa_lite.lab.training import TrainConfig
 from nsa_lite.model import DecoderLM
 from nsa_lite.rivals.budgets import (
     NEIGHBOURS,
@@ -82,7 +82,7 @@ def sweep(task_name: str, seed: int) -> Callable[[Path], Generator[dict, None, N
             label: trained(config, folder.parent / f"{task_name}-{label}-seed{seed}")
             for label, config in configs(task_name, seed).items()
         }
-        task = train.TASKS[task_name]()
+        task = training.TASKS[task_name]()
         batch = task.held_out(SIZE[task_name])
         results: list[dict] = []
         for method, settings in cases(task_name, list(models)):
@@ -98,7 +98,7 @@ def sweep(task_name: str, seed: int) -> Callable[[Path], Generator[dict, None, N
 
 def trained(config: TrainConfig, folder: Path) -> DecoderLM:
     """The model of a run that nsa_lite.lab.train left in `folder`."""
-    model = train.build(config)
+    model = training.build(config)
     model.load_state_dict(weights(load(folder / "checkpoint.safetensors")[0]))
     return model.eval()
 

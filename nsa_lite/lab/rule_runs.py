@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nsa_lite.lab.evaluate import asked_span, loss_and_accuracy
 from nsa_lite.lab.runs import Run, recorded, training_run
-from nsa_lite.lab.train import TASKS, TrainConfig, build
+from nsa_lite.lab.training import TASKS, TrainConfig, build
 from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.tables import Column, table
 

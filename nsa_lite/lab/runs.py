@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nsa_lite.lab import train
+from nsa_lite.lab import training
 from nsa_lite.lab.checkpoint import load
 from nsa_lite.lab.logs import evaluations, read_log
 
@@ -28,11 +28,11 @@ class Run:
     work: Callable[[Path], Generator[dict, None, None]]
 
 
-def training_run(config: train.TrainConfig, name: str | None = None) -> Run:
-    """A training with train.steps; its result is the seconds and all held-out evaluations."""
+def training_run(config: training.TrainConfig, name: str | None = None) -> Run:
+    """A training with training.steps; its result is the seconds and all held-out evaluations."""
 
     def work(folder: Path) -> Generator[dict, None, None]:
-        yield from train.steps(config, folder, resume=True)
+        yield from training.steps(config, folder, resume=True)
         _, state = load(folder / "checkpoint.safetensors")
         seconds = round(state["seconds"], 1)
         yield {"seconds": seconds, "evaluations": evaluations(read_log(folder))}

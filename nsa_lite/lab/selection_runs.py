@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nsa_lite.lab import train
+from nsa_lite.lab import training
 from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.runs import Run
@@ -28,7 +28,8 @@ KEPT = {  # steps at which we look; 0 is the untrained model
     "recall": (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500),
     "text": (700,),
 }
-CHANGES = {"recall": {}, "text": {"batch_size": 2}}  # to the trainer's own settings
+# To the trainer's own settings.
+CHANGES: dict[str, dict[str, int]] = {"recall": {}, "text": {"batch_size": 2}}
 # The text is our own source, which no model has trained on: a part of nsa_lite/checks.py.
 SOURCE = Path(__file__).parents[1] / "checks.py"
 FIRST_WORDS = "def require_float_tensor"
@@ -36,9 +37,11 @@ LENGTH = 640  # bytes
 KEYS = ("test_accuracy", "hit_rate", "bits_per_byte")
 
 
-def config_of(task: str) -> train.TrainConfig:
+def config_of(task: str) -> training.TrainConfig:
     """The training that is looked at."""
-    return train.TrainConfig.preset(task, "nsa", threads=1, steps=KEPT[task][-1], **CHANGES[task])
+    return training.TrainConfig.preset(
+        task, "nsa", threads=1, steps=KEPT[task][-1], **CHANGES[task]
+    )
 
 
 def runs(task: str) -> list[Run]:
@@ -48,7 +51,7 @@ def runs(task: str) -> list[Run]:
 
 def train_and_keep(task: str, folder: Path) -> Generator[dict, None, None]:
     """Train, or go on, and copy the checkpoint at each step of KEPT."""
-    for record in train.steps(config_of(task), folder, resume=True):
+    for record in training.steps(config_of(task), folder, resume=True):
         if record["step"] in KEPT[task]:
             shutil.copy(folder / "checkpoint.safetensors", weights_file(folder, record["step"]))
         yield record
@@ -65,7 +68,7 @@ def weights_file(folder: Path, step: int) -> Path:
 
 def model_at(task: str, folder: Path, step: int) -> DecoderLM:
     """The model as it was after `step` steps."""
-    model = train.build(config_of(task))
+    model = training.build(config_of(task))
     if step:
         model.load_state_dict(weights(load(weights_file(folder, step))[0]))
     return model

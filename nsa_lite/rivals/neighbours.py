@@ -169,7 +169,8 @@ def sample_attention(
     require(0 <= share <= 1, "share", share, "must lie in 0 .. 1")
     require_int("window", window, at_least=1)
     require_int("every", every, at_least=1)
-    t, causal = query_positions(q), _causal(q)
+    t = query_positions(q)
+    causal = _causal(q)
     rows = t[every - 1 :: every]
     p, _ = attention_probabilities(q[:, :, rows], k, causal[rows], scale)
     mass = p.flatten(1, 2).cumsum(dim=2)  # (B, H, samples, T): all samples up to each

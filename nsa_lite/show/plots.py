@@ -123,7 +123,7 @@ def _box(ax, x, y, text, colour, width=1.7, hatch=None, weight="normal") -> None
 
 def draw_query_reads(config: NSAConfig, ids: Tensor, t: int) -> Figure:
     """Which tokens query t reads, one strip a branch; ids (n,) are its selected blocks."""
-    l, d, l_sel = config.block_size, config.stride, config.select_block_size  # noqa: E741
+    l, d, l_sel = config.block_size, config.stride, config.select_block_size
     length = num_select_blocks(t + 1, l_sel) * l_sel
     figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 2.9), sharex=True)
     for i in range(num_compressed(t + 1, l, d)):

@@ -182,12 +182,14 @@ def test_every_control_reaches_its_ends_and_python_sees_it(run, page, lab):
 
 
 def test_keys_move_the_query_and_leave_the_notebook_alone(run, page, lab):
-    here, client = In(page, run.nth(1)), kernel(lab[1])
+    here = In(page, run.nth(1))
+    client = kernel(lab[1])
     active = "window.jupyterapp.shell.currentWidget.content.activeCellIndex"
     at_map = here.locator(".nsa-map")
     at_map.click(position={"x": 100, "y": 100})
     cells = "window.jupyterapp.shell.currentWidget.content.widgets.length"
-    count, cell = page.evaluate(cells), page.evaluate(active)
+    count = page.evaluate(cells)
+    cell = page.evaluate(active)
     for key, query in (
         ("Home", 0),
         ("ArrowDown", 1),

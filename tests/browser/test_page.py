@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
+from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.explorer import SelectionExplorer, load_traces
 from tests.browser.conftest import ROOT, SCREENSHOTS
 from tests.browser.drawn import map_kinds, strip_kinds, true_kinds
 
+SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 AXE = ROOT / ".venv/axe/node_modules/axe-core/axe.min.js"
 READY = "document.querySelector('.nsa-explorer')?.explorer && true"
 
@@ -37,7 +39,8 @@ def opened(chromium, tmp_path):
     """A function that saves an explorer and opens the file, offline; no error may be logged."""
     context = chromium.new_context(viewport={"width": 1100, "height": 860})
     context.set_offline(True)
-    problems, asked = [], []
+    problems = []
+    asked = []
     context.on("request", lambda request: asked.append(request.url))
 
     def open_page(explorer, **options):
@@ -80,7 +83,8 @@ def settled(page) -> None:
 
 
 def test_the_map_and_the_strip_show_the_trace(opened, two_layers):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     for layer, group in ((0, 0), (0, 1), (1, 0), (1, 1)):
         for name, value in (("layer", layer), ("group", group)):
             slide(page, name, "End" if value else "Home")
@@ -89,7 +93,8 @@ def test_the_map_and_the_strip_show_the_trace(opened, two_layers):
         settled(page)
         focus = page.evaluate("document.querySelector('.nsa-explorer').explorer.view.focus")
         for t in range(3, s.length, 4):
-            drawn, true = map_kinds(page, s, t), true_kinds(s, ids[t], t)
+            drawn = map_kinds(page, s, t)
+            true = true_kinds(s, ids[t], t)
             assert [x for j, x in enumerate(drawn) if j != focus] == [
                 x for j, x in enumerate(true) if j != focus
             ], (layer, group, t)
@@ -103,7 +108,8 @@ def test_the_map_and_the_strip_show_the_trace(opened, two_layers):
 
 @pytest.mark.parametrize("n", [3, 4, 7, 14])
 def test_another_n_is_drawn_as_choose_blocks_chooses(opened, two_layers, n):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     importance = s.checkpoints[""][0].importance[:, :1]
     ids = choose_blocks(importance, select_block_size=8, num_selected=n)[0, 0]
     page.evaluate("([n]) => document.querySelector('.nsa-explorer').explorer.choose('n', n)", [n])
@@ -141,8 +147,34 @@ def test_the_page_says_what_python_says(opened, two_layers, recall):
         e.n = e.sequence.config.num_selected
 
 
+def test_blocks_that_another_rule_chose_are_drawn_and_said_as_traced(opened):
+    torch.manual_seed(0)
+    model = DecoderLM(SMALL_MODEL, ATTENTIONS["nsa-random"].build)
+    e = SelectionExplorer.of_model(model, "x = (y)\n" * 16)
+    page = opened(e)
+    s = e.sequence
+    view = dict(checkpoint=0, layer=0, group=1, n=5)
+    said = page.evaluate(
+        """(view) => {
+        const { trace } = document.querySelector('.nsa-explorer').explorer;
+        return Array.from({ length: trace.length }, (_, t) => trace.describe(view, t));
+    }""",
+        view,
+    )
+    e.group = 1
+    assert said == [e.describe(t) for t in range(s.length)]
+    slide(page, "group", "End")
+    settled(page)
+    ids = s.checkpoints[""][0].ids[0, 1]
+    assert strip_kinds(page, s) == true_kinds(s, ids[127], 127)
+    assert page.get_by_label("n", exact=True).is_disabled()
+    remark = page.locator(".nsa-remarks").text_content()
+    assert remark.startswith("these blocks were not chosen by their score")
+
+
 def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
-    page, s = opened(recall), recall.sequence
+    page = opened(recall)
+    s = recall.sequence
     block = s.answer_at // s.config.select_block_size
     for key, (trace,) in (("Home", s.checkpoints["step 0"]), ("End", s.checkpoints["step 1500"])):
         slide(page, "checkpoint", key)
@@ -163,7 +195,8 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
 
 
 def test_remarks_by_hand(opened, two_layers):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     importance = s.checkpoints[""][0].importance[0, 0, 111]
     free = importance[1:12].sort(descending=True)  # block 0, 12 and 13 are forced
     last, after = (int(free.indices[i]) + 1 for i in (1, 2))
@@ -183,7 +216,8 @@ def test_remarks_by_hand(opened, two_layers):
 
 
 def test_tokens_are_readable_when_zoomed(opened, two_layers):
-    page, s = opened(two_layers), two_layers.sequence
+    page = opened(two_layers)
+    s = two_layers.sequence
     blank = page.locator(".nsa-strip").screenshot()
     slide(page, "zoom", "End")
     settled(page)
@@ -378,7 +412,7 @@ def test_one_token_and_one_block(opened, two_layers, text):
 
 def test_nothing_selected_and_scores_that_are_no_numbers(opened):
     torch.manual_seed(0)
-    model = DecoderLM(ModelConfig(256, 1, "nsa-no-selection", NSAConfig.small()))
+    model = DecoderLM(SMALL_MODEL, ATTENTIONS["nsa-no-selection"].build)
     e = SelectionExplorer.of_model(model, "x" * 64)
     page = opened(e)
     assert sentence(page) == e.describe() and "selected none" in e.describe()

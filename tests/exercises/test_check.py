@@ -11,7 +11,7 @@ import torch
 
 from exercises import check, compare, hint
 from exercises.checking import judge
-from exercises.records import Case, Exercise, find, load
+from exercises.records import Case, Exercise, Mistake, find, load
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,8 @@ def stubborn(*arguments):
     "answer", [busy, stubborn, lambda *x: time.sleep(30)], ids=["busy", "stubborn", "asleep"]
 )
 def test_an_answer_that_does_not_end_is_stopped(answer):
-    begun, case = time.monotonic(), Case("quick", {"n": 1}, 1)
+    begun = time.monotonic()
+    case = Case("quick", {"n": 1}, 1)
     verdict = judge(exercise(case, case), answer)
     assert verdict.line() == (
         "✗ 02.1 0 of 2 cases: quick: stopped after 0.3 seconds: does a loop "
@@ -329,3 +330,27 @@ def test_a_mistake_is_recognised_only_where_it_is_the_only_one_that_fits():
     mistakes = {"doubled": 4, "squared": 4, "tripled": 6}
     assert compare.recognise(6, mistakes) == "tripled"
     assert compare.recognise(4, mistakes) is None
+
+
+def test_a_mistake_is_named_by_what_its_function_gives():
+    mistakes = [
+        Mistake("doubled", lambda n: 2 * n, "{n} was doubled"),
+        Mistake("squared", lambda n: n * n, "{n} was squared"),
+        Mistake("inverted", lambda n: 1 // (n - 3), "{n} was inverted"),  # stops at 3
+    ]
+    assert compare.name_mistake(9, mistakes, (3,), n="three") == "three was squared"
+    assert compare.name_mistake(4, mistakes, (2,), n="two") is None, "two of them give 4"
+    assert compare.name_mistake(5, mistakes, (3,), n="three") is None
+
+
+def test_a_mistake_may_be_called_as_the_case_calls_and_compared_in_part():
+    mistakes = [Mistake("swapped", lambda a, b: (b, a), "they were swapped")]
+
+    def call(answer, a):
+        return answer(a, a + 1)
+
+    def first(result):
+        return result[0]
+
+    assert compare.name_mistake((6, "?"), mistakes, (5,), call=call, part=first)
+    assert compare.name_mistake((6, "?"), mistakes, (5,), call=call) is None

@@ -24,5 +24,6 @@ def test_a_view_holds_nothing_of_its_own():
 
 
 def test_tensors_are_found_in_any_nesting():
-    one, other = torch.zeros(2), torch.zeros(3)
+    one = torch.zeros(2)
+    other = torch.zeros(3)
     assert tensors({"a": [one, (other, 5)], "b": "text"}) == [one, other]

@@ -5,7 +5,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
@@ -33,14 +32,21 @@ def branches(x, ids):
     """Each branch as (its inputs, a function of them)."""
     sizes = SIZES
     return {
-        "window": ([x["q"], x["window.k"], x["window.v"]],
-                   lambda q, k, v: kernels.window_attention(q, k, v, window=sizes.window)),
+        "window": (
+            [x["q"], x["window.k"], x["window.v"]],
+            lambda q, k, v: kernels.window_attention(q, k, v, window=sizes.window),
+        ),
         "dense": ([x["q"], x["window.k"], x["window.v"]], kernels.window_attention),
-        "compressed": ([x["q"], x["compressed.k"], x["compressed.v"]],
-                       lambda q, k, v: kernels.compressed_attention(q, k, v, **sizes.blocks())[0]),
-        "selected": ([x["q"], x["selected.k"], x["selected.v"]],
-                     lambda q, k, v: kernels.selected_attention(
-                         q, k, v, ids, select_block_size=sizes.select_block_size)),
+        "compressed": (
+            [x["q"], x["compressed.k"], x["compressed.v"]],
+            lambda q, k, v: kernels.compressed_attention(q, k, v, **sizes.blocks())[0],
+        ),
+        "selected": (
+            [x["q"], x["selected.k"], x["selected.v"]],
+            lambda q, k, v: kernels.selected_attention(
+                q, k, v, ids, select_block_size=sizes.select_block_size
+            ),
+        ),
     }
 
 
@@ -79,7 +85,9 @@ def rounded_output(x):
 
     def flash_attention_2(q, k, v):
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            )
 
     got = forward_and_gradients(flash_attention_2, tensors, dout)
     expected = forward_and_gradients(kernels.window_attention, [t.float() for t in tensors], dout)
@@ -89,11 +97,13 @@ def rounded_output(x):
 def test_float32_at_length_1024_is_the_reference():
     x = {name: t.float() for name, t in inputs(SIZES, 1024, "cuda", torch.float32).items()}
     ids = random_ids(SIZES, 1024, "cuda")
-    names = {"window": lambda q, k, v: nsa_lite.window_attention(q, k, v, window=SIZES.window),
-             "compressed": lambda q, k, v: nsa_lite.compressed_attention(
-                 q, k, v, **SIZES.blocks())[0],
-             "selected": lambda q, k, v: nsa_lite.selected_attention(
-                 q, k, v, ids, select_block_size=SIZES.select_block_size)}
+    names = {
+        "window": lambda q, k, v: nsa_lite.window_attention(q, k, v, window=SIZES.window),
+        "compressed": lambda q, k, v: nsa_lite.compressed_attention(q, k, v, **SIZES.blocks())[0],
+        "selected": lambda q, k, v: nsa_lite.selected_attention(
+            q, k, v, ids, select_block_size=SIZES.select_block_size
+        ),
+    }
     for name, (tensors, operation) in branches(x, ids).items():
         if name in names:
             got = forward_and_gradients(operation, tensors, x["dout"])
@@ -108,10 +118,12 @@ def test_selected_sets_differ_from_the_reference_by_near_ties_only():
     q, k = x["q"].detach(), x["compressed.k"].detach()
     lse = kernels.compressed_attention(q, k, x["compressed.v"].detach(), **SIZES.blocks())[1]
     got = kernels.select_blocks(q, k, lse, **SIZES.choice())
-    score = nsa_lite.block_importance(q, k, lse, **SIZES.blocks(),
-                                      select_block_size=SIZES.select_block_size)
-    expected = nsa_lite.choose_blocks(score, num_selected=SIZES.num_selected,
-                                      select_block_size=SIZES.select_block_size)
+    score = nsa_lite.block_importance(
+        q, k, lse, **SIZES.blocks(), select_block_size=SIZES.select_block_size
+    )
+    expected = nsa_lite.choose_blocks(
+        score, num_selected=SIZES.num_selected, select_block_size=SIZES.select_block_size
+    )
 
     def chosen_scores(ids):
         ids = ids.long()
@@ -144,19 +156,26 @@ def test_offsets_beyond_2_to_the_31():
     token = torch.arange(length, device="cuda")
     ids = torch.stack([token * 0, token // 64], -1).int().view(1, 1, length, 2)
     ids[..., 1] = torch.where(ids[..., 1] == 0, -1, ids[..., 1])
-    blocks, short = dict(block_size=32, stride=16), (length - 32) // 16 + 1
+    blocks, short = {"block_size": 32, "stride": 16}, (length - 32) // 16 + 1
     k_short, v_short = k[:, :, :short], v[:, :, :short]
     tail, start = q[:, :, -last:].float().requires_grad_(), length - last
     q.requires_grad_()
     wide = [t.float() for t in (k, v, k_short, v_short)]
     pairs = {
-        "window": (kernels.window_attention(q, k, v, window=64),
-                   nsa_lite.window_attention(tail, *wide[:2], window=64, start=start)),
-        "selected": (kernels.selected_attention(q, k, v, ids, select_block_size=64),
-                     nsa_lite.selected_attention(tail, *wide[:2], ids[:, :, -last:],
-                                                 select_block_size=64, start=start)),
-        "compressed": (kernels.compressed_attention(q, k_short, v_short, **blocks)[0],
-                       nsa_lite.compressed_attention(tail, *wide[2:], **blocks, start=start)[0]),
+        "window": (
+            kernels.window_attention(q, k, v, window=64),
+            nsa_lite.window_attention(tail, *wide[:2], window=64, start=start),
+        ),
+        "selected": (
+            kernels.selected_attention(q, k, v, ids, select_block_size=64),
+            nsa_lite.selected_attention(
+                tail, *wide[:2], ids[:, :, -last:], select_block_size=64, start=start
+            ),
+        ),
+        "compressed": (
+            kernels.compressed_attention(q, k_short, v_short, **blocks)[0],
+            nsa_lite.compressed_attention(tail, *wide[2:], **blocks, start=start)[0],
+        ),
     }
     dout = torch.zeros(1, heads, length, width, device="cuda", dtype=torch.bfloat16)
     dout[:, :, -last:] = new(1, heads, last, width)
@@ -215,6 +234,7 @@ def test_memory_of_a_whole_layer_at_length_65536():
         kernels.select_blocks(x["q"], x["compressed.k"], lse, **SIZES.choice())
         return ids
 
-    kernels.nsa_attention(x["q"], *pairs, x["gates"], **SIZES.choice(), window_size=512,
-                          choose=choose).backward(x["dout"])
+    kernels.nsa_attention(
+        x["q"], *pairs, x["gates"], **SIZES.choice(), window_size=512, choose=choose
+    ).backward(x["dout"])
     assert torch.cuda.max_memory_allocated() <= 12 * 2**30

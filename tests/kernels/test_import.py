@@ -9,8 +9,11 @@ import torch
 
 def import_after(line: str) -> str:
     """The error of a fresh Python that runs `line` and then imports kernels, its last line."""
-    run = subprocess.run([sys.executable, "-c", f"import sys; {line}; import kernels"],
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; {line}; import kernels"],
+        capture_output=True,
+        text=True,
+    )
     return (run.stderr.strip() or "no error").splitlines()[-1]
 
 

@@ -4,20 +4,34 @@ Every input lies inside a larger buffer of NaN, and every buffer that a kernel i
 NaN, so that a read or an omission outside the mask shows.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import jaxtyped
 
 import kernels
 import nsa_lite
-from kernels import launch, routes
-from kernels.tiles import FLOAT32, HALF, WIDE
+from kernels import block_sparse_attention, flash_attention
+from kernels.tile_sizes import FLOAT32, HALF, WIDE
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SOME = settings(max_examples=12, deadline=None, derandomize=True)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.fixture(autouse=True)
+def hold_signatures_to_their_word(monkeypatch):
+    """Every call of a public function is checked against the shapes and types of its signature."""
+    if find_spec("beartype") is None:
+        return
+    for name in kernels.__all__:
+        checked = jaxtyped(getattr(kernels, name), typechecker=import_module("beartype").beartype)
+        monkeypatch.setattr(kernels, name, checked)
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +50,19 @@ def sizes(draw, longest=40):
     stride = draw(st.sampled_from([1, 2, 4]))
     block = stride * draw(st.integers(1, 3))
     select = -(-block // stride) * stride * draw(st.integers(1, 3))
-    return dict(
-        B=draw(st.integers(1, 2)), G=draw(st.integers(1, 2)),
-        R=draw(st.sampled_from([1, 2, 3, 5, 16])), T=draw(st.integers(1, longest)),
-        D=draw(st.sampled_from([16, 20, 32])), Dv=draw(st.sampled_from([16, 24, 40])),
-        l=block, d=stride, L=select, start=draw(st.sampled_from([0, 0, 9])),
-        seed=draw(st.integers(0, 99)),
-    )
+    return {
+        "B": draw(st.integers(1, 2)),
+        "G": draw(st.integers(1, 2)),
+        "R": draw(st.sampled_from([1, 2, 3, 5, 16])),
+        "T": draw(st.integers(1, longest)),
+        "D": draw(st.sampled_from([16, 20, 32])),
+        "Dv": draw(st.sampled_from([16, 24, 40])),
+        "l": block,
+        "d": stride,
+        "L": select,
+        "start": draw(st.sampled_from([0, 0, 9])),
+        "seed": draw(st.integers(0, 99)),
+    }
 
 
 def inside_nan(*shape, dtype, make):
@@ -69,7 +89,19 @@ def short(c, dtype=torch.float32):
 
 
 def case(**changes):
-    plain = dict(B=1, G=1, R=4, T=30, D=16, Dv=16, l=8, d=4, L=8, start=0, seed=0)
+    plain = {
+        "B": 1,
+        "G": 1,
+        "R": 4,
+        "T": 30,
+        "D": 16,
+        "Dv": 16,
+        "l": 8,
+        "d": 4,
+        "L": 8,
+        "start": 0,
+        "seed": 0,
+    }
     return {**plain, **changes}
 
 
@@ -114,14 +146,24 @@ def random_ids(c, n, seed=0):
     make = torch.Generator().manual_seed(seed)
     score = torch.rand(c["B"], c["G"], c["T"], blocks, generator=make)
     return nsa_lite.choose_blocks(
-        score, select_block_size=c["L"], num_selected=n, num_initial=0, num_local=0,
+        score,
+        select_block_size=c["L"],
+        num_selected=n,
+        num_initial=0,
+        num_local=0,
         start=c["start"],
     ).to(DEVICE)
 
 
 def choice(c, n=4, **more):
-    return dict(block_size=c["l"], stride=c["d"], select_block_size=c["L"], num_selected=n,
-                start=c["start"], **more)
+    return dict(
+        block_size=c["l"],
+        stride=c["d"],
+        select_block_size=c["L"],
+        num_selected=n,
+        start=c["start"],
+        **more,
+    )
 
 
 @SOME
@@ -146,15 +188,20 @@ def test_compressed_keys_may_end_early():
 @SOME
 @given(sizes(), st.integers(1, 7))
 def test_selected(c, n):
-    compare("selected_attention", tensors(c), ids=random_ids(c, n), select_block_size=c["L"],
-            start=c["start"])
+    compare(
+        "selected_attention",
+        tensors(c),
+        ids=random_ids(c, n),
+        select_block_size=c["L"],
+        start=c["start"],
+    )
 
 
 @SOME
 @given(sizes(longest=70), st.integers(3, 7))
 def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
     q, k, _ = short(c)
-    blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+    blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
     lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
     got = kernels.select_blocks(q, k, lse, **choice(c, n))
     assert got.dtype == torch.int32
@@ -165,7 +212,7 @@ def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
 def test_select_blocks_with_other_forced_blocks(initial, local):
     c = case(T=300, start=9)
     q, k, _ = short(c)
-    blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+    blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
     lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
     options = choice(c, 5, num_initial=initial, num_local=local)
     got, expected = (x.select_blocks(q, k, lse, **options) for x in (kernels, nsa_lite))
@@ -175,7 +222,7 @@ def test_select_blocks_with_other_forced_blocks(initial, local):
 @pytest.mark.parametrize("length", [31, 32, 33, 63, 64, 65, 127, 128, 129])
 def test_masks_at_tile_edges(length):
     """One head a group: a row is a token, so that tiles end at these lengths."""
-    assert {FLOAT32["forward"]["M"], FLOAT32["dq"]["M"]} == {64, 32}
+    assert {FLOAT32["flash_forward"].BLOCK_M, FLOAT32["flash_dq"].BLOCK_M} == {64, 32}
     c = case(R=1, T=length)
     compare("window_attention", tensors(c), window=32)
     compare("window_attention", tensors(c), window=33)
@@ -214,9 +261,8 @@ def test_selecting_every_block_is_dense_attention():
 
 def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
     """Pieces so small that every list of readers, and the rows of every key tile, need several."""
-    monkeypatch.setattr(routes, "CHUNK", 8)
-    monkeypatch.setattr(launch, "CHUNK", 8)
-    monkeypatch.setattr(launch, "SHORTEST", 5)
+    monkeypatch.setattr(block_sparse_attention, "CHUNK", 8)
+    monkeypatch.setattr(flash_attention, "SHORTEST", 5)
     c = case(B=2, G=2, T=50)
     compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
     compare("compressed_attention", short(c), block_size=8, stride=4)
@@ -226,11 +272,13 @@ def test_long_lists_and_walks_are_cut_and_added_up(monkeypatch):
 def test_no_key_seen_gives_exactly_zero_and_no_gradient():
     c = case(T=7, l=8)
     (out, lse), grads = run(
-        lambda *x: kernels.compressed_attention(*x, block_size=8, stride=4), short(c))
+        lambda *x: kernels.compressed_attention(*x, block_size=8, stride=4), short(c)
+    )
     assert (out == 0).all() and (lse == -torch.inf).all()
     nothing = torch.full((1, 1, 7, 3), -1, device=DEVICE)
     (selected,), more = run(
-        lambda *x: kernels.selected_attention(*x, nothing, select_block_size=8), tensors(c))
+        lambda *x: kernels.selected_attention(*x, nothing, select_block_size=8), tensors(c)
+    )
     assert (selected == 0).all()
     assert all((x == 0).all() for x in grads + more)
 
@@ -241,8 +289,8 @@ def test_expanded_tensors_are_read_as_if_they_were_not():
     q, k, v = tensors(c)
     one = [x[:, :1].expand(-1, 2, -1, -1) for x in (k, v)]
     copies = [x.contiguous() for x in one]
-    some = dict(ids=random_ids(c, 3), select_block_size=8)
-    for name, options in {"window_attention": dict(window=9), "selected_attention": some}.items():
+    some = {"ids": random_ids(c, 3), "select_block_size": 8}
+    for name, options in {"window_attention": {"window": 9}, "selected_attention": some}.items():
         got, expected = [], []
         for keys, into in ((one, got), (copies, expected)):
             leaves = [x.detach().requires_grad_() for x in (q, *keys)]
@@ -267,8 +315,9 @@ def test_later_tokens_change_nothing_before_them():
     c, cut = case(T=40), 21
     (q, k, v), (q_, k_, v_) = tensors(c), tensors(case(T=40, seed=1))
     ids = random_ids(c, 3)
-    mixed = [torch.cat([x[:, :, :cut], 100 * y[:, :, cut:]], 2)
-             for x, y in ((q, q_), (k, k_), (v, v_))]
+    mixed = [
+        torch.cat([x[:, :, :cut], 100 * y[:, :, cut:]], 2) for x, y in ((q, q_), (k, k_), (v, v_))
+    ]
     for operation in (
         lambda *x: kernels.window_attention(*x, window=9),
         lambda *x: kernels.window_attention(*x),
@@ -303,20 +352,28 @@ def test_a_scale_reaches_every_branch(scale):
     c = case(T=40)
     compare("window_attention", tensors(c), scale=scale, window=9)
     compare("compressed_attention", short(c), block_size=8, stride=4, scale=scale)
-    compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8,
-            scale=scale)
+    compare(
+        "selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8, scale=scale
+    )
     q, k, _ = short(c)
     lse = nsa_lite.compressed_attention(q, k, k, block_size=8, stride=4, scale=scale)[1]
-    assert torch.equal(kernels.select_blocks(q, k, lse, **choice(c), scale=scale),
-                       nsa_lite.select_blocks(q, k, lse, **choice(c), scale=scale))
+    assert torch.equal(
+        kernels.select_blocks(q, k, lse, **choice(c), scale=scale),
+        nsa_lite.select_blocks(q, k, lse, **choice(c), scale=scale),
+    )
 
 
 def test_half_precision():
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # interpreted bf16 is refused
     c = case(T=40, D=32)
     compare("window_attention", tensors(c, dtype), TOLERANCE[dtype])
-    compare("selected_attention", tensors(c, dtype), TOLERANCE[dtype], ids=random_ids(c, 3),
-            select_block_size=8)
+    compare(
+        "selected_attention",
+        tensors(c, dtype),
+        TOLERANCE[dtype],
+        ids=random_ids(c, 3),
+        select_block_size=8,
+    )
 
 
 def test_gated_sum():
@@ -341,14 +398,16 @@ def test_the_whole_is_its_parts(c, window, closed):
 
     def ours(q, gates, *kv):
         return kernels.nsa_attention(
-            q, kv[:2], kv[2:4], kv[4:], gates, window_size=window, **choice(c))
+            q, kv[:2], kv[2:4], kv[4:], gates, window_size=window, **choice(c)
+        )
 
     def reference(q, gates, *kv):
-        blocks = dict(block_size=c["l"], stride=c["d"], start=c["start"])
+        blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
         out, lse = nsa_lite.compressed_attention(q, *kv[:2], **blocks)
         ids = nsa_lite.select_blocks(q, kv[0], lse, **choice(c))
         selected = nsa_lite.selected_attention(
-            q, *kv[2:4], ids, select_block_size=c["L"], start=c["start"])
+            q, *kv[2:4], ids, select_block_size=c["L"], start=c["start"]
+        )
         near = nsa_lite.window_attention(q, *kv[4:], window=window, start=c["start"])
         return nsa_lite.gated_sum(gates, (out, selected, near))
 
@@ -378,10 +437,10 @@ def test_the_layer_is_the_same_on_both_backends():
         assert_alike([b.grad], [a.grad], 1e-4)
 
 
-@pytest.mark.parametrize("row", ["dkdv", "window_dkdv"])
-def test_a_box_of_numbers_fills_128_bytes(row):
+@pytest.mark.parametrize("row", ["flash_dkdv", "flash_dkdv_window"])
+def test_the_numbers_of_a_tile_fill_128_bytes(row):
     """The copy engine writes from whole 128 bytes on: 32 float32 at least, or it stops."""
     for table in (HALF, WIDE, FLOAT32):
         for R in range(1, 65):
-            heads, step = launch.box_sides(R, table[row]["M"])
-            assert heads * step >= 32 and heads >= R
+            heads, tokens = flash_attention.row_tile(R, table[row].BLOCK_M)
+            assert heads * tokens >= 32 and heads >= R

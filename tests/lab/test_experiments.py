@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from nsa_lite.lab import experiments, rule_runs, train
+from nsa_lite.lab import experiments, rule_runs, training
 from nsa_lite.lab.experiments import EXPERIMENTS, Experiment, main, write_results
 from nsa_lite.lab.runs import Run, do, recorded, training_run
 
@@ -72,7 +72,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_a_training_run_interrupted_and_resumed_records_what_an_unbroken_one_does(tmp_path):
-    run = training_run(train.TrainConfig.preset("recall", "nsa-gumbel", 3, **QUICK))
+    run = training_run(training.TrainConfig.preset("recall", "nsa-gumbel", 3, **QUICK))
     do(run, tmp_path / "whole", threading.Event())
     stop = threading.Event()
     stop.set()

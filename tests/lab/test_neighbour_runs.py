@@ -5,7 +5,7 @@ import json
 import torch
 
 from nsa_lite.cost import tokens_read
-from nsa_lite.lab import checkpoint, neighbour_runs, train
+from nsa_lite.lab import checkpoint, neighbour_runs, training
 
 
 def test_every_sweep_comes_after_the_trainings_that_it_reads():
@@ -35,7 +35,7 @@ def test_a_sweep_measures_every_case_and_its_result_is_json(tmp_path, monkeypatc
     monkeypatch.setattr(neighbour_runs, "cases", lambda task, labels: chosen)
     monkeypatch.setattr(neighbour_runs, "SIZE", {"recall": 2})
     for label, config in neighbour_runs.configs("recall", 1).items():
-        model, folder = train.build(config), tmp_path / f"recall-{label}-seed1"
+        model, folder = training.build(config), tmp_path / f"recall-{label}-seed1"
         folder.mkdir()
         checkpoint.save(
             folder / "checkpoint.safetensors",

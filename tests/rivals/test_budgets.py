@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nsa_lite.config import NSAConfig
-from nsa_lite.lab import train
+from nsa_lite.lab import training
 from nsa_lite.lab.evaluate import evaluate
 from nsa_lite.lab.neighbour_runs import measure, measure_nsa
 from nsa_lite.lab.tasks import Recall
@@ -25,7 +25,7 @@ EVERYTHING = [
 
 
 def model(task="recall", attention="dense"):
-    return train.build(train.TrainConfig.preset(task, attention, threads=1)).eval()
+    return training.build(training.TrainConfig.preset(task, attention, threads=1)).eval()
 
 
 def mask(rows):

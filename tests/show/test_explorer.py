@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
+from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.explorer import SelectionExplorer, load_traces, save_traces
 from nsa_lite.show.explorer import page as page_module
 from nsa_lite.show.explorer.arrays import (
@@ -25,22 +26,28 @@ from nsa_lite.show.explorer.arrays import (
     NAN,
     SCORE_LEVELS,
     arrays_of,
-    packed,
-    round_in_order,
+    facts_of,
+    most_levels,
     score_levels,
 )
+from nsa_lite.show.explorer.gates import GATE_LEVELS, NO_GATE, words
+from nsa_lite.show.explorer.packing import packed
 from nsa_lite.show.explorer.picture import draw_tokens
+from nsa_lite.show.explorer.ranking import rank_blocks
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 ROOT = Path(__file__).parents[2]
+SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 
 
 def made_trace(config: NSAConfig, length: int, seed: int = 0) -> Trace:
     """A trace of random numbers, its blocks chosen by its importance."""
     rng = torch.Generator().manual_seed(seed)
-    c, blocks = config, -(-length // config.select_block_size)
+    c = config
+    blocks = -(-length // c.select_block_size)
     count = max(0, (length - c.block_size) // c.stride + 1)
-    now, begins = torch.arange(length), torch.arange(blocks) * c.select_block_size
+    now = torch.arange(length)
+    begins = torch.arange(blocks) * c.select_block_size
     importance = torch.rand(1, c.kv_heads, length, blocks, generator=rng) * (begins <= now[:, None])
     ends = torch.arange(count) * c.stride + c.block_size - 1
     p = torch.rand(1, c.kv_heads, c.group_size, length, count, generator=rng)
@@ -83,7 +90,8 @@ def test_the_sentence_by_hand():
     )
     trace = made_trace(c, 38)
     score = torch.zeros(1, 1, 38, 10)
-    score[0, 0, 37, 2], score[0, 0, 37, 5] = 0.7, 0.6
+    score[0, 0, 37, 2] = 0.7
+    score[0, 0, 37, 5] = 0.6
     gates = torch.tensor([[0.40, 0.88, 1.0], [0.42, 0.88, 0.999]])[None, :, None]
     gates = gates.expand(1, 2, 38, 3)
     ids = choose_blocks(score, select_block_size=4, num_selected=3, num_local=1)
@@ -113,8 +121,10 @@ def test_another_n_selects_the_best_of_the_importance(explorer, n):
 
 
 def test_overlap_and_answers_by_hand(explorer):
-    place, s = explorer.place, explorer.sequence
-    now, before = set(explorer.selected(50)), set(explorer.selected(49))
+    place = explorer.place
+    s = explorer.sequence
+    now = set(explorer.selected(50))
+    before = set(explorer.selected(49))
     assert s.overlap(place, 50) == len(now & before) / len(now)
     assert s.overlap(place, 0) is None
     answers = torch.full((s.queries,), -1)
@@ -126,7 +136,7 @@ def test_overlap_and_answers_by_hand(explorer):
 def test_blocks_that_scores_did_not_choose_are_not_said_to_be_by_score():
     for attention, said in (("nsa-random", "not by score"), ("nsa-no-selection", "selected none,")):
         torch.manual_seed(0)
-        m = DecoderLM(ModelConfig(256, 1, attention, NSAConfig.small()))
+        m = DecoderLM(SMALL_MODEL, ATTENTIONS[attention].build)
         e = SelectionExplorer.of_model(m, "x" * 90)
         assert said in e.describe()
         assert e.sequence.by_score == [[False]]
@@ -135,28 +145,132 @@ def test_blocks_that_scores_did_not_choose_are_not_said_to_be_by_score():
         assert e.selected() == before
 
 
+# --- in which order a query takes its blocks ---
+
+
+SMALL = NSAConfig.small()  # l' = 8, n = 5: block 0 and the last two are forced
+SIZES = dict(select_block_size=8, num_initial=1, num_local=2)
+SCORES = [0.0, 1e-9, 2e-9, 0.1, 0.1 + 1e-7, 0.5, 1.0, 4.0, float("nan")]
+
+
+def trace_of_scores(
+    importance: torch.Tensor, ids: torch.Tensor, config: NSAConfig = SMALL
+) -> Trace:
+    """A trace of given importances (B, G, T, J) and ids (B, G, T, n); the rest is random."""
+    random = made_trace(config, importance.shape[2])
+    return replace(random, importance=importance, ids=ids)
+
+
+def decoded_scores(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What the browser makes of order and steps: the levels by id, and NaN's places."""
+    flat = np.cumsum(-arrays["steps"].reshape(-1).astype(np.int64)) % 2**16
+    levels = np.zeros(arrays["order"].shape, np.int64)
+    order = arrays["order"].astype(np.int64)
+    np.put_along_axis(levels, order, flat.reshape(order.shape), -1)
+    return levels, levels == NAN
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([1, 7, 8, 9, 60, 90]).flatmap(
+        lambda length: st.tuples(
+            st.just(length),
+            st.lists(st.sampled_from(SCORES), min_size=-(-length // 8), max_size=-(-length // 8)),
+            st.integers(0, 3),
+        )
+    )
+)
+def test_for_every_n_a_query_takes_the_first_n_of_its_ranking(drawn):
+    length, row, shift = drawn
+    # Every query has the same few scores, turned from query to query: many ties, and NaN.
+    importance = torch.stack([torch.tensor(row).roll(shift * t) for t in range(length)])
+    importance = torch.stack([importance, importance.flip(-1)])[None]
+    check_every_prefix(importance)
+
+
+@pytest.mark.parametrize(
+    "importance",
+    [
+        torch.rand(1, 2, 200, 25, generator=torch.Generator().manual_seed(0)),
+        torch.rand(1, 2, 200, 25, generator=torch.Generator().manual_seed(1)).round(decimals=1),
+        torch.full((1, 2, 200, 25), 0.25),
+        torch.zeros(1, 2, 200, 25),
+        torch.full((1, 2, 200, 25), torch.nan),
+        torch.arange(25.0).expand(1, 2, 200, 25),
+        -torch.arange(25.0).expand(1, 2, 200, 25),
+        torch.tensor([0.5, torch.nan, torch.inf, 1e-30, 0.5]).repeat(5).expand(1, 2, 200, 25),
+    ],
+    ids=["random", "ties", "equal", "zero", "nan", "rising", "falling", "odd"],
+)
+def test_the_ranking_of_scores_that_are_hard_to_rank(importance):
+    check_every_prefix(importance)
+
+
+def check_every_prefix(importance: torch.Tensor) -> None:
+    """Compare the ranking, its page and its sentence with choose_blocks, for every n."""
+    ids = choose_blocks(importance, num_selected=SMALL.num_selected, **SIZES)
+    sequence = TracedSequence(trace_of_scores(importance, ids))
+    ranking = rank_blocks(sequence.checkpoints[""][0], 0)
+    queries, blocks = importance.shape[2:]
+    arrays = arrays_of(sequence)
+    sent = torch.from_numpy(arrays["order"][0, 0].astype(np.int64))
+    assert ranking.by_score and sequence.by_score == [[True]]
+    assert sent.equal(ranking.order)
+    assert ranking.order.sort(-1).values.equal(torch.arange(blocks).expand(2, queries, blocks))
+    begun = torch.arange(queries) // 8 + 1
+    assert arrays["begun"].tolist() == begun.tolist()
+    for n in range(3, blocks + 2):
+        chosen = choose_blocks(importance, num_selected=n, **SIZES)[0]
+        first = sent[..., :n]
+        first = first.where(torch.arange(first.shape[-1]) < begun[:, None], blocks)
+        first = torch.nn.functional.pad(first, (0, n - first.shape[-1]), value=blocks)
+        expected = chosen.long().where(chosen >= 0, blocks)
+        assert first.sort(-1).values.equal(expected)
+    for t in (0, queries // 2, queries - 1):
+        forced = sequence.forced(t)
+        assert ranking.forced[:, t].tolist() == [len(forced)] * 2
+        assert ranking.order[0, t, : len(forced)].tolist() == forced
+
+
+def test_blocks_chosen_by_another_rule_stand_in_front():
+    importance = torch.rand(1, 2, 120, 15, generator=torch.Generator().manual_seed(0))
+    other = choose_blocks(1 - importance, num_selected=5, **SIZES)  # the worst ones
+    ranking = rank_blocks(trace_of_scores(importance, other), 0)
+    assert not ranking.by_score
+    for group in range(2):
+        for t in range(120):
+            ids = [j for j in other[0, group, t].tolist() if j >= 0]
+            assert int(ranking.taken[group, t]) == len(ids)
+            assert sorted(ranking.order[group, t, : len(ids)].tolist()) == ids
+
+
+@pytest.mark.parametrize(
+    "ids", [[-1] * 5, [0, 13, 14, -1, -1], [0, 1, 2, 3, 4]], ids=["none", "forced", "no local"]
+)
+def test_a_choice_that_is_not_full_is_not_said_to_be_by_score(ids):
+    rows = torch.tensor(ids).expand(1, 2, 120, 5).int()
+    legal = rows * 8 <= torch.arange(120)[:, None]
+    trace = trace_of_scores(torch.ones(1, 2, 120, 15), rows.where(legal, -1).sort(-1).values)
+    assert not rank_blocks(trace, 0).by_score
+
+
+def test_a_tie_in_the_last_digits_goes_as_the_trace_chose():
+    importance = torch.zeros(1, 2, 120, 15)
+    importance[..., 4:8] = torch.tensor([0.5, 0.5 + 1e-6, 0.4, 0.3])
+    rounded = importance.clone()
+    rounded[..., 5] = 0.5  # as another computation of the same score may have it
+    ids = choose_blocks(rounded, num_selected=4, **SIZES)
+    config = NSAConfig.small(num_selected=4)
+    ranking = rank_blocks(trace_of_scores(importance, ids, config), 0)
+    assert ranking.by_score
+    assert ranking.order[0, 119, :6].tolist() == [0, 13, 14, 4, 5, 6]
+
+
 # --- what it sends ---
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from([0.0, 1e-9, 2e-9, 0.1, 0.1 + 1e-7, 0.5, 1.0, 4.0]), min_size=1, max_size=40
-    )
-)
-def test_rounded_scores_rank_as_the_scores_do(values):
-    score = torch.tensor(values, dtype=torch.float64)
-    levels, scale = round_in_order(score)
-    order = score.sort(descending=True, stable=True).indices
-    again = sorted(range(len(values)), key=lambda j: (-int(levels[j]), j))
-    assert again == order.tolist()
-    error = (levels / SCORE_LEVELS * scale - score).abs().max()
-    assert error <= (len(values) + 1) / SCORE_LEVELS * scale
-    assert int(levels.max()) < NAN
-
-
-def test_a_score_that_is_no_number_is_marked_and_ranks_as_zero():
-    levels, scale = round_in_order(torch.tensor([0.2, torch.nan, 0.4]))
+def test_a_score_that_is_no_number_is_marked():
+    levels, scale = score_levels(torch.tensor([0.2, torch.nan, 0.4]))
     assert levels.tolist() == [SCORE_LEVELS // 2, NAN, SCORE_LEVELS]
     assert float(scale) == pytest.approx(0.4)
 
@@ -165,21 +279,81 @@ def test_a_score_that_is_no_number_is_marked_and_ranks_as_zero():
 def test_the_arrays_hold_the_trace(explorer, detail):
     s = explorer.sequence
     arrays = arrays_of(s, detail)
-    bits = np.unpackbits(arrays["chosen"], axis=-1, bitorder="little")[..., : s.blocks]
+    levels, is_nan = decoded_scores(arrays)
+    assert not is_nan.any()
     for layer, trace in enumerate(s.checkpoints[""]):
         for group in range(2):
             for t in range(s.queries):
                 ids = [j for j in trace.ids[0, group, t].tolist() if j >= 0]
-                assert np.flatnonzero(bits[0, layer, group, t]).tolist() == ids
+                at = 0, layer, group, t
+                assert sorted(arrays["order"][at][: arrays["taken"][at]].tolist()) == ids
+                forced = arrays["order"][at][: arrays["forced"][at]].tolist()
+                assert forced == [j for j in ids if j in s.forced(t)]
         scale = arrays["score_scale"][0, layer, ..., None]
-        scores = arrays["scores"][0, layer] / score_levels(detail) * scale
-        np.testing.assert_allclose(scores, trace.importance[0], atol=1e-3)
+        scores = levels[0, layer] / most_levels(detail) * scale
+        error = 1 / most_levels(detail) * float(scale.max())
+        np.testing.assert_allclose(scores, trace.importance[0], atol=error)
+        gates = trace.gates[0].unflatten(0, (2, 2))
+        sent = arrays["gates"][0, layer] / GATE_LEVELS
+        np.testing.assert_allclose(sent, gates, atol=0.51 / GATE_LEVELS)
+        percent = arrays["gate_hundredths"][0, layer]
+        np.testing.assert_allclose(percent / 100, gates.mean(1), atol=0.00501)
         if detail in ("heads", "group"):
             p = arrays["p"][0, layer] / 255 * arrays["p_scale"][0, layer, ..., None]
             true = trace.probabilities[0]
             true = true.sum(1, keepdim=True) if detail == "group" else true
             np.testing.assert_allclose(p, true, atol=float(true.max()) / 255)
     assert ("p" in arrays) == (detail in ("heads", "group"))
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 9, 40, 90])
+def test_what_a_query_sees_is_counted_block_by_block(length):
+    c = SMALL
+    answers = torch.tensor([t // 3 if t % 4 == 1 else -1 for t in range(length)])
+    arrays = arrays_of(TracedSequence(made_trace(c, length), answer_at=answers))
+    for t in range(length):
+        ends = [i * c.stride + c.block_size - 1 for i in range(length)]
+        assert arrays["seen"][t] == sum(end <= t for end in ends)
+        assert arrays["begun"][t] == sum(j * c.select_block_size <= t for j in range(length))
+        assert arrays["window_first"][t] == min(s for s in range(t + 1) if t - s < c.window)
+        at = int(answers[t])
+        assert arrays["answer_block"][t] == (at // c.select_block_size if at >= 0 else -1)
+
+
+def test_gates_are_said_in_hundredths():
+    assert words([41, 0, 100]) == ".41 .00 1.00"
+    assert words([7, NO_GATE, 50]) == ".07 NaN .50"
+
+
+def test_javascript_is_sent_no_size_that_it_could_apply_a_rule_with():
+    """Another window, another split of the forced blocks: other arrays, and the same facts."""
+    config = NSAConfig.small(block_size=4, stride=4)
+    changed = replace(config, window=7, num_initial=2, num_local=1)
+    facts = [facts_of(TracedSequence(made_trace(c, 90)), "heads") for c in (config, changed)]
+    assert facts[0] == facts[1]
+    assert {name for name, fact in facts[0].items() if isinstance(fact, int)} == {
+        "start",
+        "queries",
+        "blocks",
+        "select_block_size",  # the width of a box
+        "traced_n",
+    }
+    assert facts[0]["bars"] == {"first": 0.0, "step": 4}
+
+
+def test_javascript_names_no_rule_of_the_paper():
+    script = (Path(page_module.__file__).parent / "explorer.js").read_text("utf-8")
+    code = re.sub(r"//.*", "", script)
+    sizes = r"num_?initial|num_?local|stride|\bblock_?size|num_?selected|facts\.window|kv_?heads"
+    assert not re.findall(sizes, code, re.IGNORECASE)
+    # Only ids are sorted, into ascending order; scores are never compared to choose a block.
+    assert set(re.findall(r"\.(?:to)?[sS]ort(?:ed)?\(.*?\)(?=[.;)])", code)) <= {
+        ".sort((a, b) => a - b)",
+        ".sort()",
+    }
+    assert len(re.findall(r"\bbars\b", code)) == 1  # where the compressed blocks' bars stand
+    # A token's block is found in one place: where the mouse points at the strip.
+    assert re.findall(r"/ \w*\.?selectBlockSize", code) == ["/ trace.selectBlockSize"]
 
 
 def test_the_widget_sends_each_array_where_its_facts_say(explorer):
@@ -295,8 +469,10 @@ def test_short_sequences(model, text, tmp_path):
 
 def test_nan_scores_and_gates_are_pictured(model, tmp_path):
     trace = model(torch.randint(256, (1, 64)), return_traces=True)[1][0]
-    importance, gates = trace.importance.clone(), trace.gates.clone()
-    importance[..., 3], gates[..., 1] = torch.nan, torch.nan
+    importance = trace.importance.clone()
+    importance[..., 3] = torch.nan
+    gates = trace.gates.clone()
+    gates[..., 1] = torch.nan
     ids = choose_blocks(importance, select_block_size=8, num_selected=5)
     e = SelectionExplorer(replace(trace, importance=importance, gates=gates, ids=ids))
     assert e.sequence.by_score == [[True]] and 3 not in e.selected(63)
@@ -346,7 +522,7 @@ def test_traces_that_do_not_belong_together_are_refused(explorer):
 
 
 def test_a_dense_model_and_an_empty_text_are_refused(model):
-    dense = DecoderLM(ModelConfig(256, 1, "dense", NSAConfig.small()))
+    dense = DecoderLM(SMALL_MODEL, ATTENTIONS["dense"].build)
     with pytest.raises(ValueError, match="a model leaves none when its attention is dense"):
         SelectionExplorer.of_model(dense, "abc")
     with pytest.raises(ValueError, match="text = b?'': must hold at least one byte"):
@@ -383,7 +559,9 @@ def test_an_installed_wheel_holds_the_javascript(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "."]
     subprocess.run(build, cwd=tmp_path, check=True, timeout=120)
     names = zipfile.ZipFile(next(tmp_path.glob("nsa_lite-*.whl"))).namelist()
-    assert {"nsa_lite/show/explorer/explorer.js", "nsa_lite/show/explorer/explorer.css"} <= set(names)
+    assert {"nsa_lite/show/explorer/explorer.js", "nsa_lite/show/explorer/explorer.css"} <= set(
+        names
+    )
 
 
 def test_only_the_explorer_needs_anywidget():

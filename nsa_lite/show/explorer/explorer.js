@@ -1,10 +1,12 @@
 // What one query of an NSA trace selects, drawn. The notebook (anywidget) calls `render`, a page
 // of its own calls `openPage`; both hand over the same facts and the same typed arrays, once.
+// Python has worked out everything that follows from the paper's rules: here it is only drawn.
 // No library and no network. t is a query, j a selection block, i a compressed block.
 
-const KINDS = ["unseen", "unused", "selected", "forced"];
+// --- state: what is looked at, and what a block can be ---
+
 const CHOICES = ["query", "checkpoint", "layer", "group", "n"]; // what Python can read and set
-const INK = "#222222", LINE = "#767676";
+const KINDS = ["unseen", "unused", "selected", "forced"];
 
 // A colour and a hatch for each thing a block can be (Okabe-Ito, as in the notebooks' figures).
 const LOOKS = {
@@ -15,194 +17,130 @@ const LOOKS = {
   window: ["#009E73", "#FFFFFF", (x, y) => x % 4 === 1 && y % 4 === 1],
   compressed: ["#56B4E9"],
 };
+const INK = "#222222";
+const LINE = "#767676";
 
-// --- the trace: numbers out of the arrays ---
+// --- decode: numbers out of the bytes ---
+
+const TYPES = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array };
 
 async function openTrace(facts, bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
-  const types = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array };
   const arrays = {};
-  for (const [name, { type, shape, begins }] of Object.entries(facts.arrays)) {
-    const count = shape.reduce((a, b) => a * b, 1);
-    arrays[name] = type === "uint16" ? joinBytes(new Uint8Array(buffer, begins, 2 * count))
-      : new types[type](buffer, begins, count);
-  }
+  for (const [name, place] of Object.entries(facts.arrays)) arrays[name] = arrayAt(buffer, place);
   return new Trace(facts, arrays);
 }
 
-function joinBytes(bytes) { // all low bytes, then all high ones
-  const count = bytes.length / 2, joined = new Uint16Array(count);
-  for (let k = 0; k < count; k++) joined[k] = bytes[k] | (bytes[count + k] << 8);
-  return joined;
+function arrayAt(buffer, { type, shape, begins }) {
+  const count = shape.reduce((a, b) => a * b, 1);
+  if (type === "uint16") return joinBytes(new Uint8Array(buffer, begins, 2 * count));
+  return new TYPES[type](buffer, begins, count);
 }
 
+function joinBytes(bytes) { // all low bytes, then all high ones
+  const count = bytes.length / 2;
+  return Uint16Array.from({ length: count }, (_, k) => bytes[k] | (bytes[count + k] << 8));
+}
+
+// Each row's scores by block id: they were sent best first, each as a step down from the last.
+function scoresById({ order, steps, score_scale: scale }, { blocks, levels, nan }) {
+  const scores = new Float32Array(steps.length);
+  let level = 0;
+  for (let at = 0; at < steps.length; at++) {
+    const row = Math.floor(at / blocks);
+    level = (level - steps[at]) & 0xffff;
+    const score = (level / levels.scores) * scale[row];
+    scores[row * blocks + order[at]] = level === nan.scores ? NaN : score;
+  }
+  return scores;
+}
+
+// What a drawing asks for; a view holds one value of everything in CHOICES.
 class Trace {
   constructor(facts, arrays) {
-    Object.assign(this, { facts, arrays, ...facts.sizes });
-    this.first = facts.start;
+    Object.assign(this, { facts, arrays, first: facts.start });
     this.length = facts.start + facts.queries; // tokens
-    this.layers = facts.by_score[0].length;
-    this.group_size = this.heads / this.kv_heads; // R
+    this.selectBlockSize = facts.select_block_size;
+    this.scores = scoresById(arrays, facts);
+    [, this.layers, this.groups, this.heads] = facts.arrays.gates.shape; // heads of a group
+    [this.parts, , this.compressed] = facts.arrays.p?.shape.slice(-3) ?? [0, 0, 0];
     this.tokens = facts.tokens.map(visible);
     this.longest = Math.max(1, ...this.tokens.map((token) => token.length));
-    this.chosenBytes = facts.arrays.chosen.shape.at(-1);
-    [this.parts, , this.compressed] = facts.arrays.p?.shape.slice(-3) ?? [0, 0, 0]; // R or 1, T, N
-    this.asked = [...arrays.answer_at.keys()].filter((q) => arrays.answer_at[q] >= 0)
-      .map((q) => q + this.first); // the queries that look for an answer
+    this.asked = [...arrays.answer_block].map((block, q) => ({ t: q + this.first, block }))
+      .filter(({ block }) => block >= 0); // the queries that look for an answer, and where it is
   }
 
-  layer(view) {
-    return view.checkpoint * this.layers + view.layer;
-  }
+  byScore(view) { return this.facts.by_score[view.checkpoint][view.layer]; }
+  own(t) { return this.arrays.begun[t - this.first] - 1; } // the block that t is in
 
-  row(view, t) {
-    const group = this.layer(view) * this.kv_heads + view.group;
-    return group * this.facts.queries + t - this.first;
-  }
-
-  byScore(view) {
-    return this.facts.by_score[view.checkpoint][view.layer];
-  }
-
-  begun(t) { // selection blocks that start at or before t
-    return Math.floor(t / this.select_block_size) + 1;
-  }
-
-  visible(t) { // compressed blocks that end at or before t
-    return Math.max(0, Math.floor((t + 1 - this.block_size) / this.stride) + 1);
-  }
-
-  windowStart(t) {
-    return Math.max(0, t - this.window + 1);
-  }
-
-  level(view, t, j) {
-    return this.arrays.scores[this.row(view, t) * this.facts.blocks + j];
-  }
-
-  score(view, t, j) { // the importance of block j (Eq. 9 and 10)
-    const level = this.level(view, t, j);
-    if (level === this.facts.nan) return NaN;
-    return (level / this.facts.score_levels) * this.arrays.score_scale[this.row(view, t)];
-  }
-
-  probability(view, t, part, i) { // of compressed block i (Eq. 8): one head's, or the heads' sum
-    const group = this.layer(view) * this.kv_heads + view.group;
-    const row = (group * this.parts + part) * this.facts.queries + t - this.first;
-    return (this.arrays.p[row * this.compressed + i] / 255) * this.arrays.p_scale[row];
-  }
-
-  forced(t, j) {
-    const own = this.begun(t) - 1;
-    return j <= own && (j < this.num_initial || j > own - this.num_local);
-  }
-
-  ranking(view, t) { // the blocks that may be chosen, best first, ties to the lower id
-    const free = [];
-    for (let j = 0; j < this.begun(t); j++) if (!this.forced(t, j)) free.push(j);
-    const rank = (j) => {
-      const level = this.level(view, t, j);
-      return level === this.facts.nan ? 0 : level; // the layer counts NaN as 0, too
+  at(view, t) { // one query, as the layer and group that are looked at treat it
+    const { arrays, facts: { queries, blocks } } = this;
+    const q = t - this.first;
+    const group = (view.checkpoint * this.layers + view.layer) * this.groups + view.group;
+    const row = group * queries + q;
+    const begun = arrays.begun[q]; // blocks, the last of them the query's own
+    const ranked = arrays.order.subarray(row * blocks, row * blocks + begun);
+    const count = this.byScore(view) ? view.n : arrays.taken[row];
+    return {
+      t, row, begun, ranked, byScore: this.byScore(view),
+      taken: ranked.subarray(0, count), // the forced ones in front,
+      forced: arrays.forced[row], // so many
+      scores: this.scores.subarray(row * blocks, row * blocks + begun), // by id (Eq. 9 and 10)
+      seen: arrays.seen[q], // compressed blocks
+      windowFirst: arrays.window_first[q],
+      answer: arrays.answer_block[q], // the block that holds it, or -1
+      rowOf: (r, heads) => (group * heads + r) * queries + q, // where an array has heads
     };
-    return free.sort((a, b) => rank(b) - rank(a) || a - b);
   }
 
-  selected(view, t, n = view.n) { // ascending ids
-    const ids = [];
-    if (n === this.num_selected || !this.byScore(view)) {
-      const bits = this.arrays.chosen, at = this.row(view, t) * this.chosenBytes;
-      for (let j = 0; j < this.facts.blocks; j++) if (bits[at + (j >> 3)] >> (j & 7) & 1) ids.push(j);
-      return ids;
-    }
-    for (let j = 0; j < this.begun(t); j++) if (this.forced(t, j)) ids.push(j);
-    return ids.concat(this.ranking(view, t).slice(0, n - ids.length)).sort((a, b) => a - b);
-  }
-
-  kinds(view, t) { // one of KINDS, by number, for each block
-    const kinds = new Uint8Array(this.facts.blocks).fill(1, 0, this.begun(t));
-    for (const j of this.selected(view, t)) kinds[j] = this.forced(t, j) ? 3 : 2;
+  kinds({ begun, taken, forced }) { // one of KINDS, by number, for each block
+    const kinds = new Uint8Array(this.facts.blocks).fill(1, 0, begun);
+    taken.forEach((j, rank) => { kinds[j] = rank < forced ? 3 : 2; });
     return kinds;
   }
 
-  gateLevels(view, t, branch) { // one for each head of the group
-    const head = this.layer(view) * this.heads + view.group * this.group_size;
-    return Array.from({ length: this.group_size }, (_, r) =>
-      this.arrays.gates[((head + r) * this.facts.queries + t - this.first) * 3 + branch]);
+  probabilities(now, part) { // of the compressed blocks (Eq. 8): one head's, or the heads' sum
+    const row = now.rowOf(part, this.parts);
+    const levels = this.arrays.p.subarray(row * this.compressed, row * this.compressed + now.seen);
+    return Array.from(levels, (level) => (level / 255) * this.arrays.p_scale[row]);
   }
 
-  gate(view, t, branch) { // the mean over the group's heads, rounded as Python does: ".41"
-    const levels = this.gateLevels(view, t, branch), full = 65534 * levels.length;
-    if (levels.includes(this.facts.nan)) return "NaN";
-    const sum = levels.reduce((a, b) => a + b, 0);
-    return (Math.floor((200 * sum + full) / (2 * full)) / 100).toFixed(2).replace(/^0/, "");
+  gate(now, branch, r) { // of one head of the group; nothing is drawn for NaN
+    const level = this.arrays.gates[now.rowOf(r, this.heads) * 3 + branch];
+    return level === this.facts.nan.gates ? 0 : level / this.facts.levels.gates;
   }
 
-  describe(view, t) {
-    const ids = this.selected(view, t), free = ids.filter((j) => !this.forced(t, j));
-    const how = this.byScore(view) ? "by score" : "not by score";
-    const selected = ids.length ? `${list(ids)} (${list(free)} ${how})` : "none";
-    const gates = [0, 1, 2].map((branch) => this.gate(view, t, branch)).join(" ");
-    return `query ${t}: compressed blocks ${range(0, this.visible(t) - 1)}, selected ${selected}, ` +
-      `window ${range(this.windowStart(t), t)}, gates ${gates}`;
+  gateWords(now, branch) { // the mean over the group's heads: ".41"
+    const hundredths = this.arrays.gate_hundredths[now.row * 3 + branch];
+    if (hundredths === this.facts.nan.gates) return "NaN";
+    return (hundredths / 100).toFixed(2).replace(/^0/, "");
   }
 
-  answerBlock(t) { // -1 where nothing is asked
-    return Math.floor(this.arrays.answer_at[t - this.first] / this.select_block_size);
-  }
-
-  answersFound(view) {
-    return this.asked.filter((t) => this.selected(view, t).includes(this.answerBlock(t))).length;
-  }
+  describe(view, t) { return sentence(this, this.at(view, t)); }
 }
 
-const range = (first, last) => (last < first ? "none" : last === first ? `${first}` : `${first}-${last}`);
+// A token as one can see it: spaces, line ends and other signs that print nothing get a picture.
+function visible(token) {
+  return token.replace(/\n/g, "\u23CE").replace(/\t/g, "\u21E5").replace(/ /g, "\u00B7")
+    .replace(/[\u0000-\u001F\u007F]/g, "\u25A1");
+}
+
+// --- draw: what the map and the strip share ---
+
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-const list = (ids) => ids.join(" ") || "none";
-
-// What the numbers of one query say, a line each.
-function remarks(trace, view, t) {
-  const lines = [], now = trace.selected(view, t), ranking = trace.ranking(view, t);
-  const last = ranking.findLast((j) => now.includes(j)), next = ranking.find((j) => !now.includes(j));
-  const score = (j) => trace.score(view, t, j).toPrecision(3);
-  if (trace.byScore(view) && last !== undefined && next !== undefined) {
-    const margin = (trace.score(view, t, last) - trace.score(view, t, next)).toPrecision(2);
-    lines.push(`lowest score selected: ${score(last)} (block ${last}); ` +
-      `next: ${score(next)} (block ${next}); margin ${margin}`);
-  } else if (trace.byScore(view)) {
-    lines.push(next === undefined ? "no block is left out" : "only forced blocks are selected");
-  } else {
-    lines.push("these blocks were not chosen by their score, so n cannot be changed");
-  }
-  if (t > trace.first && now.length) {
-    const before = trace.selected(view, t - 1), shared = now.filter((j) => before.includes(j));
-    const percent = Math.round((100 * shared.length) / now.length);
-    lines.push(`overlap with query ${t - 1}: ${percent} % of the blocks`);
-  }
-  if (view.n !== trace.num_selected && trace.byScore(view)) {
-    const own = trace.selected(view, t, trace.num_selected);
-    const out = list(own.filter((j) => !now.includes(j))), into = list(now.filter((j) => !own.includes(j)));
-    lines.push(`n = ${view.n} for ${trace.num_selected}: blocks ${out} drop out, ${into} come in`);
-  }
-  const answer = trace.answerBlock(t);
-  const found = now.includes(answer) ? "selected" : "not selected";
-  if (answer >= 0) lines.push(`answer in block ${answer}: ${found}`);
-  const begun = [...Array(trace.begun(t)).keys()];
-  const bad = begun.filter((j) => Number.isNaN(trace.score(view, t, j)));
-  if (bad.length) lines.push(`scores of blocks ${list(bad)} are NaN; the layer counts them as 0`);
-  return lines;
-}
-
-// --- drawing ---
 
 // An 8 x 8 tile of a kind, as 32-bit pixels: the map copies them, boxes use them as a pattern.
 const TILES = Object.fromEntries(Object.entries(LOOKS).map(([kind, [ground, mark, marked]]) => {
-  const pixel = (colour) => new Uint32Array(new Uint8Array(
-    [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)).concat(255)).buffer)[0];
-  const at = (k) => (marked?.(k & 7, k >> 3) ? pixel(mark) : pixel(ground));
+  const at = (k) => pixel(marked?.(k & 7, k >> 3) ? mark : ground);
   return [kind, Uint32Array.from({ length: 64 }, (_, k) => at(k))];
 }));
 const patterns = {};
+
+function pixel(colour) {
+  const bytes = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)).concat(255);
+  return new Uint32Array(new Uint8Array(bytes).buffer)[0];
+}
 
 function canvasOf(image) {
   const canvas = new OffscreenCanvas(image.width, image.height);
@@ -217,9 +155,13 @@ function box(ctx, kind, x, y, width, height) {
   }
   ctx.fillStyle = patterns[kind];
   ctx.fillRect(x, y, width, height);
-  ctx.strokeStyle = LINE;
-  ctx.lineWidth = 0.5;
-  if (width > 3 && height > 3) ctx.strokeRect(x, y, width, height);
+  if (width > 3 && height > 3) outline(ctx, x, y, width, height, LINE, 0.5);
+}
+
+function outline(ctx, x, y, width, height, colour, thick) {
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = thick;
+  ctx.strokeRect(x, y, width, height);
 }
 
 function text(ctx, words, x, y, align = "left") {
@@ -228,69 +170,13 @@ function text(ctx, words, x, y, align = "left") {
   ctx.fillText(words, x, y);
 }
 
-// Size a canvas to its place on the page, in the screen's own pixels; clear it.
-function begin(canvas) {
-  const scale = window.devicePixelRatio || 1;
-  const width = Math.max(1, canvas.clientWidth), height = Math.max(1, canvas.clientHeight);
-  if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
-    canvas.width = Math.round(width * scale);
-    canvas.height = Math.round(height * scale);
-  }
-  const ctx = canvas.getContext("2d");
-  ctx.setTransform(scale, 0, 0, scale, 0, 0);
-  ctx.fillStyle = "#FFFFFF";
-  ctx.fillRect(0, 0, width, height);
-  ctx.font = "12px system-ui, sans-serif";
-  ctx.textBaseline = "middle";
-  return { ctx, width, height, scale };
-}
-
-const MAP = { left: 40, top: 22, right: 6, bottom: 6 }; // margins, in pixels
-
-function mapPlace(canvas) {
-  return { width: Math.max(1, canvas.clientWidth - MAP.left - MAP.right),
-    height: Math.max(1, canvas.clientHeight - MAP.top - MAP.bottom) };
-}
-
-// Every query's kinds, a row of pixels at a time: drawn anew only when `key` changes.
-function bakeMap(trace, view, width, height) {
-  const image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer);
-  const { queries, blocks } = trace.facts;
-  for (let y = 0, row = -1, kinds; y < height; y++) {
-    const next = Math.floor((y * queries) / height);
-    if (next !== row) kinds = trace.kinds(view, trace.first + next);
-    row = next;
-    for (let x = 0; x < width; x++) {
-      const kind = KINDS[kinds[Math.floor((x * blocks) / width)]];
-      pixels[y * width + x] = TILES[kind][((y & 7) << 3) | (x & 7)];
-    }
-  }
-  return canvasOf(image);
-}
-
-function drawMap(canvas, trace, view, t, cache) {
-  const { ctx, scale } = begin(canvas), { queries, blocks } = trace.facts;
-  const place = mapPlace(canvas), { left, top } = MAP;
-  const size = [Math.round(place.width * scale), Math.round(place.height * scale)];
-  const key = [view.checkpoint, view.layer, view.group, view.n, ...size].join();
-  if (cache.key !== key) Object.assign(cache, { key, image: bakeMap(trace, view, ...size) });
-  ctx.drawImage(cache.image, left, top, place.width, place.height);
-  ctx.strokeStyle = LINE;
-  ctx.lineWidth = 1;
-  ctx.strokeRect(left, top, place.width, place.height);
-  const x = (j) => left + ((j + 0.5) * place.width) / blocks;
-  const y = (q) => top + ((q - trace.first + 0.5) * place.height) / queries;
-  text(ctx, "queries down, blocks across", left, 10);
-  for (const q of [trace.first, trace.length - 1]) {
-    text(ctx, q, left - 4, clamp(y(q), top + 6, top + place.height - 6), "right");
-  }
-  for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
-    ctx.strokeStyle = colour;
-    ctx.lineWidth = thick;
-    line(ctx, left - 4, y(t), left + place.width, y(t));
-    line(ctx, x(view.focus), top - 4, x(view.focus), top + place.height);
-  }
-  for (const q of trace.asked) ring(ctx, x(trace.answerBlock(q)), y(q), 3);
+function line(ctx, x0, y0, x1, y1, colour, thick) {
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = thick;
+  ctx.beginPath();
+  ctx.moveTo(x0, y0);
+  ctx.lineTo(x1, y1);
+  ctx.stroke();
 }
 
 function ring(ctx, x, y, radius) {
@@ -303,11 +189,78 @@ function ring(ctx, x, y, radius) {
   ctx.stroke();
 }
 
+// Size a canvas to its place on the page, in the screen's own pixels; clear it.
+function begin(canvas) {
+  const scale = window.devicePixelRatio || 1;
+  const width = Math.max(1, canvas.clientWidth);
+  const height = Math.max(1, canvas.clientHeight);
+  const [across, down] = [width, height].map((side) => Math.round(side * scale));
+  if (canvas.width !== across) canvas.width = across; // setting it anew would be slow
+  if (canvas.height !== down) canvas.height = down;
+  const ctx = canvas.getContext("2d");
+  ctx.setTransform(scale, 0, 0, scale, 0, 0);
+  ctx.fillStyle = "#FFFFFF";
+  ctx.fillRect(0, 0, width, height);
+  ctx.font = "12px system-ui, sans-serif";
+  ctx.textBaseline = "middle";
+  return { ctx, width, height, scale };
+}
+
+// --- draw the map: queries down, blocks across ---
+
+const MAP = { left: 40, top: 22, right: 6, bottom: 6 }; // margins, in pixels
+
+function mapPlace(canvas) {
+  const width = Math.max(1, canvas.clientWidth - MAP.left - MAP.right);
+  return { width, height: Math.max(1, canvas.clientHeight - MAP.top - MAP.bottom) };
+}
+
+// Every query's kinds, a row of pixels at a time: drawn anew only when `key` changes.
+function bakeMap(trace, view, width, height) {
+  const image = new ImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const { queries, blocks } = trace.facts;
+  for (let y = 0; y < height; y++) {
+    const t = trace.first + Math.floor((y * queries) / height);
+    const kinds = trace.kinds(trace.at(view, t));
+    for (let x = 0; x < width; x++) {
+      const kind = KINDS[kinds[Math.floor((x * blocks) / width)]];
+      pixels[y * width + x] = TILES[kind][((y & 7) << 3) | (x & 7)];
+    }
+  }
+  return canvasOf(image);
+}
+
+function drawMap(canvas, trace, view, t, cache) {
+  const { ctx, scale } = begin(canvas);
+  const { queries, blocks } = trace.facts;
+  const { left, top } = MAP;
+  const { width, height } = mapPlace(canvas);
+  const size = [Math.round(width * scale), Math.round(height * scale)];
+  const key = [view.checkpoint, view.layer, view.group, view.n, ...size].join();
+  if (cache.key !== key) Object.assign(cache, { key, image: bakeMap(trace, view, ...size) });
+  ctx.drawImage(cache.image, left, top, width, height);
+  outline(ctx, left, top, width, height, LINE, 1);
+  const x = (j) => left + ((j + 0.5) * width) / blocks;
+  const y = (q) => top + ((q - trace.first + 0.5) * height) / queries;
+  text(ctx, "queries down, blocks across", left, 10);
+  for (const q of [trace.first, trace.length - 1]) {
+    text(ctx, q, left - 4, clamp(y(q), top + 6, top + height - 6), "right");
+  }
+  for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
+    line(ctx, left - 4, y(t), left + width, y(t), colour, thick);
+    line(ctx, x(view.focus), top - 4, x(view.focus), top + height, colour, thick);
+  }
+  for (const asked of trace.asked) ring(ctx, x(asked.block), y(asked.t), 3);
+}
+
+// --- draw the strip: one query's scores, blocks, window and tokens, one above the other ---
+
 // The tokens that the strip shows: all of them, or fewer around the block in focus.
 function stretch(trace, view, width) {
   const fewest = Math.min(trace.length, Math.max(4, width / (8 * trace.longest + 6)));
   const count = trace.length * (fewest / trace.length) ** (view.zoom / 100);
-  const middle = (view.focus + 0.5) * trace.select_block_size;
+  const middle = (view.focus + 0.5) * trace.selectBlockSize;
   const first = clamp(middle - count / 2, 0, trace.length - count);
   return {
     first, count, width,
@@ -322,119 +275,181 @@ function stretch(trace, view, width) {
 const ROWS = { p: [20, 58], importance: [100, 64], blocks: [168, 24], window: [196, 14],
   tokens: [214, 20], ids: [238, 12] };
 
-function drawStrip(canvas, trace, view, t) {
-  const { ctx, width } = begin(canvas), size = trace.select_block_size;
-  const place = stretch(trace, view, width), { x, wide } = place;
-  const kinds = trace.kinds(view, t), own = trace.begun(t) - 1, answer = trace.answerBlock(t);
+function drawStrip(canvas, trace, view, now) {
+  const { ctx, width } = begin(canvas);
+  const place = stretch(trace, view, width);
+  const kinds = trace.kinds(now);
+  const size = trace.selectBlockSize;
   ctx.fillStyle = "#FFF3C4"; // the block in focus, behind everything
-  ctx.fillRect(x(view.focus * size), 14, wide(size), 238);
-  drawCompressed(ctx, trace, view, t, place);
-  drawImportance(ctx, trace, view, t, kinds, place);
+  ctx.fillRect(place.x(view.focus * size), 14, place.wide(size), 238);
+  drawCompressed(ctx, trace, now, place);
+  drawImportance(ctx, trace, now, kinds, place);
   drawBlocks(ctx, trace, kinds, place);
-  const begins = trace.windowStart(t);
-  box(ctx, "window", x(begins), ROWS.window[0], wide(t + 1 - begins), ROWS.window[1]);
-  ctx.strokeStyle = "#000000";
-  ctx.lineWidth = 2;
-  ctx.strokeRect(x(own * size), ROWS.blocks[0], wide(size), ROWS.blocks[1]); // the query's own block
-  line(ctx, x(t + 0.5), ROWS.blocks[0] - 3, x(t + 0.5), ROWS.tokens[0] + 2); // the query
-  if (answer >= 0) ring(ctx, x((answer + 0.5) * size), ROWS.blocks[0] + 12, 5);
+  drawQuery(ctx, trace, now, place);
   drawTokens(ctx, trace, place);
 }
 
-function line(ctx, x0, y0, x1, y1) {
-  ctx.beginPath();
-  ctx.moveTo(x0, y0);
-  ctx.lineTo(x1, y1);
-  ctx.stroke();
-}
-
-function drawBlocks(ctx, trace, kinds, { x, wide, shows }) {
-  const size = trace.select_block_size, every = Math.ceil(20 / wide(size)); // ids need 20 pixels
-  for (let j = 0; j < trace.facts.blocks; j++) {
-    const tokens = Math.min(size, trace.length - j * size); // the last block may be cut short
-    if (!shows(j * size, tokens)) continue;
-    box(ctx, KINDS[kinds[j]], x(j * size), ROWS.blocks[0], wide(tokens), ROWS.blocks[1]);
-    if (j % every === 0) text(ctx, j, x((j + 0.5) * size), ROWS.ids[0] + 6, "center");
-  }
-}
-
-function drawTokens(ctx, trace, { first, count, readable, x, wide }) {
-  const [top, height] = ROWS.tokens;
-  if (!readable) return text(ctx, "zoom in to read the tokens", 2, top + 11);
-  ctx.strokeStyle = "#DDDDDD";
-  ctx.lineWidth = 1;
-  for (let s = Math.floor(first); s < Math.min(trace.length, first + count); s++) {
-    ctx.strokeRect(x(s), top, wide(1), height);
-    text(ctx, trace.tokens[s], x(s + 0.5), top + 11, "center");
-  }
-}
-
 // A bar for each compressed block, the heads' shares one above the other.
-function drawCompressed(ctx, trace, view, t, { x, wide, shows }) {
-  const [top, height] = ROWS.p, { stride, parts } = trace;
+function drawCompressed(ctx, trace, now, { x, wide, shows }) {
+  const [top, height] = ROWS.p;
+  const { parts, facts: { bars: { first, step } } } = trace;
   if (!parts) return text(ctx, "compressed scores (Eq. 8): left out, to keep the file small", 2, 8);
   const heads = parts > 1 ? `the ${parts} heads stacked` : "summed over the group's heads";
   text(ctx, `score of each compressed block (Eq. 8), ${heads}`, 2, 8);
-  const bars = Array.from({ length: trace.visible(t) }, (_, i) =>
-    Array.from({ length: parts }, (_, part) => trace.probability(view, t, part, i)));
-  const most = Math.max(1e-9, ...bars.map((bar) => bar.reduce((a, b) => a + b)));
-  bars.forEach((bar, i) => {
-    const token = i * stride + (trace.block_size - stride) / 2; // the middle of the block
-    if (!shows(token, stride)) return;
+  const p = Array.from({ length: parts }, (_, part) => trace.probabilities(now, part));
+  const most = Math.max(1e-9, ...p[0].map((_, i) => p.reduce((sum, head) => sum + head[i], 0)));
+  for (let i = 0; i < now.seen; i++) {
+    const token = first + i * step;
+    if (!shows(token, step)) continue;
     let bottom = top + height;
-    bar.forEach((p, part) => {
-      const tall = (p / most) * height;
+    p.forEach((head, part) => {
+      const tall = (head[i] / most) * height;
       bottom -= tall;
       ctx.fillStyle = part % 2 ? "#1F78A8" : "#56B4E9";
-      ctx.fillRect(x(token), bottom, Math.max(1, wide(stride) - 1), tall);
+      ctx.fillRect(x(token), bottom, Math.max(1, wide(step) - 1), tall);
     });
-  });
+  }
 }
 
 // A bar for each selection block, and the line that a block must pass to be chosen.
-function drawImportance(ctx, trace, view, t, kinds, { x, wide, shows, width }) {
-  const [top, height] = ROWS.importance, size = trace.select_block_size;
-  const scores = Array.from({ length: trace.begun(t) }, (_, j) => trace.score(view, t, j));
+function drawImportance(ctx, trace, { scores, byScore }, kinds, { x, wide, shows, width }) {
+  const [top, height] = ROWS.importance;
+  const size = trace.selectBlockSize;
   const most = Math.max(1e-9, ...scores.filter((score) => !Number.isNaN(score)));
   const largest = most > 1e-9 ? most.toPrecision(3) : 0;
   text(ctx, `importance of each selection block (Eq. 9 and 10), largest ${largest}`, 2, 88);
   scores.forEach((score, j) => {
     if (!shows(j * size, size)) return;
-    if (Number.isNaN(score)) return text(ctx, "NaN", x((j + 0.5) * size), top + height - 8, "center");
+    if (Number.isNaN(score)) return text(ctx, "NaN", x((j + 0.5) * size), top + 56, "center");
     const tall = (score / most) * height;
-    box(ctx, KINDS[kinds[j]], x(j * size) + 1, top + height - tall, Math.max(1, wide(size) - 2), tall);
+    const broad = Math.max(1, wide(size) - 2);
+    box(ctx, KINDS[kinds[j]], x(j * size) + 1, top + height - tall, broad, tall);
   });
   const chosen = scores.filter((score, j) => kinds[j] === 2 && !Number.isNaN(score));
-  if (!chosen.length || !trace.byScore(view)) return;
+  if (!chosen.length || !byScore) return;
   const y = top + height * (1 - Math.min(...chosen) / most);
   ctx.setLineDash([5, 4]);
-  ctx.strokeStyle = "#000000";
-  ctx.lineWidth = 1;
-  line(ctx, 0, y, width, y);
+  line(ctx, 0, y, width, y, "#000000", 1);
   ctx.setLineDash([]);
 }
 
-function drawGates(canvas, trace, view, t) {
-  const { ctx, width, height } = begin(canvas), third = width / 3, top = 20;
-  ["compressed", "selected", "window"].forEach((branch, b) => {
-    text(ctx, `${branch} gate ${trace.gate(view, t, b)}`, b * third + 2, 8);
-    const levels = trace.gateLevels(view, t, b), wide = Math.min(26, (third - 16) / levels.length);
-    levels.forEach((level, r) => {
-      const tall = level === trace.facts.nan ? 0 : (level / 65534) * (height - top - 2);
-      ctx.strokeStyle = LINE;
-      ctx.strokeRect(b * third + 2 + r * wide, top, wide - 3, height - top - 2); // a full gate, 1
-      box(ctx, branch, b * third + 2 + r * wide, height - 2 - tall, wide - 3, tall);
-    });
+function drawBlocks(ctx, trace, kinds, { x, wide, shows }) {
+  const [top, height] = ROWS.blocks;
+  const size = trace.selectBlockSize;
+  const every = Math.ceil(20 / wide(size)); // ids need 20 pixels
+  kinds.forEach((kind, j) => {
+    const tokens = Math.min(size, trace.length - j * size); // the last block may be cut short
+    if (!shows(j * size, tokens)) return;
+    box(ctx, KINDS[kind], x(j * size), top, wide(tokens), height);
+    if (j % every === 0) text(ctx, j, x((j + 0.5) * size), ROWS.ids[0] + 6, "center");
   });
 }
 
-// A token as one can see it: spaces, line ends and other signs that print nothing get a picture.
-function visible(token) {
-  return token.replace(/\n/g, "\u23CE").replace(/\t/g, "\u21E5").replace(/ /g, "\u00B7")
-    .replace(/[\u0000-\u001F\u007F]/g, "\u25A1");
+// The window, the query's own block, the query in it, and the block that holds its answer.
+function drawQuery(ctx, trace, { t, windowFirst, answer }, { x, wide }) {
+  const [top, height] = ROWS.blocks;
+  const size = trace.selectBlockSize;
+  const [windowTop, windowHeight] = ROWS.window;
+  box(ctx, "window", x(windowFirst), windowTop, wide(t + 1 - windowFirst), windowHeight);
+  outline(ctx, x(trace.own(t) * size), top, wide(size), height, "#000000", 2);
+  line(ctx, x(t + 0.5), top - 3, x(t + 0.5), ROWS.tokens[0] + 2, "#000000", 2);
+  if (answer >= 0) ring(ctx, x((answer + 0.5) * size), top + 12, 5);
 }
 
-// --- the page around the drawings ---
+function drawTokens(ctx, trace, { first, count, readable, x, wide }) {
+  const [top, height] = ROWS.tokens;
+  if (!readable) return text(ctx, "zoom in to read the tokens", 2, top + 11);
+  for (let s = Math.floor(first); s < Math.min(trace.length, first + count); s++) {
+    outline(ctx, x(s), top, wide(1), height, "#DDDDDD", 1);
+    text(ctx, trace.tokens[s], x(s + 0.5), top + 11, "center");
+  }
+}
+
+// Below the strip: a bar for each head and branch.
+function drawGates(canvas, trace, now) {
+  const { ctx, width, height } = begin(canvas);
+  const third = width / 3;
+  const top = 20;
+  const full = height - top - 2; // a gate of 1
+  const wide = Math.min(26, (third - 16) / trace.heads);
+  ["compressed", "selected", "window"].forEach((branch, b) => {
+    const left = b * third + 2;
+    text(ctx, `${branch} gate ${trace.gateWords(now, b)}`, left, 8);
+    for (let r = 0; r < trace.heads; r++) {
+      const tall = trace.gate(now, b, r) * full;
+      outline(ctx, left + r * wide, top, wide - 3, full, LINE, 0.5);
+      box(ctx, branch, left + r * wide, height - 2 - tall, wide - 3, tall);
+    }
+  });
+}
+
+// --- the sentence, and what else the numbers of one query say ---
+
+const list = (ids) => [...ids].sort((a, b) => a - b).join(" ") || "none";
+
+function range(first, last) {
+  if (last < first) return "none";
+  return last === first ? `${first}` : `${first}-${last}`;
+}
+
+function sentence(trace, now) { // the words of TracedSequence.describe
+  const { t, taken, forced, byScore, seen, windowFirst } = now;
+  const how = byScore ? "by score" : "not by score";
+  const free = list(taken.subarray(forced));
+  const selected = taken.length ? `${list(taken)} (${free} ${how})` : "none";
+  const gates = [0, 1, 2].map((branch) => trace.gateWords(now, branch)).join(" ");
+  return `query ${t}: compressed blocks ${range(0, seen - 1)}, selected ${selected}, ` +
+    `window ${range(windowFirst, t)}, gates ${gates}`;
+}
+
+function remarks(trace, view, now) { // a line each
+  const { t, taken, byScore, scores, ranked, answer } = now;
+  const lines = [margin(now)];
+  if (t > trace.first && taken.length) {
+    const before = trace.at(view, t - 1).taken;
+    const shared = taken.filter((j) => before.includes(j));
+    const percent = Math.round((100 * shared.length) / taken.length);
+    lines.push(`overlap with query ${t - 1}: ${percent} % of the blocks`);
+  }
+  const traced = trace.facts.traced_n;
+  if (view.n !== traced && byScore) {
+    const then = trace.at({ ...view, n: traced }, t).taken;
+    const out = list(then.subarray(taken.length));
+    const into = list(taken.subarray(then.length));
+    lines.push(`n = ${view.n} for ${traced}: blocks ${out} drop out, ${into} come in`);
+  }
+  const found = taken.includes(answer) ? "selected" : "not selected";
+  if (answer >= 0) lines.push(`answer in block ${answer}: ${found}`);
+  const bad = ranked.filter((j) => Number.isNaN(scores[j]));
+  if (bad.length) lines.push(`scores of blocks ${list(bad)} are NaN; the layer counts them as 0`);
+  return lines;
+}
+
+function margin({ byScore, ranked, taken, forced, scores }) { // of the last taken over the next
+  if (!byScore) return "these blocks were not chosen by their score, so n cannot be changed";
+  const [last, next] = ranked.subarray(taken.length - 1, taken.length + 1);
+  if (next === undefined) return "no block is left out";
+  if (taken.length === forced) return "only forced blocks are selected";
+  const score = (j) => scores[j].toPrecision(3);
+  return `lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} ` +
+    `(block ${next}); margin ${(scores[last] - scores[next]).toPrecision(2)}`;
+}
+
+function blockWords(trace, j) {
+  const from = j * trace.selectBlockSize;
+  const to = Math.min(trace.length, from + trace.selectBlockSize);
+  const tokens = trace.tokens.slice(from, to).join(trace.longest > 1 ? " " : "");
+  return `block ${j}, tokens ${range(from, to - 1)}: ${tokens}`;
+}
+
+function checkpointWords(trace, view) {
+  const words = trace.facts.checkpoints[view.checkpoint];
+  if (!trace.asked.length) return words;
+  const found = trace.asked.filter(({ t, block }) => trace.at(view, t).taken.includes(block));
+  return `${words}: ${found.length} of ${trace.asked.length} answers' blocks selected`;
+}
+
+// --- the page around the drawings, and its keys ---
 
 const LAYOUT = `
   <div class="nsa-controls"></div>
@@ -446,14 +461,16 @@ const LAYOUT = `
     <div>
       <canvas class="nsa-strip" tabindex="0" role="slider"
         aria-label="Sequence as a strip: which block is in focus"></canvas>
-      <canvas class="nsa-gates" role="img" aria-label="Gates of each head; the sentence gives their means"></canvas>
+      <canvas class="nsa-gates" role="img"
+        aria-label="Gates of each head; the sentence gives their means"></canvas>
       <ul class="nsa-remarks"></ul>
     </div>
   </div>
   <p class="nsa-reader"></p>
   <div class="nsa-legend"></div>
-  <p class="nsa-keys">Keys on the map: arrows, Page Up and Page Down, Home, End. On the strip: arrows
-    move the block in focus, comma and full stop go to the next selected one, plus and minus zoom.</p>`;
+  <p class="nsa-keys">Keys on the map: arrows, Page Up and Page Down, Home, End. On the strip:
+    arrows move the block in focus, comma and full stop go to the next selected one, plus and minus
+    zoom.</p>`;
 
 function element(tag, inside = "", attributes = {}) {
   const made = document.createElement(tag);
@@ -464,7 +481,8 @@ function element(tag, inside = "", attributes = {}) {
 
 // A labelled range; its number stands beside it.
 function slider(parent, name, [low, high], changed) {
-  const label = element("label", `${name} `), output = element("output");
+  const label = element("label", `${name} `);
+  const output = element("output");
   const input = element("input", "", { type: "range", min: low, max: high, "aria-label": name });
   input.disabled = low === high;
   input.addEventListener("input", () => changed(Number(input.value)));
@@ -481,149 +499,142 @@ function slider(parent, name, [low, high], changed) {
 }
 
 function legend(parent) {
-  const names = { forced: "forced", selected: "selected", unused: "not selected",
+  const kinds = { forced: "forced", selected: "selected", unused: "not selected",
     unseen: "not begun", window: "window", compressed: "compressed" };
-  for (const [kind, name] of Object.entries(names)) {
+  const marks = ["thick border: own block", "ring: the answer's block", "yellow: block in focus",
+    "dashes: the last score that was chosen"];
+  for (const [kind, name] of Object.entries(kinds)) {
     const item = element("span");
     const swatch = element("canvas", "", { width: 22, height: 16, "aria-hidden": "true" });
     box(swatch.getContext("2d"), kind, 0.5, 0.5, 21, 15);
     item.append(swatch, ` ${name}`);
     parent.append(item);
   }
-  parent.append(element("span", "thick border: own block"), element("span", "ring: the answer's block"),
-    element("span", "yellow: block in focus"), element("span", "dashes: the last score that was chosen"));
+  parent.append(...marks.map((mark) => element("span", mark)));
 }
 
 class Explorer {
   constructor(root, trace, model) {
-    Object.assign(this, { root, trace, model, cache: {}, hovered: null, timer: null });
-    this.view = { zoom: 0, focus: 0 };
     root.className = "nsa-explorer";
     root.innerHTML = LAYOUT;
-    const find = (name) => root.querySelector(`.nsa-${name}`);
-    Object.assign(this, { map: find("map"), strip: find("strip"), gates: find("gates") });
-    this.parts = { sentence: find("sentence"), spoken: find("spoken"), remarks: find("remarks"),
-      reader: find("reader") };
-    legend(find("legend"));
-    this.makeControls(find("controls"));
+    Object.assign(this, { root, trace, model, drawnMap: {}, timer: null });
+    for (const name of ["map", "strip", "gates", "sentence", "spoken", "remarks", "reader"]) {
+      this[name] = root.querySelector(`.nsa-${name}`);
+    }
+    legend(root.querySelector(".nsa-legend"));
+    this.makeControls(root.querySelector(".nsa-controls"));
     for (const part of root.querySelectorAll("canvas, input, button")) {
       part.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves its keys to it
     }
+    const query = model.get("query");
+    this.view = { query, focus: trace.own(query), zoom: 0, hovered: null };
     this.listen();
-    for (const name of CHOICES) this.view[name] = model.get(name);
-    this.view.focus = trace.begun(this.view.query) - 1;
-    this.changed();
+    this.follow();
   }
 
   makeControls(parent) {
     const { ranges, checkpoints } = this.trace.facts;
     this.play = element("button", "Play", { type: "button" });
-    this.play.addEventListener("click", () => this.setPlaying(!this.timer));
     parent.append(this.play);
     this.controls = {};
     for (const name of CHOICES) {
       if (name === "checkpoint" && checkpoints.length === 1) continue;
       this.controls[name] = slider(parent, name, ranges[name], (value) => this.choose(name, value));
     }
-    this.zoom = slider(parent, "zoom", [0, 100], (value) => this.look({ zoom: value }));
+    this.controls.zoom = slider(parent, "zoom", [0, 100], (zoom) => this.look({ zoom }));
+  }
+
+  choose(name, value) { // a choice that Python sees
+    if (name === "query") this.view.hovered = null;
+    this.model.set(name, clamp(value, ...this.trace.facts.ranges[name]));
+    this.model.save_changes();
+  }
+
+  follow() { // what was chosen, here or in Python; speak once it rests
+    const { view, trace, model } = this;
+    const onOwn = view.focus === trace.own(view.query);
+    for (const name of CHOICES) view[name] = model.get(name);
+    if (onOwn) view.focus = trace.own(view.query);
+    clearTimeout(this.speaking);
+    this.speaking = setTimeout(() => {
+      this.spoken.textContent = trace.describe(view, view.query);
+    }, 250);
+    this.redraw();
+  }
+
+  look(change) { // a choice that only this page knows
+    const view = Object.assign(this.view, change);
+    view.focus = clamp(view.focus, 0, this.trace.facts.blocks - 1);
+    view.zoom = clamp(view.zoom, 0, 100);
+    this.redraw();
   }
 
   listen() {
-    const { queries, blocks, ranges } = this.trace.facts;
-    const query = (event) => {
-      const y = (event.offsetY - MAP.top) / mapPlace(this.map).height;
-      return clamp(this.trace.first + Math.floor(y * queries), ...ranges.query);
+    const { map, strip, trace } = this;
+    const query = (event) => { // under the mouse
+      const down = (event.offsetY - MAP.top) / mapPlace(map).height;
+      const at = trace.first + Math.floor(down * trace.facts.queries);
+      return clamp(at, ...trace.facts.ranges.query);
     };
-    const block = (x) => clamp(Math.floor(x), 0, blocks - 1);
-    const across = (event) =>
-      block(((event.offsetX - MAP.left) / mapPlace(this.map).width) * blocks);
-    this.map.addEventListener("mousemove", (event) => this.look({ hovered: query(event) }));
-    this.map.addEventListener("mouseleave", () => this.look({ hovered: null }));
-    this.map.addEventListener("click", (event) => {
-      this.look({ focus: across(event) });
+    map.addEventListener("mousemove", (event) => this.look({ hovered: query(event) }));
+    map.addEventListener("mouseleave", () => this.look({ hovered: null }));
+    map.addEventListener("click", (event) => {
+      const across = (event.offsetX - MAP.left) / mapPlace(map).width;
+      this.look({ focus: Math.floor(across * trace.facts.blocks) });
       this.choose("query", query(event));
     });
-    this.map.addEventListener("keydown", (event) => this.key(event, this.mapKeys()));
-    this.strip.addEventListener("click", (event) => {
-      const { first, count } = stretch(this.trace, this.view, this.strip.clientWidth);
-      const token = first + (event.offsetX / this.strip.clientWidth) * count;
-      this.look({ focus: block(token / this.trace.select_block_size) });
+    strip.addEventListener("click", (event) => {
+      const { first, count } = stretch(trace, this.view, strip.clientWidth);
+      const token = first + (event.offsetX / strip.clientWidth) * count;
+      this.look({ focus: Math.floor(token / trace.selectBlockSize) });
     });
-    this.strip.addEventListener("keydown", (event) => this.key(event, this.stripKeys()));
+    map.addEventListener("keydown", (event) => this.key(event, this.mapKeys()));
+    strip.addEventListener("keydown", (event) => this.key(event, this.stripKeys()));
+    this.play.addEventListener("click", () => this.setPlaying(!this.timer));
     this.resized = new ResizeObserver(() => this.redraw());
     this.resized.observe(this.root);
-    this.follow = () => {
-      const follows = this.view.focus === this.trace.begun(this.view.query) - 1; // on the own block
-      for (const name of CHOICES) this.view[name] = this.model.get(name);
-      if (follows) this.view.focus = this.trace.begun(this.view.query) - 1;
-      this.changed();
-    };
-    for (const name of CHOICES) this.model.on(`change:${name}`, this.follow);
+    this.followed = () => this.follow();
+    for (const name of CHOICES) this.model.on(`change:${name}`, this.followed);
   }
 
-  mapKeys() { // what each key makes of the query
-    const { query } = this.view, [low, high] = this.trace.facts.ranges.query;
+  mapKeys() { // what each key does
+    const { query } = this.view;
+    const [low, high] = this.trace.facts.ranges.query;
     const page = Math.ceil((high - low) / 10);
-    const go = { ArrowDown: query + 1, ArrowRight: query + 1, ArrowUp: query - 1,
-      ArrowLeft: query - 1, PageDown: query + page, PageUp: query - page, Home: low, End: high };
-    return (key) => {
-      if (key in go) this.choose("query", clamp(go[key], low, high));
-      return key in go;
-    };
+    const to = (t) => () => this.choose("query", t);
+    return { ArrowDown: to(query + 1), ArrowRight: to(query + 1), ArrowUp: to(query - 1),
+      ArrowLeft: to(query - 1), PageDown: to(query + page), PageUp: to(query - page),
+      Home: to(low), End: to(high) };
   }
 
-  stripKeys() { // what each key does to the focus and the zoom
-    const { focus, zoom, query } = this.view, last = this.trace.facts.blocks - 1;
-    const chosen = this.trace.selected(this.view, query);
-    const go = { ArrowRight: focus + 1, ArrowLeft: focus - 1, Home: 0, End: last,
-      ".": chosen.find((j) => j > focus) ?? focus, ",": chosen.findLast((j) => j < focus) ?? focus };
-    const sizes = { "+": zoom + 10, "=": zoom + 10, "-": zoom - 10 };
-    return (key) => {
-      if (key in go) this.look({ focus: clamp(go[key], 0, last) });
-      else if (key in sizes) this.look({ zoom: clamp(sizes[key], 0, 100) });
-      else return false;
-      return true;
-    };
+  stripKeys() {
+    const { focus, zoom, query } = this.view;
+    const chosen = this.trace.at(this.view, query).taken.slice().sort();
+    const to = (j) => () => this.look({ focus: j });
+    const wider = (percent) => () => this.look({ zoom: zoom + percent });
+    return { ArrowRight: to(focus + 1), ArrowLeft: to(focus - 1), Home: to(0), End: to(Infinity),
+      ".": to(chosen.find((j) => j > focus) ?? focus),
+      ",": to(chosen.findLast((j) => j < focus) ?? focus),
+      "+": wider(10), "=": wider(10), "-": wider(-10) };
   }
 
-  key(event, act) {
-    if (event.ctrlKey || event.altKey || event.metaKey || !act(event.key)) return;
+  key(event, actions) {
+    if (event.ctrlKey || event.altKey || event.metaKey || !(event.key in actions)) return;
+    actions[event.key]();
     event.preventDefault();
     event.stopPropagation();
   }
 
-  choose(name, value) { // a choice that Python sees
-    if (name === "query") this.hovered = null;
-    this.model.set(name, value);
-    this.model.save_changes();
-  }
-
-  look({ hovered = this.hovered, ...rest }) { // a choice that only this page knows
-    this.hovered = hovered;
-    Object.assign(this.view, rest);
-    this.redraw();
-  }
-
   setPlaying(on) {
-    const [low, high] = this.trace.facts.ranges.query;
+    const { queries, ranges: { query: [low, high] } } = this.trace.facts;
+    const step = () => {
+      if (this.view.query >= high) this.setPlaying(false);
+      else this.choose("query", this.view.query + Math.ceil(queries / 256));
+    };
     if (on && this.view.query >= high) this.choose("query", low); // once more from the top
     clearInterval(this.timer);
     this.play.textContent = on ? "Pause" : "Play";
-    this.timer = on ? setInterval(() => this.step(), 120) : null;
-  }
-
-  step() {
-    const { queries, ranges: { query: [low, high] } } = this.trace.facts, step = Math.ceil(queries / 256);
-    if (this.view.query >= high) this.setPlaying(false);
-    else this.choose("query", clamp(this.view.query + step, low, high));
-  }
-
-  changed() { // speak, once the choice rests
-    clearTimeout(this.speaking);
-    this.speaking = setTimeout(() => {
-      this.parts.spoken.textContent = this.trace.describe(this.view, this.view.query);
-    }, 250);
-    this.redraw();
+    this.timer = on ? setInterval(step, 120) : null;
   }
 
   redraw() {
@@ -634,45 +645,30 @@ class Explorer {
   }
 
   draw() {
-    const { trace, view } = this, t = this.hovered ?? view.query;
-    drawMap(this.map, trace, view, t, this.cache);
-    drawStrip(this.strip, trace, view, t);
-    drawGates(this.gates, trace, view, t);
-    this.write(t);
-  }
-
-  write(t) { // everything that is text
-    const { trace, view, parts, controls } = this;
-    parts.sentence.textContent = trace.describe(view, t);
-    parts.remarks.replaceChildren(...remarks(trace, view, t).map((line) => element("li", line)));
-    const size = trace.select_block_size, from = view.focus * size;
-    const to = Math.min(trace.length, from + size);
-    const tokens = trace.tokens.slice(from, to);
-    parts.reader.textContent = `block ${view.focus}, tokens ${range(from, to - 1)}: ` +
-      tokens.join(trace.longest > 1 ? " " : "");
+    const { trace, view, controls } = this;
+    const now = trace.at(view, view.hovered ?? view.query);
+    drawMap(this.map, trace, view, now.t, this.drawnMap);
+    drawStrip(this.strip, trace, view, now);
+    drawGates(this.gates, trace, now);
+    this.sentence.textContent = sentence(trace, now);
+    this.remarks.replaceChildren(...remarks(trace, view, now).map((line) => element("li", line)));
+    this.reader.textContent = blockWords(trace, view.focus);
     for (const name in controls) controls[name].show(view[name]);
-    if (controls.checkpoint) controls.checkpoint.show(view.checkpoint, this.checkpointWords());
+    controls.checkpoint?.show(view.checkpoint, checkpointWords(trace, view));
     controls.n.input.disabled = !trace.byScore(view);
-    this.zoom.show(view.zoom, `${view.zoom} %`);
-    const [low, high] = trace.facts.ranges.query;
-    aria(this.map, low, high, view.query, trace.describe(view, view.query));
-    aria(this.strip, 0, trace.facts.blocks - 1, view.focus, parts.reader.textContent);
-  }
-
-  checkpointWords() {
-    const { trace, view } = this, words = trace.facts.checkpoints[view.checkpoint];
-    if (!trace.asked.length) return words;
-    return `${words}: ${trace.answersFound(view)} of ${trace.asked.length} answers' blocks selected`;
+    controls.zoom.show(view.zoom, `${view.zoom} %`);
+    aria(this.map, trace.facts.ranges.query, view.query, trace.describe(view, view.query));
+    aria(this.strip, [0, trace.facts.blocks - 1], view.focus, this.reader.textContent);
   }
 
   close() {
     this.setPlaying(false);
     this.resized.disconnect();
-    for (const name of CHOICES) this.model.off(`change:${name}`, this.follow);
+    for (const name of CHOICES) this.model.off(`change:${name}`, this.followed);
   }
 }
 
-function aria(canvas, low, high, now, words) {
+function aria(canvas, [low, high], now, words) {
   const values = { valuemin: low, valuemax: high, valuenow: now, valuetext: words };
   for (const [name, value] of Object.entries(values)) canvas.setAttribute(`aria-${name}`, value);
 }
@@ -686,16 +682,16 @@ async function render({ model, el }) {
 
 // Stands in for the notebook's model on a page of its own.
 function pageModel(values) {
-  const listeners = {};
+  const news = new EventTarget();
   return {
     get: (name) => values[name],
     set(name, value) {
       values[name] = value;
-      for (const listener of listeners[`change:${name}`] ?? []) listener();
+      news.dispatchEvent(new Event(`change:${name}`));
     },
-    on: (event, listener) => (listeners[event] ??= []).push(listener),
-    off: () => {},
-    save_changes: () => {},
+    on: (event, listener) => news.addEventListener(event, listener),
+    off: (event, listener) => news.removeEventListener(event, listener),
+    save_changes() {},
   };
 }
 

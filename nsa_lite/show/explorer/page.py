@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from nsa_lite.checks import require
-from nsa_lite.show.explorer.arrays import packed_within
+from nsa_lite.show.explorer.packing import packed_within
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 HERE = Path(__file__).parent

@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nsa_lite.blocks import num_select_blocks
 from nsa_lite.show import plots
 from nsa_lite.show.explorer.sequence import Place, TracedSequence
 
@@ -43,17 +42,17 @@ def draw_queries(sequence: TracedSequence, place: Place, queries: list[int]) -> 
 
 
 def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> None:
-    c = sequence.config
-    chosen, forced = sequence.selected(place, t), sequence.forced(t)
+    chosen = sequence.selected(place, t)
+    forced = sequence.forced(t)
     score = sequence.trace(place).importance[sequence.row, place.group, t - sequence.start]
     score = score.cpu().nan_to_num(nan=0.0)
     top = float(score.max()) or 1.0
-    for j in range(num_select_blocks(t + 1, c.select_block_size)):
-        kind = "unused" if j not in chosen else "forced" if j in forced else "selected"
+    for j in range(sequence.begun(t)):
+        kind = _kind_of_block(j, chosen, forced)
         plots.cell(ax, j, 0, 1, kind, float(score[j]))
         plots.cell(ax, j, -0.26 * top, 1, kind, 0.2 * top)
-    first = max(0, t - c.window + 1)
-    size = c.select_block_size
+    first = sequence.window_first(t)
+    size = sequence.config.select_block_size
     plots.cell(ax, first / size, -0.52 * top, (t + 1 - first) / size, "window", 0.2 * top)
     if (answer := sequence.answer_block(t)) is not None:
         ax.plot(answer + 0.5, 1.12 * top, marker="v", color="black", clip_on=False)
@@ -61,9 +60,15 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     ax.spines["bottom"].set_visible(False)
     step = -(-sequence.blocks // 8)
     ids = range(0, sequence.blocks, step)
-    ax.set_xticks([j + 0.5 for j in ids], ids)
+    ax.set_xticks([j + 0.5 for j in ids], [str(j) for j in ids])
     ax.set_yticks([0, top], ["0", f"{top:.2g}"])
     ax.set_title(_title(sequence, chosen, t), fontsize=10)
+
+
+def _kind_of_block(j: int, chosen: list[int], forced: list[int]) -> str:
+    if j not in chosen:
+        return "unused"
+    return "forced" if j in forced else "selected"
 
 
 def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:
@@ -78,45 +83,14 @@ def draw_tokens(sequence: TracedSequence, place: Place, t: int, columns: int = 8
 
     A box marks the query. Tokens must be single characters; a longer line goes on in the next.
     """
-    chosen, forced, c = sequence.selected(place, t), sequence.forced(t), sequence.config
+    kinds = _kinds_of_tokens(sequence, place, t)
+    where = _positions(sequence.tokens, columns)
+    rows = where[-1][1] + 1
     with plt.rc_context():
         plots.use_style()
-        where = _positions(sequence.tokens, columns)
-        rows = where[-1][1] + 1
         figure, ax = plt.subplots(figsize=(plots.WIDTH, 0.5 + 0.24 * rows))
-        for s, (x, y) in enumerate(where):
-            j = s // c.select_block_size
-            kind = (
-                "masked"
-                if s > t
-                else "forced"
-                if j in forced
-                else "selected"
-                if j in chosen
-                else "window"
-                if s > t - c.window
-                else "unused"
-            )
-            ax.add_patch(
-                Rectangle(
-                    (x, y + 0.7),
-                    1,
-                    0.3,
-                    facecolor=plots.COLOURS[kind],
-                    linewidth=0,
-                    edgecolor="white",
-                    hatch=plots.HATCHES.get(kind),
-                )
-            )
-            ax.text(
-                x + 0.5,
-                y + 0.4,
-                sequence.tokens[s].strip(),
-                ha="center",
-                va="center",
-                family="monospace",
-                fontsize=9,
-            )
+        for token, kind, corner in zip(sequence.tokens, kinds, where, strict=True):
+            _draw_token(ax, token.strip(), kind, corner)
         ax.add_patch(Rectangle(where[t], 1, 0.7, facecolor="none", edgecolor="black", linewidth=2))
         ax.set(xlim=(0, columns), ylim=(rows, 0))
         ax.axis("off")
@@ -125,12 +99,53 @@ def draw_tokens(sequence: TracedSequence, place: Place, t: int, columns: int = 8
     return figure
 
 
+def _kinds_of_tokens(sequence: TracedSequence, place: Place, t: int) -> list[str]:
+    """How query t reads each token: through its block first, else through the window."""
+    chosen = sequence.selected(place, t)
+    forced = sequence.forced(t)
+    kinds = []
+    for s in range(sequence.length):
+        j = s // sequence.config.select_block_size
+        if s > t:
+            kinds.append("masked")
+        elif j in forced:
+            kinds.append("forced")
+        elif j in chosen:
+            kinds.append("selected")
+        elif s >= sequence.window_first(t):
+            kinds.append("window")
+        else:
+            kinds.append("unused")
+    return kinds
+
+
+def _draw_token(ax: Axes, sign: str, kind: str, corner: tuple[int, int]) -> None:
+    x, y = corner
+    line = Rectangle(
+        (x, y + 0.7),
+        1,
+        0.3,
+        facecolor=plots.COLOURS[kind],
+        linewidth=0,
+        edgecolor="white",
+        hatch=plots.HATCHES.get(kind),
+    )
+    ax.add_patch(line)
+    ax.text(x + 0.5, y + 0.4, sign, ha="center", va="center", family="monospace", fontsize=9)
+
+
 def _positions(tokens: list[str], columns: int) -> list[tuple[int, int]]:
     """Column and row of each character; a line end stands at the end of its own line."""
-    places, x, y = [], 0, 0
+    places = []
+    x = 0
+    y = 0
     for token in tokens:
         if x == columns:
-            x, y = 0, y + 1
+            x = 0
+            y += 1
         places.append((x, y))
-        x, y = (0, y + 1) if token == "\n" else (x + 1, y)
+        x += 1
+        if token == "\n":
+            x = 0
+            y += 1
     return places

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nsa_lite import NSAConfig, Trace
 from nsa_lite.checks import require
-from nsa_lite.config import NSAConfig
-from nsa_lite.layer import Trace
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 FORMAT = "nsa_lite traces 2"  # 1 had probabilities in 255 steps
@@ -57,12 +56,21 @@ def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
         header = json.loads(file["header"].tobytes()) if "header" in file else {}
         require(header.get("format") == FORMAT, "path", str(path), f"holds no {FORMAT!r}")
         arrays = {name: torch.from_numpy(file[name]) for name in file if name != "header"}
+    traces = _traces_of(header, arrays)
+    names = header["checkpoints"]
+    layers = len(traces) // len(names)
+    checkpoints = {name: traces[i * layers : (i + 1) * layers] for i, name in enumerate(names)}
+    return TracedSequence(checkpoints, header["tokens"], arrays["answer_at"]), header["about"]
+
+
+def _traces_of(header: dict, arrays: dict[str, torch.Tensor]) -> list[Trace]:
+    """The traces of a file in the order in which they were written, each a batch of one."""
+    config = NSAConfig(**header["config"])
     p = arrays["p"].float() / STEPS * arrays["p_scale"][..., None]
-    config, start, names = NSAConfig(**header["config"]), header["start"], header["checkpoints"]
-    traces = [
+    return [
         Trace(
             config,
-            start,
+            header["start"],
             ids=arrays["ids"][i].int()[None],
             probabilities=p[i][None],
             importance=arrays["importance"][i][None],
@@ -71,12 +79,10 @@ def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
         )
         for i in range(len(p))
     ]
-    layers = len(traces) // len(names)
-    checkpoints = {name: traces[i * layers : (i + 1) * layers] for i, name in enumerate(names)}
-    return TracedSequence(checkpoints, header["tokens"], arrays["answer_at"]), header["about"]
 
 
 def _to_bytes(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each row in STEPS of its largest entry, and that entry."""
     scale = p.max(-1, initial=0.0)
-    return np.rint(STEPS * p / np.where(scale > 0, scale, 1)[..., None]).astype(np.uint8), scale
+    levels = np.rint(STEPS * p / np.where(scale > 0, scale, 1)[..., None])
+    return levels.astype(np.uint8), scale

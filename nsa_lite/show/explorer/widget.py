@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import matplotlib.pyplot as plt
@@ -11,12 +12,13 @@ import traitlets
 from PIL import Image
 from torch import Tensor
 
+from nsa_lite import DecoderLM
 from nsa_lite.checks import require
-from nsa_lite.model import DecoderLM
-from nsa_lite.show.explorer.arrays import packed_within
+from nsa_lite.show.explorer.arguments import Traces
+from nsa_lite.show.explorer.packing import packed_within
 from nsa_lite.show.explorer.page import page_of
 from nsa_lite.show.explorer.picture import draw_queries, four_queries
-from nsa_lite.show.explorer.sequence import Place, TracedSequence, Traces
+from nsa_lite.show.explorer.sequence import Place, TracedSequence
 
 HERE = Path(__file__).parent
 WIDGET_LIMIT = 32_000_000  # bytes sent to the notebook, at most, unless the scores alone are more
@@ -48,34 +50,38 @@ class SelectionExplorer(anywidget.AnyWidget):
         answer_at: Tensor | None = None,
         row: int = 0,
     ) -> None:
-        ready = isinstance(traces, TracedSequence)
-        self.sequence = s = traces if ready else TracedSequence(traces, tokens, answer_at, row)
-        facts, data = packed_within(s, WIDGET_LIMIT)
+        if isinstance(traces, TracedSequence):
+            self.sequence = traces
+        else:
+            self.sequence = TracedSequence(traces, tokens, answer_at, row)
+        facts, data = packed_within(self.sequence, WIDGET_LIMIT)
         super().__init__(
             facts=facts,
             data=data,
-            query=s.length - 1,
-            checkpoint=len(s.checkpoints) - 1,
-            n=s.config.num_selected,
+            query=self.sequence.length - 1,
+            checkpoint=len(self.sequence.checkpoints) - 1,
+            n=self.sequence.config.num_selected,
         )
 
     @classmethod
     def of_model(cls, model: DecoderLM, text: str | bytes | Tensor) -> "SelectionExplorer":
         """Run a model on a text and look at it; a tensor of tokens is (T,) or (T, S) int64."""
-        if isinstance(text, str | bytes):
+        if isinstance(text, Tensor):
+            tokens = text
+            labels = [" ".join(map(str, at)) for at in text.view(len(text), -1).tolist()]
+        else:
             labels = text.encode() if isinstance(text, str) else text
             require(len(labels) > 0, "text", repr(text), "must hold at least one byte")
             tokens = torch.tensor(list(labels))
-        else:
-            tokens, symbols = text, text.view(len(text), -1).tolist()
-            labels = [" ".join(map(str, at)) for at in symbols]
         with torch.no_grad():
-            traces = model(tokens[None].to(model.embedding.weight.device), return_traces=True)[1]
+            device = model.embedding.weight.device
+            _, traces = model(tokens[None].to(device), return_traces=True)
         return cls(traces, labels)
 
     @traitlets.validate("query", "checkpoint", "layer", "group", "n")
     def _in_range(self, proposal: dict) -> int:
-        name, value = proposal["trait"].name, proposal["value"]
+        name = proposal["trait"].name
+        value = proposal["value"]
         low, high = self.sequence.ranges()[name]
         require(low <= value <= high, name, value, f"must lie in {low} .. {high}")
         return value
@@ -95,11 +101,12 @@ class SelectionExplorer(anywidget.AnyWidget):
 
     def picture(self) -> bytes:
         """The query that is shown and three more, as a PNG of few colours: notebooks keep it."""
-        drawn, small = io.BytesIO(), io.BytesIO()
         queries = four_queries(self.sequence, self.query)
         figure = draw_queries(self.sequence, self.place, queries)
+        drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=96)
         plt.close(figure)
+        small = io.BytesIO()
         Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
         return small.getvalue()
 
@@ -108,12 +115,16 @@ class SelectionExplorer(anywidget.AnyWidget):
 
         Errors: ValueError when the scores alone are larger than that.
         """
-        path, state = Path(path), {"query": self.query, **self.place._asdict()}
+        state = {"query": self.query, **self.place._asdict()}
         page = page_of(self.sequence, state, title, self.describe(), self.picture())
-        path.write_text(page, "utf-8")
-        return path
+        written = Path(path)
+        written.write_text(page, "utf-8")
+        return written
 
-    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict] | None:
         """The widget; for readers without a kernel the same cell keeps a picture and a sentence."""
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data, metadata = bundle
         return {**data, "text/plain": self.describe(), "image/png": self.picture()}, metadata

@@ -15,9 +15,9 @@ from nsa_lite.lab.checkpoint import CheckpointError, load
 from nsa_lite.lab.evaluate import asked_span, hit_rate, loss_and_accuracy
 from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.tasks import Batch, Recall
-from nsa_lite.lab.train import TrainConfig, steps
-from nsa_lite.lab.train_command import main
-from nsa_lite.trace import Trace
+from nsa_lite.lab.train import main
+from nsa_lite.lab.training import TrainConfig, steps
+from nsa_lite.traces import Trace
 
 QUICK = dict(batch_size=2, threads=1)
 
@@ -192,10 +192,10 @@ def test_an_error_in_the_middle_of_a_step_leaves_the_last_whole_checkpoint(tmp_p
     next(run)
     run.close()
     clip = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr("nsa_lite.lab.train.nn.utils.clip_grad_norm_", lambda *_: 1 / 0)
+    monkeypatch.setattr("nsa_lite.lab.training.nn.utils.clip_grad_norm_", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(steps(config, tmp_path / "torn", resume=True))
-    monkeypatch.setattr("nsa_lite.lab.train.nn.utils.clip_grad_norm_", clip)
+    monkeypatch.setattr("nsa_lite.lab.training.nn.utils.clip_grad_norm_", clip)
     list(steps(config, tmp_path / "torn", resume=True))
     list(steps(config, tmp_path / "whole"))
     assert same(weights(tmp_path / "torn"), weights(tmp_path / "whole"))
@@ -223,20 +223,20 @@ def test_loss_and_accuracy_skip_what_is_not_asked():
 
 
 def test_the_curriculum_goes_on_when_its_stage_is_learned(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lite.lab.train.NEXT_STAGE_AT", -1.0)  # any accuracy is enough
+    monkeypatch.setattr("nsa_lite.lab.training.NEXT_STAGE_AT", -1.0)  # any accuracy is enough
     config = TrainConfig.preset("recall", "dense", steps=4, **QUICK)
     assert [r["stage"] for r in steps(config, tmp_path)] == [0, 1, 2, 2]
     assert len(Recall().stages) == 3
 
 
 def test_the_curriculum_goes_on_when_its_time_is_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lite.lab.train.NEXT_STAGE_AT", 2.0)  # no accuracy is enough
+    monkeypatch.setattr("nsa_lite.lab.training.NEXT_STAGE_AT", 2.0)  # no accuracy is enough
     config = TrainConfig.preset("recall", "dense", steps=8, **QUICK)
     assert [r["stage"] for r in steps(config, tmp_path)] == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_a_solved_run_stops_and_stays_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lite.lab.train.NEXT_STAGE_AT", -1.0)
+    monkeypatch.setattr("nsa_lite.lab.training.NEXT_STAGE_AT", -1.0)
     monkeypatch.setattr(Recall, "solved_at", 0.0)
     config = TrainConfig.preset("recall", "dense", steps=60, **QUICK)
     assert len(list(steps(config, tmp_path))) == 50  # the first evaluation is good enough

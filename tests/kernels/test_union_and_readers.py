@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import routes
+from kernels.union_and_readers import readers, union
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SOME = settings(max_examples=15, deadline=None, derandomize=True)
@@ -13,8 +13,12 @@ SOME = settings(max_examples=15, deadline=None, derandomize=True)
 @st.composite
 def tables(draw):
     """ids (B, G, T, n) with distinct ids, -1 and ids beyond the last block among them."""
-    shape = [draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 20)),
-             draw(st.integers(1, 6))]
+    shape = [
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 6)),
+    ]
     make = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     table = torch.rand(*shape[:3], 9, generator=make).argsort(-1)[..., : shape[3]] - 1
     return table.int().to(DEVICE)
@@ -26,10 +30,14 @@ BLOCKS = 6  # ids 6 and 7 lie outside
 @SOME
 @given(tables(), st.integers(1, 4))
 def test_union(ids, neighbours):
-    entries, counts = routes.union(ids, neighbours, BLOCKS)
+    entries, counts = union(ids, neighbours, BLOCKS)
     for pair, (table, lists, sizes) in enumerate(
-        zip(ids.flatten(0, 1).tolist(), entries.flatten(0, 1).tolist(),
-            counts.flatten(0, 1).tolist(), strict=True)
+        zip(
+            ids.flatten(0, 1).tolist(),
+            entries.flatten(0, 1).tolist(),
+            counts.flatten(0, 1).tolist(),
+            strict=True,
+        )
     ):
         for tile, (entry, size) in enumerate(zip(lists, sizes, strict=True)):
             expected = {}
@@ -44,17 +52,16 @@ def test_union(ids, neighbours):
 @SOME
 @given(tables(), st.integers(1, 5))
 def test_readers(ids, chunk):
-    before, routes.CHUNK = routes.CHUNK, chunk
-    who = routes.readers(ids, BLOCKS)
-    routes.CHUNK = before
+    who = readers(ids, BLOCKS, chunk)
     seen = []
     for pair, table in enumerate(ids.flatten(0, 1).tolist()):
         for block in range(BLOCKS):
-            readers = pair * BLOCKS + block
+            row = pair * BLOCKS + block
             expected = [t for t in reversed(range(len(table))) if block in table[t]]
-            assert who.tokens[who.bounds[readers] : who.bounds[readers + 1]].tolist() == expected
-            count = int(who.chunk_bounds[readers + 1] - who.chunk_bounds[readers])
+            assert who.indices[who.indptr[row] : who.indptr[row + 1]].tolist() == expected
+            count = int(who.chunk_indptr[row + 1] - who.chunk_indptr[row])
             assert count == -(-len(expected) // chunk)
-            seen += [readers] * count
-    assert who.owner[: len(seen)].tolist() == seen
-    assert all(x == len(who.bounds) - 1 for x in who.owner[len(seen) :].tolist())
+            seen += [row] * count
+    assert who.chunk_list[: len(seen)].tolist() == seen
+    assert who.lists == len(who.indptr) - 1
+    assert all(x == who.lists for x in who.chunk_list[len(seen) :].tolist())

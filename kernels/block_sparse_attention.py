@@ -1,0 +1,532 @@
+"""Attention to the selected blocks (Eq. 12), forward and backward.
+
+    forward, dq    program (i, g) owns BLOCK_T tokens x R heads, a tile of rows
+                       for each block of the tokens' union:  its l' keys, loaded once
+                           rows of tokens that did not choose it are masked
+
+    dk, dv         a program owns a block and a chunk of its readers, gathered from all over
+                   the sequence: a token's R rows each
+                       block j:  readers (last token first) | chunk | chunk | ..
+                                                                 \\    |    /
+                                                 sum in this order -> dk, dv of block j
+
+With a program for each token, a block would be loaded for R rows only. BLOCK_T tokens, 4 at most,
+load what they have in common once: at least the forced blocks. For R = 16 they fill the 64 rows
+that the H100's fast matrix unit wants.
+
+Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
+walking all of it, and their sums are added in list order, so two runs agree bit by bit.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.checks import (
+    check_ids,
+    check_inputs,
+    check_keys_reach,
+    check_select_block_size,
+    scale_or_default,
+)
+from kernels.descriptors import (
+    descriptor,
+    group_argument,
+    hold,
+    load_group,
+    load_tile,
+    place_in_tiles,
+    room_for_numbers,
+)
+from kernels.launching import grid_of, launch
+from kernels.online_softmax import (
+    LOG2E,
+    GatedBranch,
+    RowNumbers,
+    Saved,
+    finish,
+    fold_in,
+    prepare_gradient,
+    score_gradient,
+    score_gradient_by_key,
+)
+from kernels.rows import (
+    batch_and_group,
+    empty_output,
+    load_gate,
+    load_rows,
+    number_offsets,
+    row_offsets,
+    rows,
+    rows_contiguous,
+    rows_of_a_tile,
+    store_rows,
+)
+from kernels.tile_sizes import Tile, cdiv, fit, padded, power_of_two, tile_sizes_of, widths_of
+from kernels.union_and_readers import CHUNK, NEIGHBOURS, Readers, Union, readers, union
+
+# Products that use a held tile: with one alone, Triton would fill the registers anew in every step.
+# dq has two from two loops, dk and dv from two readers a step.
+USES = tl.constexpr(2)
+
+
+class Blocks(NamedTuple):
+    """What attention to selected blocks needs beside its tensors; query i is token start + i."""
+
+    select_block_size: int
+    scale: float
+    start: int
+
+
+class Mix(NamedTuple):
+    """Eq. 5: the gates, the outputs of the other two branches, and where the sum goes."""
+
+    gates: Tensor
+    compressed: Tensor
+    window: Tensor
+    out: Tensor
+
+
+# --- the kernels ---
+
+
+class Sizes(NamedTuple):
+    """Runtime sizes: groups, queries, the first query's position, and the scale."""
+
+    G: int
+    T: int
+    start: int
+    scale: float
+
+
+class Selection(NamedTuple):
+    """Compile-time sizes of a selection: l' and n."""
+
+    select_block_size: int
+    num_selected: int
+
+
+class ChunkSums(NamedTuple):
+    """dk and dv (chunks, l', width) float32, contiguous: each chunk of a list has its own sums."""
+
+    dk: Tensor
+    dv: Tensor
+
+
+@triton.jit
+def read_entry(union, entry, at, t, TILE: tl.constexpr, SELECT_BLOCK_SIZE: tl.constexpr):
+    """The first key of one block of a union, and which of its keys each row may read [M, N]."""
+    block_and_bits = tl.load(union.entries + entry)
+    first = block_and_bits // 16 * SELECT_BLOCK_SIZE
+    chosen = ((block_and_bits >> (at.token % TILE.BLOCK_T)) & 1) > 0
+    limit = tl.where(chosen & at.mask, t, -1)
+    if TILE.BLOCK_N > SELECT_BLOCK_SIZE:  # the tile reaches into the next block
+        limit = tl.minimum(limit, first + SELECT_BLOCK_SIZE - 1)
+    return first, (first + tl.arange(0, TILE.BLOCK_N))[None, :] <= limit[:, None]
+
+
+@triton.jit
+def selected_forward(
+    q,
+    desc_k,
+    desc_v,
+    union,
+    out,
+    lse,
+    mix,
+    sizes,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    SELECTION: tl.constexpr,
+):
+    """out and lse of M = BLOCK_H * BLOCK_T rows, which walk over the union of their blocks.
+
+    Tiles: q [M, D], k [N, D], v [N, DV], the output acc [M, DV]. With `mix` (Mix or None) it writes
+    the gated sum of all three branches too.
+    """
+    M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
+    BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    DV: tl.constexpr = WIDTHS.DV
+    BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
+    BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
+    run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    entry = run * TILE.BLOCK_T * SELECTION.num_selected
+
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)  # [M, D]
+    m_i = tl.full([M], -float("inf"), tl.float32)
+    l_i = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, BLOCK_DV], tl.float32)
+    for e in range(tl.load(union.counts + run)):
+        key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
+        k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
+        v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
+        m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc)
+    acc, row_lse = finish(m_i, l_i, acc)
+    to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
+    number = number_offsets(at, sizes, WIDTHS.R)
+    store_rows(out.ptr, to, acc, at.mask, DV, BLOCK_DV)
+    tl.store(lse + number, row_lse, mask=at.mask)
+    if mix is not None:  # Eq. 5; the outputs of all branches lie alike
+        total = load_gate(mix.gates, number, at.mask, 1)[:, None] * acc
+        compressed = load_rows(mix.compressed, to, at.mask, DV, BLOCK_DV)
+        total += load_gate(mix.gates, number, at.mask, 0)[:, None] * compressed
+        window = load_rows(mix.window, to, at.mask, DV, BLOCK_DV)
+        total += load_gate(mix.gates, number, at.mask, 2)[:, None] * window
+        store_rows(mix.out, to, total, at.mask, DV, BLOCK_DV)
+
+
+@triton.jit
+def selected_dq(
+    q,  # with HOLD a descriptor, else Rows; dout too
+    desc_k,
+    desc_v,
+    dout,
+    union,
+    out,
+    dq,
+    numbers,
+    gating,
+    sizes,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    SELECTION: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
+    """dq of M = BLOCK_H * BLOCK_T rows, by the forward's walk; lse and delta for dk and dv.
+
+    Tiles: q and dq [M, D], out and dout [M, DV], k [N, D], v [N, DV]. `gating` is Gates or None: of
+    a gated branch, 0 writes dq and the others add to it.
+    """
+    M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
+    BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    D: tl.constexpr = WIDTHS.D
+    DV: tl.constexpr = WIDTHS.DV
+    BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
+    BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    PARTS: tl.constexpr = USES if TILE.HOLD else 1
+    at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
+    run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    entry = run * TILE.BLOCK_T * SELECTION.num_selected
+
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
+    number = number_offsets(at, sizes, WIDTHS.R)
+    by_row = tl.program_id(1).to(tl.int64) * numbers.stride
+    by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)
+    lse, delta, gate = prepare_gradient(
+        o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
+    )
+    acc = tl.zeros([M, BLOCK_D], tl.float32)
+    count = tl.load(union.counts + run)
+    for part in tl.static_range(PARTS):
+        for e in range(part * count // PARTS, (part + 1) * count // PARTS):
+            key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
+            k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
+            _, ds = score_gradient(
+                q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
+            )
+            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+    to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
+    acc = acc * (sizes.scale * gate)[:, None]
+    if BRANCH > 0:
+        acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)
+    store_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D)
+
+
+@triton.jit
+def selected_dkdv(
+    desc_q,
+    desc_k,
+    desc_v,
+    desc_dout,
+    row_lse,
+    row_delta,
+    readers,
+    sums,
+    sizes,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    SELECT_BLOCK_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """dk and dv of one block, from one chunk of its readers; a reader is a token's R rows.
+
+    Tiles: k and dk [N, D], v and dv [N, DV], a reader's q [M, D] and dout [M, DV], the scores
+    [N, M]. M = BLOCK_H is R padded, N = BLOCK_N is l' padded.
+    """
+    M: tl.constexpr = TILE.BLOCK_H
+    BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
+    BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    STEP: tl.constexpr = USES if TILE.HOLD else 1
+    chunk = tl.program_id(0)
+    this = tl.load(readers.chunk_list + chunk)
+    if this >= readers.lists:
+        return  # more programs are started than there are chunks
+    group = this // readers.blocks
+    b = group // sizes.G
+    g = group % sizes.G
+    chunk_of_list = chunk - tl.load(readers.chunk_indptr + this)
+    begin = tl.load(readers.indptr + this) + chunk_of_list * CHUNK
+    end = tl.minimum(tl.load(readers.indptr + this + 1), begin + CHUNK)
+    tl.assume(end > begin)  # not knowing it, the assembler lets each product wait
+    group_rows = group.to(tl.int64) * sizes.T * M  # where this group's rows begin
+    first_key = this % readers.blocks * SELECT_BLOCK_SIZE
+    column = tl.arange(0, BLOCK_N)
+    key_mask = column < SELECT_BLOCK_SIZE
+    head = tl.arange(0, M)
+    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, BLOCK_D), key_mask, TILE.HOLD)
+    v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, BLOCK_DV), key_mask, TILE.HOLD)
+
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    for some in range(begin, end, STEP):
+        for i in tl.static_range(STEP):
+            token = tl.load(readers.indices + tl.minimum(some + i, end - 1))
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)  # [M, DV]
+            limit = tl.where(some + i < end, sizes.start + token, -1)
+            mask = (first_key + column <= limit)[:, None] & (head < WIDTHS.R)[None, :]
+            row = group_rows + token * M + head
+            lse = tl.load(row_lse + row)
+            delta = tl.load(row_delta + row)
+            p, ds = score_gradient_by_key(
+                q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
+            )
+            dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
+            dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
+    slot = chunk.to(tl.int64) * SELECT_BLOCK_SIZE + column
+    store_rows(sums.dk, slot * WIDTHS.D, dk * sizes.scale, key_mask, WIDTHS.D, BLOCK_D)
+    store_rows(sums.dv, slot * WIDTHS.DV, dv, key_mask, WIDTHS.DV, BLOCK_DV)
+
+
+@triton.jit
+def add_chunks(
+    sums,
+    chunk_indptr,
+    dx,
+    G,
+    S,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    SELECT_BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The sums of a block's chunks, added in order; 0 for a block that nobody read.
+
+    Tiles: a chunk's sum and the total, [N, width] for the block's l' keys padded to N = BLOCK_N.
+    """
+    b, g = batch_and_group(G)
+    this = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    column = tl.arange(0, BLOCK_N)
+    key = tl.program_id(0) * SELECT_BLOCK_SIZE + column
+    key_mask = column < SELECT_BLOCK_SIZE
+    total = tl.zeros([BLOCK_N, BLOCK_WIDTH], tl.float32)
+    for chunk in range(tl.load(chunk_indptr + this), tl.load(chunk_indptr + this + 1)):
+        slot = (tl.zeros([BLOCK_N], tl.int64) + chunk) * SELECT_BLOCK_SIZE + column
+        total += load_rows(sums, slot * WIDTH, key_mask, WIDTH, BLOCK_WIDTH)
+    to = row_offsets(dx.strides, b, g, key)
+    store_rows(dx.ptr, to, total, key_mask & (key < S), WIDTH, BLOCK_WIDTH)
+
+
+# --- their launches ---
+
+
+def union_tile(R: int) -> tuple[int, int]:
+    """How many heads and tokens share a program and its walk over the union of their blocks."""
+    heads = power_of_two(R)
+    tokens = max(1, min(NEIGHBOURS, 64 // heads))
+    return max(heads, 16 // tokens), tokens
+
+
+def num_blocks(q: Tensor, blocks: Blocks) -> int:
+    """How many blocks have begun at the last query's token."""
+    return cdiv(blocks.start + q.shape[2], blocks.select_block_size)
+
+
+def sizes_of(q: Tensor, k: Tensor, blocks: Blocks) -> Sizes:
+    """The runtime sizes that the kernels here take."""
+    return Sizes(k.shape[1], q.shape[2], blocks.start, blocks.scale)
+
+
+def block_sparse(
+    q: Tensor, k: Tensor, v: Tensor, ids: Tensor, blocks: Blocks, mix: Mix | None = None
+) -> tuple[Saved, Union]:
+    """Attention to the selected blocks, and the union that its dq walks too."""
+    q, k, v = (rows_contiguous(x) for x in (q, k, v))
+    out, lse = empty_output(q, v.shape[3])
+    widths = widths_of(q, k, v)
+    heads, tokens = union_tile(widths.R)
+    keys = padded(blocks.select_block_size)
+    sizes = tile_sizes_of("selected_forward", widths, q.dtype)
+    shared = union(ids, tokens, num_blocks(q, blocks))
+    launch(
+        selected_forward,
+        grid_of(shared.counts.shape[2], k.shape[0], k.shape[1]),
+        rows(q),
+        descriptor(k, 1, keys),
+        descriptor(v, 1, keys),
+        shared,
+        rows(out),
+        lse,
+        mix,
+        sizes_of(q, k, blocks),
+        WIDTHS=widths,
+        TILE=Tile(heads, tokens, keys, sizes.hold),
+        SELECTION=Selection(blocks.select_block_size, ids.shape[3]),
+        **fit(sizes, widths, q.dtype, kept=(heads * tokens, 0), step=(keys, keys)).launch_options(),
+    )
+    return Saved(q, k, v, out, lse), shared
+
+
+def block_sparse_gradients(
+    saved: Saved,
+    ids: Tensor,
+    shared: Union,
+    dout: Tensor,
+    blocks: Blocks,
+    gated: GatedBranch | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of `block_sparse`; dout with rows that are contiguous."""
+    q, k, v, out, lse = saved
+    widths = widths_of(q, k, v)
+    heads, tokens = union_tile(widths.R)
+    M = heads * tokens
+    keys = padded(blocks.select_block_size)
+    sizes = tile_sizes_of("selected_dq", widths, q.dtype)
+    row_lse, row_delta = room_for_numbers(q, k.shape[1], widths.BLOCK_R, 1)
+    dq = torch.empty_like(q) if gated is None else gated.dq
+    launch(
+        selected_dq,
+        grid_of(shared.counts.shape[2], k.shape[0], k.shape[1]),
+        group_argument(q, heads, tokens, sizes.hold),
+        descriptor(k, 1, keys),
+        descriptor(v, 1, keys),
+        group_argument(dout, heads, tokens, sizes.hold),
+        shared,
+        rows(out),
+        rows(dq),
+        RowNumbers(lse, None, row_lse, row_delta, row_lse.stride(0)),
+        None if gated is None else gated.gates,
+        sizes_of(q, k, blocks),
+        WIDTHS=widths,
+        TILE=Tile(heads, tokens, keys, sizes.hold),
+        SELECTION=Selection(blocks.select_block_size, ids.shape[3]),
+        BRANCH=0 if gated is None else gated.branch,
+        **fit(sizes, widths, q.dtype, kept=(M, M), step=(keys, keys)).launch_options(),
+    )
+    return dq, *block_gradients(saved, ids, dout, row_lse, row_delta, blocks)
+
+
+def block_gradients(
+    saved: Saved, ids: Tensor, dout: Tensor, row_lse: Tensor, row_delta: Tensor, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    """dk and dv of each block from its readers, whose chunks are added up in order."""
+    q, k, v, _, _ = saved
+    widths = widths_of(q, k, v)
+    heads = widths.BLOCK_R
+    keys = padded(blocks.select_block_size)
+    sizes = tile_sizes_of("selected_dkdv", widths, q.dtype)
+    step = heads * USES.value if sizes.hold else heads
+    who = readers(ids, num_blocks(q, blocks), CHUNK)
+    dk, dv = (
+        torch.empty(len(who.chunk_list), blocks.select_block_size, x.shape[3], device=x.device)
+        for x in (k, v)
+    )
+    launch(
+        selected_dkdv,
+        (len(who.chunk_list),),
+        descriptor(q, heads, 1),
+        descriptor(k, 1, keys),
+        descriptor(v, 1, keys),
+        descriptor(dout, heads, 1),
+        row_lse,
+        row_delta,
+        who,
+        ChunkSums(dk, dv),
+        sizes_of(q, k, blocks),
+        WIDTHS=widths,
+        TILE=Tile(heads, 1, keys, sizes.hold),
+        SELECT_BLOCK_SIZE=blocks.select_block_size,
+        CHUNK=CHUNK,
+        **fit(sizes, widths, q.dtype, kept=(keys, keys), step=(step, step)).launch_options(),
+    )
+    return add_up(k, dk, who, blocks), add_up(v, dv, who, blocks)
+
+
+def add_up(x: Tensor, sums: Tensor, who: Readers, blocks: Blocks) -> Tensor:
+    """One gradient like x from the sums of its blocks' chunks; 0 beyond the last query's block."""
+    batch, groups, key_count, width = x.shape
+    dx = torch.empty_like(x)
+    dx[:, :, who.blocks * blocks.select_block_size :].zero_()
+    launch(
+        add_chunks,
+        grid_of(who.blocks, batch, groups),
+        sums,
+        who.chunk_indptr,
+        rows(dx),
+        groups,
+        key_count,
+        WIDTH=width,
+        BLOCK_WIDTH=padded(width),
+        SELECT_BLOCK_SIZE=blocks.select_block_size,
+        BLOCK_N=padded(blocks.select_block_size),
+    )
+    return dx
+
+
+# --- as a differentiable function ---
+
+
+class BlockSparseAttention(torch.autograd.Function):
+    """Attention to the selected blocks: (q, k, v, ids, blocks) -> out."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, ids, blocks):
+        saved, shared = block_sparse(q, k, v, ids, blocks)
+        ctx.blocks = blocks
+        ctx.save_for_backward(*saved, ids, *shared)
+        return saved.out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        *saved, ids, entries, counts = ctx.saved_tensors
+        gradients = block_sparse_gradients(
+            Saved(*saved), ids, Union(entries, counts), rows_contiguous(dout), ctx.blocks
+        )
+        return *gradients, None, None
+
+
+def selected_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S Dv"],
+    ids: Int32[Tensor, "B G T n"] | Int64[Tensor, "B G T n"],
+    *,
+    select_block_size: int,
+    scale: float | None = None,
+    start: int = 0,
+) -> Float[Tensor, "B H T Dv"]:
+    """Attention to the raw tokens of the selected blocks, causal inside the own block.
+
+    Eq. 12: out_t = softmax(scale q_t k_s) v_s over s <= t with s // select_block_size in ids[t].
+    ids are distinct, -1 is padding, and so is an id beyond the last block.
+    Errors: ValueError or TypeError that names the argument.
+    """
+    check_inputs(q, k, v)
+    check_keys_reach(q, k, start)
+    check_select_block_size(select_block_size)
+    check_ids(ids, q, k)
+    blocks = Blocks(select_block_size, scale_or_default(scale, q.shape[3]), start)
+    return BlockSparseAttention.apply(q, k, v, ids.contiguous(), blocks)

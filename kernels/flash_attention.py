@@ -1,0 +1,489 @@
+"""Attention to a run of keys: dense, to a window (section 3.3.3), to compressed keys (Eq. 7).
+
+One program owns a tile of rows (BLOCK_T tokens of BLOCK_H heads) and walks over the keys that any
+of them sees, BLOCK_N at a time; `Keys` of visible_keys.py says which those are. The gradients are
+recomputed from the log-sum-exp that the forward stored:
+
+    dq      one program owns a tile of rows and walks over their keys, as the forward does;
+    dk, dv  one program owns BLOCK_N keys and walks over the tokens that see them
+
+With ds = p (dout v - delta), delta = sum(out dout) - dlse, and ' for the transpose:
+dq = scale ds k,  dk = scale ds' q,  dv = p' dout.
+The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
+added up afterwards in a fixed order. No atomics, so two runs agree bit by bit. dq also leaves each
+row's log-sum-exp and delta, in the order of the tiles that dk and dv load: then the copy engine
+fetches these numbers too, and no thread has to.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.checks import (
+    check_geometry,
+    check_inputs,
+    check_int,
+    check_keys_reach,
+    check_start,
+    scale_or_default,
+)
+from kernels.descriptors import (
+    descriptor,
+    group_argument,
+    hold,
+    load_group,
+    load_numbers,
+    load_tile,
+    number_descriptor,
+    place_in_tiles,
+    room_for_numbers,
+)
+from kernels.launching import grid_of, launch
+from kernels.online_softmax import (
+    LOG2E,
+    GatedBranch,
+    RowNumbers,
+    Saved,
+    finish,
+    fold_in,
+    prepare_gradient,
+    score_gradient,
+    score_gradient_by_key,
+)
+from kernels.rows import (
+    batch_and_group,
+    empty_output,
+    load_rows,
+    number_offsets,
+    row_offsets,
+    rows,
+    rows_contiguous,
+    rows_of_a_tile,
+    store_rows,
+    tokens_and_heads,
+)
+from kernels.tile_sizes import Tile, cdiv, fit, power_of_two, row_name, tile_sizes_of, widths_of
+from kernels.visible_keys import Keys, key_range, may_read, token_range
+
+ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
+PROGRAMS = 4096  # with fewer, walks are cut into chunks until there are about so many
+SHORTEST = 256  # tokens of a chunk of that walk
+
+
+class Run(NamedTuple):
+    """What attention to a run of keys needs beside its tensors; query i is token start + i."""
+
+    keys: Keys
+    scale: float
+    start: int
+
+
+# --- the kernels ---
+
+
+class Sizes(NamedTuple):
+    """Runtime sizes: groups, queries, keys, the first query's position, and the scale."""
+
+    G: int
+    T: int
+    S: int
+    start: int
+    scale: float
+
+
+class KeyGradients(NamedTuple):
+    """dk and dv as (chunks * batch, G, S, width): each chunk of a walk has its own sums.
+
+    The fields lie as the assembler likes them: as two Rows they cost it four more spills.
+    """
+
+    dk: Tensor
+    dv: Tensor
+    dk_strides: tuple[int, ...]
+    dv_strides: tuple[int, ...]
+    batch: int
+
+
+@triton.jit
+def flash_forward(
+    q,  # with HOLD a descriptor, else Rows
+    desc_k,
+    desc_v,
+    out,
+    lse,
+    sizes,
+    KEYS: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """out and lse of a tile of M = BLOCK_H * BLOCK_T rows, which walks over the keys they see.
+
+    Tiles: q [M, D], k [N, D], v [N, DV], the output acc [M, DV], each width padded.
+    """
+    M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
+    BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
+    BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    # The last tokens walk over the most keys: they come first.
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE.BLOCK_T
+    at = rows_of_a_tile(first, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
+    last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
+    edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
+
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, TILE.HOLD)  # [M, D]
+    m_i = tl.full([M], -float("inf"), tl.float32)
+    l_i = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, BLOCK_DV], tl.float32)
+    for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
+        for first_key in range(edges[part], edges[part + 1], BLOCK_N):
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
+            key = first_key + tl.arange(0, BLOCK_N)
+            mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
+            m_i, l_i, acc = fold_in(
+                q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc
+            )
+    acc, row_lse = finish(m_i, l_i, acc)
+    to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
+    store_rows(out.ptr, to, acc, at.mask, WIDTHS.DV, BLOCK_DV)
+    tl.store(lse + number_offsets(at, sizes, WIDTHS.R), row_lse, mask=at.mask)
+
+
+@triton.jit
+def flash_dq(
+    q,  # with HOLD a descriptor, else Rows; dout too
+    desc_k,
+    desc_v,
+    dout,
+    out,
+    dq,
+    numbers,
+    gating,
+    sizes,
+    KEYS: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    KEY_TILE_T: tl.constexpr,
+    BRANCH: tl.constexpr,
+):
+    """dq of a tile of M = BLOCK_H * BLOCK_T rows, by the forward's walk; lse and delta for dk, dv.
+
+    Tiles: q and dq [M, D], out and dout [M, DV], k [N, D], v [N, DV]. `gating` is Gates or None: of
+    a gated branch, 0 writes dq and the others add to it. KEY_TILE_T: tokens of a step of dk and dv.
+    """
+    M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
+    BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    D: tl.constexpr = WIDTHS.D
+    DV: tl.constexpr = WIDTHS.DV
+    BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
+    BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE.BLOCK_T
+    at = rows_of_a_tile(first, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
+    last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
+    edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
+
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
+    number = number_offsets(at, sizes, WIDTHS.R)
+    by_row = tl.program_id(1).to(tl.int64) * numbers.stride
+    by_row += place_in_tiles(at, TILE.BLOCK_H, KEY_TILE_T)
+    lse, delta, gate = prepare_gradient(
+        o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
+    )
+    acc = tl.zeros([M, BLOCK_D], tl.float32)
+    for part in tl.static_range(3):
+        for first_key in range(edges[part], edges[part + 1], BLOCK_N):
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
+            key = first_key + tl.arange(0, BLOCK_N)
+            mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
+            _, ds = score_gradient(
+                q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
+            )
+            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+    to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
+    acc = acc * (sizes.scale * gate)[:, None]
+    if BRANCH > 0:
+        acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)
+    store_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D)
+
+
+@triton.jit
+def flash_dkdv(
+    desc_q,
+    desc_k,
+    desc_v,
+    desc_dout,
+    desc_lse,
+    desc_delta,
+    gradients,
+    sizes,
+    KEYS: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """dk and dv of N = BLOCK_N keys, from one chunk of the tokens that see them.
+
+    Tiles: k and dk [N, D], v and dv [N, DV], q [M, D], dout [M, DV], the scores [N, M], with
+    M = BLOCK_H * BLOCK_T rows a step. `gradients` are KeyGradients.
+    """
+    M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
+    BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
+    BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    b, g = batch_and_group(sizes.G)
+    chunk = tl.program_id(2)
+    first_key = tl.program_id(0) * BLOCK_N
+    key = first_key + tl.arange(0, BLOCK_N)
+    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, BLOCK_D), key < sizes.S, TILE.HOLD)
+    v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, BLOCK_DV), key < sizes.S, TILE.HOLD)
+    edges = token_range(first_key, sizes.T, sizes.start, KEYS, BLOCK_N, TILE.BLOCK_T)
+    # Without a window all key tiles cut their tokens at the same places, to meet in the cache.
+    begin = chunk * CHUNK if KEYS.window is None else edges[0] + chunk * CHUNK
+
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    for part in tl.static_range(3):
+        until = tl.minimum(edges[part + 1], edges[3])
+        since = tl.maximum(edges[part], begin)
+        for first in range(since, tl.minimum(until, begin + CHUNK), TILE.BLOCK_T):
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)  # [M, DV]
+            token, _, row_mask = tokens_and_heads(first, sizes.T, WIDTHS.R, TILE)
+            mask = None
+            if part != 1 or TILE.BLOCK_H != WIDTHS.R:
+                mask = row_mask[None, :] & may_read(
+                    key[:, None], sizes.start + token[None, :], sizes.S, KEYS
+                )
+            lse = load_numbers(desc_lse, tl.program_id(1), first * TILE.BLOCK_H, M)
+            delta = load_numbers(desc_delta, tl.program_id(1), first * TILE.BLOCK_H, M)
+            p, ds = score_gradient_by_key(
+                q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
+            )
+            dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
+            dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
+    slot = chunk * gradients.batch + b
+    to = row_offsets(gradients.dk_strides, slot, g, key)
+    store_rows(gradients.dk, to, dk * sizes.scale, key < sizes.S, WIDTHS.D, BLOCK_D)
+    to = row_offsets(gradients.dv_strides, slot, g, key)
+    store_rows(gradients.dv, to, dv, key < sizes.S, WIDTHS.DV, BLOCK_DV)
+
+
+# --- their launches ---
+
+
+def row_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
+    """How many heads and tokens a tile of about BLOCK_M rows has; heads are a power of two."""
+    heads = power_of_two(R)
+    return heads, max(BLOCK_M // heads, 1)
+
+
+def sizes_of(q: Tensor, k: Tensor, run: Run) -> Sizes:
+    """The runtime sizes that every kernel here takes."""
+    return Sizes(k.shape[1], q.shape[2], k.shape[2], run.start, run.scale)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
+    """Attention to a run of keys; out (B, H, T, Dv) and its log-sum-exp (B, H, T) are in it."""
+    q, k, v = (rows_contiguous(x) for x in (q, k, v))
+    out, lse = empty_output(q, v.shape[3])
+    widths = widths_of(q, k, v)
+    sizes = tile_sizes_of(row_name("flash_forward", run.keys.window), widths, q.dtype)
+    heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
+    keys = sizes.BLOCK_N
+    launch(
+        flash_forward,
+        grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
+        group_argument(q, heads, tokens, sizes.hold),
+        descriptor(k, 1, keys),
+        descriptor(v, 1, keys),
+        rows(out),
+        lse,
+        sizes_of(q, k, run),
+        KEYS=run.keys,
+        WIDTHS=widths,
+        TILE=Tile(heads, tokens, keys, sizes.hold),
+        **fit(sizes, widths, q.dtype, kept=(heads * tokens, 0), step=(keys, keys)).launch_options(),
+    )
+    return Saved(q, k, v, out, lse)
+
+
+def flash_gradients(
+    saved: Saved, dout: Tensor, dlse: Tensor | None, run: Run, gated: GatedBranch | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of `flash`; dout with rows that are contiguous."""
+    q, k, v, out, lse = saved
+    widths = widths_of(q, k, v)
+    sizes = tile_sizes_of(row_name("flash_dq", run.keys.window), widths, q.dtype)
+    heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
+    keys = sizes.BLOCK_N
+    M = heads * tokens
+    key_sizes = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
+    key_tile_t = row_tile(widths.R, key_sizes.BLOCK_M)[1]
+    row_lse, row_delta = room_for_numbers(q, k.shape[1], heads, key_tile_t)
+    dq = torch.empty_like(q) if gated is None else gated.dq
+    launch(
+        flash_dq,
+        grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
+        group_argument(q, heads, tokens, sizes.hold),
+        descriptor(k, 1, keys),
+        descriptor(v, 1, keys),
+        group_argument(dout, heads, tokens, sizes.hold),
+        rows(out),
+        rows(dq),
+        RowNumbers(lse, dlse, row_lse, row_delta, row_lse.stride(0)),
+        None if gated is None else gated.gates,
+        sizes_of(q, k, run),
+        KEYS=run.keys,
+        WIDTHS=widths,
+        TILE=Tile(heads, tokens, keys, sizes.hold),
+        KEY_TILE_T=key_tile_t,
+        BRANCH=0 if gated is None else gated.branch,
+        **fit(sizes, widths, q.dtype, kept=(M, M), step=(keys, keys)).launch_options(),
+    )
+    return dq, *key_gradients(saved, dout, row_lse, row_delta, run)
+
+
+def key_gradients(
+    saved: Saved, dout: Tensor, row_lse: Tensor, row_delta: Tensor, run: Run
+) -> tuple[Tensor, Tensor]:
+    """dk and dv; sums that are cut into chunks are added up here, in order."""
+    q, k, v, _, _ = saved
+    batch, groups, key_count, _ = k.shape
+    widths = widths_of(q, k, v)
+    sizes = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
+    keys = sizes.BLOCK_N
+    key_tiles = cdiv(key_count, keys)
+    heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
+    M = heads * tokens
+    chunk, chunks = token_chunks(
+        q.shape[2], run.keys.window, tokens, keys, key_tiles * batch * groups
+    )
+    dtype = k.dtype if chunks == 1 else torch.float32
+    dk = torch.empty(chunks * batch, *k.shape[1:], dtype=dtype, device=k.device)
+    dv = torch.empty(chunks * batch, *v.shape[1:], dtype=dtype, device=v.device)
+    launch(
+        flash_dkdv,
+        grid_of(key_tiles, batch, groups, chunks),
+        descriptor(q, heads, tokens),
+        descriptor(k, 1, keys),
+        descriptor(v, 1, keys),
+        descriptor(dout, heads, tokens),
+        number_descriptor(row_lse, M),
+        number_descriptor(row_delta, M),
+        KeyGradients(dk, dv, dk.stride()[:3], dv.stride()[:3], batch),
+        sizes_of(q, k, run),
+        KEYS=run.keys,
+        WIDTHS=widths,
+        TILE=Tile(heads, tokens, keys, sizes.hold),
+        CHUNK=chunk,
+        **fit(sizes, widths, q.dtype, kept=(keys, keys), step=(M, M)).launch_options(),
+    )
+    if chunks == 1:
+        return dk, dv
+    dk, dv = (x.unflatten(0, (chunks, batch)).sum(0).to(k.dtype) for x in (dk, dv))
+    return dk, dv
+
+
+def token_chunks(
+    length: int, window: int | None, tokens: int, keys: int, programs: int
+) -> tuple[int, int]:
+    """How dk and dv cut their walk over tokens: a chunk's tokens, and how many chunks there are.
+
+    A step has so many tokens, a tile so many keys; programs = key tiles x batch x groups. A chunk
+    costs a sum in memory, so nothing is cut where there are ENOUGH of them.
+    """
+    reach = length if window is None else min(length, window + keys + tokens)
+    wanted = 1 if programs >= ENOUGH else PROGRAMS // max(programs, 1)
+    chunks = min(wanted, cdiv(reach, SHORTEST))
+    chunk = cdiv(cdiv(reach, chunks), tokens) * tokens
+    return chunk, cdiv(reach, chunk)
+
+
+# --- as differentiable functions ---
+
+
+class FlashAttention(torch.autograd.Function):
+    """Attention to a run of keys: (q, k, v, run) -> out, lse."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, run):
+        saved = flash(q, k, v, run)
+        ctx.run = run
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
+        return saved.out, saved.lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout, dlse):
+        saved = Saved(*ctx.saved_tensors)
+        dout = torch.zeros_like(saved.out) if dout is None else rows_contiguous(dout)
+        dlse = None if dlse is None else dlse.contiguous()
+        return *flash_gradients(saved, dout, dlse, ctx.run), None
+
+
+def window_run(q: Tensor, window: int | None, scale: float, start: int) -> Run:
+    """Attention to raw keys; a window that cuts nothing off is dense attention."""
+    if window is not None and window >= start + q.shape[2]:
+        window = None
+    return Run(Keys(1, 1, window), scale, start)
+
+
+def compressed_run(block_size: int, stride: int, scale: float, start: int) -> Run:
+    """Attention to the compressed keys of blocks that ended at or before the query."""
+    return Run(Keys(block_size, stride, None), scale, start)
+
+
+def window_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S Dv"],
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    start: int = 0,
+) -> Float[Tensor, "B H T Dv"]:
+    """Causal attention to the last `window` keys, the query's own included; None is dense.
+
+    Section 3.3.3: out_t = softmax(scale q_t k_s) v_s over s = t - window + 1 .. t.
+    Errors: ValueError or TypeError that names the argument.
+    """
+    check_inputs(q, k, v)
+    check_keys_reach(q, k, start)
+    if window is not None:
+        check_int("window", window, at_least=1)
+    scale = scale_or_default(scale, q.shape[3])
+    return FlashAttention.apply(q, k, v, window_run(q, window, scale, start))[0]
+
+
+def compressed_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    v: Float[Tensor, "B G N Dv"],
+    *,
+    block_size: int,
+    stride: int,
+    scale: float | None = None,
+    start: int = 0,
+) -> tuple[Float[Tensor, "B H T Dv"], Float32[Tensor, "B H T"]]:
+    """Attention to the compressed keys of blocks that ended at or before the query, and its lse.
+
+    Eq. 7: query t sees block i iff i * stride + block_size - 1 <= t. A query that sees no block
+    gets out 0 and lse -inf; lse is the natural log of the sum of exp(scale q_t k_i).
+    Errors: ValueError or TypeError that names the argument.
+    """
+    check_inputs(q, k, v)
+    check_geometry(block_size, stride)
+    check_start(start)
+    scale = scale_or_default(scale, q.shape[3])
+    return FlashAttention.apply(q, k, v, compressed_run(block_size, stride, scale, start))

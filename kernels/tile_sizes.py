@@ -1,0 +1,175 @@
+"""The tile sizes of each kernel, and why.
+
+BLOCK_M rows or tokens, BLOCK_N keys. The H100's fast matrix unit takes 64 rows with 4 warps, 128
+with 8. Larger tiles load less, until the registers spill: `python -m benchmarks.compiled` counts
+that. Each line of HALF and WIDE is the fastest of those that `python -m benchmarks.tune` times, at
+64k tokens; FLOAT32 was only made to fit.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHARED = 225 * 1024  # bytes of fast memory on a multiprocessor, less what Triton needs beside tiles
+
+
+@dataclass(frozen=True)
+class TileSizes:
+    """One kernel's tile: rows, keys, the warps of a program, the stages of its loads.
+
+    hold: what a program owns waits in registers, not in shared memory. The matrix unit then reads
+    half as much from there, and more stages fit: tiles on their way at once.
+    The selected branch takes its rows from the group and its keys from the blocks: None here.
+    """
+
+    BLOCK_M: int | None
+    BLOCK_N: int | None
+    warps: int
+    stages: int
+    hold: bool = False
+
+    def launch_options(self) -> dict[str, int]:
+        """What Triton wants to know at a launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+class Widths(NamedTuple):
+    """Compile-time sizes of the rows: heads of a group, columns of q and k, columns of v and out.
+
+    BLOCK_R, BLOCK_D and BLOCK_DV are R, D and DV padded to what the matrix unit takes.
+    """
+
+    R: int
+    D: int
+    DV: int
+    BLOCK_R: int
+    BLOCK_D: int
+    BLOCK_DV: int
+
+
+class Tile(NamedTuple):
+    """Compile-time sizes of a tile: heads x tokens, that many keys, and TileSizes' hold."""
+
+    BLOCK_H: int
+    BLOCK_T: int
+    BLOCK_N: int
+    HOLD: bool
+
+
+# fmt: off
+HALF = {  # half precision, keys and values up to 128 wide
+    #                                  BLOCK_M  BLOCK_N  warps  stages
+    "flash_forward":        TileSizes(     128,     128,     8,      3),
+    "flash_forward_window": TileSizes(      64,      32,     4,      3, hold=True),  # less waste
+    "flash_dq":             TileSizes(      64,      64,     4,      3, hold=True),
+    "flash_dq_window":      TileSizes(      64,      64,     4,      3, hold=True),
+    "flash_dkdv":           TileSizes(      64,      64,     4,      2),  # two programs overlap
+    "flash_dkdv_window":    TileSizes(      64,     128,     8,      3),
+    "block_scores":         TileSizes(      64,     128,     4,      2),
+    "selected_forward":     TileSizes(    None,    None,     4,      3),  # block, keys, product
+    "selected_dq":          TileSizes(    None,    None,     4,      3, hold=True),
+    "selected_dkdv":        TileSizes(    None,    None,     4,      4, hold=True),
+}
+WIDE = {  # half precision, wider than 128: 256 columns in memory and registers
+    #                                  BLOCK_M  BLOCK_N  warps  stages
+    "flash_forward":        TileSizes(     128,      64,     8,      3),
+    "flash_forward_window": TileSizes(      64,      32,     4,      3),
+    "flash_dq":             TileSizes(      64,      32,     4,      2),
+    "flash_dq_window":      TileSizes(      64,      32,     4,      2),
+    "flash_dkdv":           TileSizes(      64,     128,     8,      2),
+    "flash_dkdv_window":    TileSizes(      64,     128,     8,      2),
+    "block_scores":         TileSizes(      64,     128,     8,      1),
+    "selected_forward":     TileSizes(    None,    None,     4,      3),
+    "selected_dq":          TileSizes(    None,    None,     4,      3),
+    "selected_dkdv":        TileSizes(    None,    None,     4,      8),  # of one token's rows
+}
+FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
+    #                                  BLOCK_M  BLOCK_N  warps  stages
+    "flash_forward":        TileSizes(      64,      32,     4,      1),
+    "flash_forward_window": TileSizes(      64,      32,     4,      1),
+    "flash_dq":             TileSizes(      32,      32,     4,      1),
+    "flash_dq_window":      TileSizes(      32,      32,     4,      1),
+    "flash_dkdv":           TileSizes(      32,      32,     4,      1),
+    "flash_dkdv_window":    TileSizes(      32,      32,     4,      1),
+    "block_scores":         TileSizes(      32,     128,     4,      1),
+    "selected_forward":     TileSizes(    None,    None,     8,      1),
+    "selected_dq":          TileSizes(    None,    None,     8,      1),
+    "selected_dkdv":        TileSizes(    None,    None,     8,      2),
+}
+# fmt: on
+
+
+def tile_sizes(kernel: str, width: int, dtype: torch.dtype) -> TileSizes:
+    """The tile of a kernel, for rows whose widest is `width`, in this type."""
+    if dtype == torch.float32:
+        return FLOAT32[kernel]
+    return (WIDE if width > 128 else HALF)[kernel]
+
+
+def row_name(kernel: str, window: int | None) -> str:
+    """The line of a kernel that walks along a run of keys: a window has lines of its own."""
+    return kernel if window is None else f"{kernel}_window"
+
+
+def fit_stages(tile: TileSizes, kept: int, step: int, shared: int = SHARED) -> TileSizes:
+    """The tile with as many stages as fit: `step` bytes each, beside `kept` bytes.
+
+    kept: what a program keeps in shared memory for all its walk; nothing with `hold`. step: what
+    one step of the walk loads. Programs of 4 warps share a multiprocessor with another, so they may
+    fill half of it.
+    Errors: ValueError if one stage is too large for any.
+    """
+    kept = 0 if tile.hold else kept
+    if kept + step > shared:
+        raise ValueError(
+            f"select_block_size, or the width of k and v: tiles of {kept + step} B do "
+            f"not fit into {shared} B; take smaller blocks or half precision"
+        )
+    room = shared // 2 if tile.warps == 4 else shared
+    return replace(tile, stages=max(1, min(tile.stages, (room - kept) // step)))
+
+
+def padded(width: int) -> int:
+    """The power of two, 16 at least, that a tile needs to hold `width` columns."""
+    return max(16, power_of_two(width))
+
+
+# Triton has both, made for kernels too: on the host a call takes them 5 microseconds.
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def cdiv(size: int, part: int) -> int:
+    """How many parts it takes to hold `size`."""
+    return -(-size // part)
+
+
+def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
+    """The compile-time sizes of q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv)."""
+    sizes = q.shape[1] // k.shape[1], q.shape[3], v.shape[3]
+    return Widths(*sizes, *(padded(size) for size in sizes))
+
+
+def tile_sizes_of(kernel: str, widths: Widths, dtype: torch.dtype) -> TileSizes:
+    """The tile sizes of a kernel for rows of these widths and this type."""
+    return tile_sizes(kernel, max(widths.BLOCK_D, widths.BLOCK_DV), dtype)
+
+
+def fit(
+    tile: TileSizes,
+    widths: Widths,
+    dtype: torch.dtype,
+    kept: tuple[int, int],
+    step: tuple[int, int],
+) -> TileSizes:
+    """As fit_stages, with `kept` and `step` as (rows of D, rows of Dv)."""
+    kept_bytes, step_bytes = (
+        (of_d * widths.BLOCK_D + of_dv * widths.BLOCK_DV) * dtype.itemsize
+        for of_d, of_dv in (kept, step)
+    )
+    return fit_stages(tile, kept_bytes, step_bytes)

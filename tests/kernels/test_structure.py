@@ -1,0 +1,93 @@
+"""What holds for the package as a whole, so that a reader finds her way in it."""
+
+import dataclasses
+import inspect
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import kernels
+from kernels import tile_sizes
+
+FOLDER = Path(kernels.__file__).parent
+MODULES = [import_module(f"kernels.{path.stem}") for path in sorted(FOLDER.glob("[!_]*.py"))]
+LAUNCHED = {
+    "add_chunks",
+    "block_scores",
+    "flash_dkdv",
+    "flash_dq",
+    "flash_forward",
+    "list_union",
+    "mix",
+    "mix_backward",
+    "selected_dkdv",
+    "selected_dq",
+    "selected_forward",
+    "top_blocks",
+}
+MOST = 14  # parameters of a kernel, compile-time ones included
+
+
+def name_of(module):
+    return module.__name__.removeprefix("kernels.")
+
+
+def jitted():
+    """Every function under @triton.jit by its name, interpreted or to be compiled."""
+    return {
+        name: function.fn
+        for module in MODULES
+        for name, function in vars(module).items()
+        if hasattr(function, "fn") and function.fn.__module__ == module.__name__
+    }
+
+
+def launches():
+    """The names that are handed to `launch`, read from the source."""
+    for module in MODULES:
+        for call in inspect.getsource(module).split(" launch(\n")[1:]:
+            yield call.split(",")[0].strip()
+
+
+def test_the_list_of_launched_kernels_is_complete():
+    assert set(launches()) == LAUNCHED <= set(jitted())
+
+
+@pytest.mark.parametrize("name", sorted(LAUNCHED))
+def test_a_kernel_takes_few_parameters_and_says_what_it_does(name):
+    kernel = jitted()[name]
+    assert len(inspect.signature(kernel).parameters) <= MOST
+    assert "ile" in (kernel.__doc__ or ""), "the docstring gives the shapes of its tiles"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_module_is_no_namesake_of_a_function_or_of_a_standard_module(module):
+    assert name_of(module) not in {*kernels.__all__, *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_the_kernels_import_nothing_of_the_reference(path):
+    assert "import nsa_lite" not in path.read_text("utf-8")
+    assert "from nsa_lite" not in path.read_text("utf-8")
+
+
+def test_tile_sizes_are_frozen_and_complete():
+    for table in (tile_sizes.HALF, tile_sizes.WIDE, tile_sizes.FLOAT32):
+        assert set(table) == set(tile_sizes.HALF)
+        for tile in table.values():
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                tile.stages = 1
+
+
+def test_stages_are_lowered_to_what_fits():
+    tile = tile_sizes.TileSizes(64, 64, warps=8, stages=3)
+    assert tile_sizes.fit_stages(tile, kept=100, step=50, shared=200).stages == 2
+    assert tile_sizes.fit_stages(tile, kept=100, step=50, shared=1000) == tile
+    with pytest.raises(ValueError, match="tiles of 150 B do not fit into 149 B"):
+        tile_sizes.fit_stages(tile, kept=100, step=50, shared=149)
+    held = tile_sizes.TileSizes(64, 64, warps=8, stages=3, hold=True)
+    assert tile_sizes.fit_stages(held, kept=100, step=50, shared=149).stages == 2
+    two_a_multiprocessor = tile_sizes.TileSizes(64, 64, warps=4, stages=3)
+    assert tile_sizes.fit_stages(two_a_multiprocessor, kept=0, step=50, shared=200).stages == 2

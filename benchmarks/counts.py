@@ -141,28 +141,28 @@ class Tiles(NamedTuple):
 
 
 def attention(
-    sizes: Sizes, what: str, tiles: Tiles, pairs: float, count: int, chunks: float = 1.0
+    sizes: Sizes, what: str, tiles: Tiles, pairs: float, count: int, parts: float = 0.0
 ) -> Work:
     """One kernel, for `pairs` that the mask lets through in each head, and `count` keys a group.
 
     What it owns is moved once. Every step of its walk brings in one tile of the others: a key for
-    each tiles.rows pairs, or a row for each tiles.keys. `chunks`: into how many parts the sums of
-    a key are cut, on average.
+    each tiles.rows pairs, or a row for each tiles.keys. `parts`: how many float32 sums a key has,
+    on average, that are added up afterwards; each was made by a program of its own.
     """
     kernel = KERNELS[what]
     row = sizes.row_bytes(kernel)
     key = sizes.bytes(sizes.width)
     keys = sizes.groups * count
-    parts = 0.0 if chunks == 1 else 2 * 4 * chunks * keys * sizes.width  # float32, out and back
+    sums = 2 * 4 * parts * keys * sizes.width  # out and back
     if kernel.owns == "rows":
         moved = sizes.rows * row + tiles.pairs / tiles.rows * key
     else:
-        moved = tiles.pairs / tiles.keys * row + (chunks + 1) * keys * key + parts
+        moved = tiles.pairs / tiles.keys * row + (max(parts, 1) + 1) * keys * key + sums
     needed = sizes.batch * sizes.config.heads * pairs
     return Work(
         operations=2 * needed * sizes.numbers(kernel.products, in_tiles=False),
         executed=2 * tiles.pairs * sizes.numbers(kernel.products),
-        memory=sizes.rows * row + kernel.key_vectors * keys * key + parts,
+        memory=sizes.rows * row + kernel.key_vectors * keys * key + sums,
         cache=moved,
         shared=through_shared_memory(sizes, kernel, tiles),
     )
@@ -213,11 +213,10 @@ def flash_kernel(sizes: Sizes, what: str, keys: Keys, pairs: float) -> Work:
     rows = sizes.groups * heads * sizes.length  # `heads` is padded to a power of two
     tiles = Tiles(heads * tokens, N, sizes_of_tile.hold, rows * (pairs / sizes.length + wasted))
     count = num_compressed(sizes.length, keys.block_size, keys.stride)
-    chunks = 1
-    if what == "dk dv":
-        programs = -(-count // N) * sizes.groups
-        _, chunks = token_chunks(sizes.length, keys.window, tokens, N, programs)
-    return attention(sizes, what, tiles, pairs, count, chunks)
+    programs = -(-count // N) * sizes.groups
+    _, chunks = token_chunks(sizes.length, keys.window, tokens, N, programs)
+    parts = chunks if what == "dk dv" and chunks > 1 else 0
+    return attention(sizes, what, tiles, pairs, count, parts)
 
 
 def neighbours(config: NSAConfig) -> int:
@@ -276,9 +275,11 @@ def selected_dkdv(sizes: Sizes, pairs: float) -> Work:
     blocks = num_select_blocks(sizes.length, l_sel)
     n = min(sizes.config.num_selected, blocks)
     readers = n * sizes.length - l_sel * n * (n - 1) // 2  # the first blocks' tokens see fewer
-    chunks = 1 + sizes.groups * readers // CHUNK / (sizes.groups * blocks)  # at most
+    chunks = sizes.groups * readers // CHUNK + sizes.groups * blocks  # at most
     tiles = Tiles(M, N, sizes.tile("selected_dkdv").hold, sizes.groups * readers * M * N)
-    return attention(sizes, "dk dv", tiles, pairs, sizes.length, chunks)
+    return attention(
+        sizes, "dk dv", tiles, pairs, sizes.length, parts=chunks / (sizes.groups * blocks)
+    )
 
 
 def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:

@@ -117,10 +117,10 @@ class Sizes:
 
     def numbers(self, vectors: tuple[int, int], in_tiles: bool = True) -> int:
         """Numbers in so many vectors of D and of Dv; a tile's are padded."""
-        D, Dv = self.config.head_dim, self.config.value_dim
+        widths = (self.config.head_dim, self.config.value_dim)
         if in_tiles:
-            D, Dv = padded(D), padded(Dv)
-        return vectors[0] * D + vectors[1] * Dv
+            widths = tuple(padded(width) for width in widths)
+        return vectors[0] * widths[0] + vectors[1] * widths[1]
 
     def tile(self, kernel: str) -> TileSizes:
         """The line of kernels/tile_sizes.py."""

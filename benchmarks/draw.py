@@ -6,6 +6,7 @@ Every number in them comes from benchmarks/results/bench.json, which says where 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -195,11 +196,11 @@ def draw_piece(ax: Axes, y: int, left: float, width: float, piece: str) -> None:
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
     argparse.ArgumentParser(
         prog="python -m benchmarks.draw",
         description="Draw the recorded times, and print the floors.",
-    ).parse_args()
+    ).parse_args(argv)
     try:
         record = load()
     except FileNotFoundError as error:
@@ -223,4 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

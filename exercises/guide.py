@@ -3,6 +3,7 @@
 python -m exercises.guide    writes them anew; the text around them is written by hand
 """
 
+import argparse
 import re
 
 import nbformat
@@ -78,5 +79,8 @@ def listed(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m exercises.guide", description="Fill the tables of INSTRUCTOR.md anew."
+    ).parse_args()
     README.write_text(listed(README.read_text("utf-8")), "utf-8")
     GUIDE.write_text(renewed(GUIDE.read_text("utf-8")), "utf-8")

@@ -56,10 +56,8 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
-    Tile,
     batch_and_group,
     empty_output,
-    fit,
     load_gate,
     load_rows,
     number_offsets,
@@ -68,10 +66,8 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
     store_rows,
-    tile_sizes_of,
-    widths_of,
 )
-from kernels.tile_sizes import padded
+from kernels.tile_sizes import Tile, cdiv, fit, padded, power_of_two, tile_sizes_of, widths_of
 from kernels.union_and_readers import CHUNK, NEIGHBOURS, Readers, Union, readers, union
 
 # Products that use a held tile: with one alone, Triton would fill the registers anew in every step.
@@ -123,12 +119,12 @@ class ChunkSums(NamedTuple):
 
 
 @triton.jit
-def read_entry(union, at, token, row_mask, t, TILE: tl.constexpr, SELECT_BLOCK_SIZE: tl.constexpr):
+def read_entry(union, entry, at, t, TILE: tl.constexpr, SELECT_BLOCK_SIZE: tl.constexpr):
     """The first key of one block of a union, and which of its keys each row may read [M, N]."""
-    entry = tl.load(union.entries + at)
-    first = entry // 16 * SELECT_BLOCK_SIZE
-    chosen = ((entry >> (token % TILE.BLOCK_T)) & 1) > 0
-    limit = tl.where(chosen & row_mask, t, -1)
+    block_and_bits = tl.load(union.entries + entry)
+    first = block_and_bits // 16 * SELECT_BLOCK_SIZE
+    chosen = ((block_and_bits >> (at.token % TILE.BLOCK_T)) & 1) > 0
+    limit = tl.where(chosen & at.mask, t, -1)
     if TILE.BLOCK_N > SELECT_BLOCK_SIZE:  # the tile reaches into the next block
         limit = tl.minimum(limit, first + SELECT_BLOCK_SIZE - 1)
     return first, (first + tl.arange(0, TILE.BLOCK_N))[None, :] <= limit[:, None]
@@ -158,36 +154,32 @@ def selected_forward(
     DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
-    b, g = batch_and_group(sizes.G)
-    first = tl.program_id(0) * TILE.BLOCK_T
-    token, head, row_mask = rows_of_a_tile(first, sizes.T, WIDTHS.R, TILE)  # [M]
-    t = sizes.start + token
+    at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
     run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = run * TILE.BLOCK_T * SELECTION.num_selected
 
-    q_tile = load_group(q, b, g * WIDTHS.R, first, head, token, row_mask, WIDTHS.D, BLOCK_D, False)
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
     for e in range(tl.load(union.counts + run)):
-        key, mask = read_entry(
-            union, entry + e, token, row_mask, t, TILE, SELECTION.select_block_size
-        )
-        k_tile = load_tile(desc_k, b, g, key, BLOCK_N, BLOCK_D)
-        v_tile = load_tile(desc_v, b, g, key, BLOCK_N, BLOCK_DV)
+        key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
+        k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
+        v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
         m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc)
     acc, row_lse = finish(m_i, l_i, acc)
-    to = row_offsets(out.strides, b, g * WIDTHS.R + head, token)
-    at = number_offsets(b, g, head, token, sizes.G, sizes.T, WIDTHS.R)
-    store_rows(out.ptr, to, acc, row_mask, DV, BLOCK_DV)
-    tl.store(lse + at, row_lse, mask=row_mask)
+    to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
+    number = number_offsets(at, sizes, WIDTHS.R)
+    store_rows(out.ptr, to, acc, at.mask, DV, BLOCK_DV)
+    tl.store(lse + number, row_lse, mask=at.mask)
     if mix is not None:  # Eq. 5; the outputs of all branches lie alike
-        total = load_gate(mix.gates, at, row_mask, 1)[:, None] * acc
-        compressed = load_rows(mix.compressed, to, row_mask, DV, BLOCK_DV)
-        total += load_gate(mix.gates, at, row_mask, 0)[:, None] * compressed
-        window = load_rows(mix.window, to, row_mask, DV, BLOCK_DV)
-        total += load_gate(mix.gates, at, row_mask, 2)[:, None] * window
-        store_rows(mix.out, to, total, row_mask, DV, BLOCK_DV)
+        total = load_gate(mix.gates, number, at.mask, 1)[:, None] * acc
+        compressed = load_rows(mix.compressed, to, at.mask, DV, BLOCK_DV)
+        total += load_gate(mix.gates, number, at.mask, 0)[:, None] * compressed
+        window = load_rows(mix.window, to, at.mask, DV, BLOCK_DV)
+        total += load_gate(mix.gates, number, at.mask, 2)[:, None] * window
+        store_rows(mix.out, to, total, at.mask, DV, BLOCK_DV)
 
 
 @triton.jit
@@ -219,41 +211,36 @@ def selected_dq(
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     PARTS: tl.constexpr = USES if TILE.HOLD else 1
-    b, g = batch_and_group(sizes.G)
-    first = tl.program_id(0) * TILE.BLOCK_T
-    token, head, row_mask = rows_of_a_tile(first, sizes.T, WIDTHS.R, TILE)  # [M]
-    t = sizes.start + token
+    at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
     run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = run * TILE.BLOCK_T * SELECTION.num_selected
 
-    first_head = g * WIDTHS.R
-    q_tile = load_group(q, b, first_head, first, head, token, row_mask, D, BLOCK_D, TILE.HOLD)
-    do_tile = load_group(dout, b, first_head, first, head, token, row_mask, DV, BLOCK_DV, TILE.HOLD)
-    o_tile = load_group(out, b, first_head, first, head, token, row_mask, DV, BLOCK_DV, False)
-    at = number_offsets(b, g, head, token, sizes.G, sizes.T, WIDTHS.R)
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
+    number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
-    by_row += place_in_tiles(token, head, WIDTHS.BLOCK_R, 1)
+    by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)
     lse, delta, gate = prepare_gradient(
-        o_tile, do_tile, numbers, gating, at, by_row, row_mask, BRANCH
+        o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
     acc = tl.zeros([M, BLOCK_D], tl.float32)
     count = tl.load(union.counts + run)
     for part in tl.static_range(PARTS):
         for e in range(part * count // PARTS, (part + 1) * count // PARTS):
-            key, mask = read_entry(
-                union, entry + e, token, row_mask, t, TILE, SELECTION.select_block_size
-            )
-            k_tile = load_tile(desc_k, b, g, key, BLOCK_N, BLOCK_D)
-            v_tile = load_tile(desc_v, b, g, key, BLOCK_N, BLOCK_DV)
+            key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
+            k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    to = row_offsets(dq.strides, b, first_head + head, token)
+    to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     acc = acc * (sizes.scale * gate)[:, None]
     if BRANCH > 0:
-        acc += load_rows(dq.ptr, to, row_mask, D, BLOCK_D).to(tl.float32)
-    store_rows(dq.ptr, to, acc, row_mask, D, BLOCK_D)
+        acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)
+    store_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D)
 
 
 @triton.jit
@@ -306,8 +293,8 @@ def selected_dkdv(
     for some in range(begin, end, STEP):
         for i in tl.static_range(STEP):
             token = tl.load(readers.indices + tl.minimum(some + i, end - 1))
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)  # [M, DV]
             limit = tl.where(some + i < end, sizes.start + token, -1)
             mask = (first_key + column <= limit)[:, None] & (head < WIDTHS.R)[None, :]
             row = group_rows + token * M + head
@@ -357,14 +344,14 @@ def add_chunks(
 
 def union_tile(R: int) -> tuple[int, int]:
     """How many heads and tokens share a program and its walk over the union of their blocks."""
-    heads = triton.next_power_of_2(R)
+    heads = power_of_two(R)
     tokens = max(1, min(NEIGHBOURS, 64 // heads))
     return max(heads, 16 // tokens), tokens
 
 
 def num_blocks(q: Tensor, blocks: Blocks) -> int:
     """How many blocks have begun at the last query's token."""
-    return triton.cdiv(blocks.start + q.shape[2], blocks.select_block_size)
+    return cdiv(blocks.start + q.shape[2], blocks.select_block_size)
 
 
 def sizes_of(q: Tensor, k: Tensor, blocks: Blocks) -> Sizes:

@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.rows import Rows, load_rows, row_offsets, rows
-from kernels.tile_sizes import padded
+from kernels.tile_sizes import cdiv, padded
 
 ALIGNED = 16  # bytes
 
@@ -30,7 +30,7 @@ def aligned(x: Tensor) -> Tensor:
     if whole and x.stride(3) == 1 and x.data_ptr() % ALIGNED == 0 and x.shape[2] > 0:
         return x
     batch, heads, tokens, width = x.shape
-    wide = triton.cdiv(width * size, ALIGNED) * ALIGNED // size
+    wide = cdiv(width * size, ALIGNED) * ALIGNED // size
     copy = x.new_zeros(batch, heads, max(tokens, 1), wide)
     copy[:, :, :tokens, :width] = x
     return copy[..., :width]
@@ -55,7 +55,7 @@ def number_descriptor(x: Tensor, count: int) -> TensorDescriptor:
 
 def room_for_numbers(q: Tensor, groups: int, heads: int, tokens: int) -> tuple[Tensor, Tensor]:
     """row_lse and row_delta (B G, rows), tile after tile of heads x tokens; 0 where no row is."""
-    shape = q.shape[0] * groups, triton.cdiv(q.shape[2], tokens) * tokens * heads
+    shape = q.shape[0] * groups, cdiv(q.shape[2], tokens) * tokens * heads
     row_lse, row_delta = (
         torch.zeros(shape, dtype=torch.float32, device=q.device) for _ in range(2)
     )
@@ -78,9 +78,9 @@ def load_numbers(desc, group, first, ROWS: tl.constexpr):
 
 
 @triton.jit
-def place_in_tiles(token, head, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Where a row lies among all of its group's, tile after tile."""
-    return (token // BLOCK_T * BLOCK_H + head) * BLOCK_T + token % BLOCK_T
+def place_in_tiles(at, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Where the rows `at` lie among all of their group's, tile after tile."""
+    return (at.token // BLOCK_T * BLOCK_H + at.head) * BLOCK_T + at.token % BLOCK_T
 
 
 @triton.jit
@@ -96,24 +96,20 @@ def hold(tile, row_mask, HOLD: tl.constexpr):
 @triton.jit
 def load_group(
     x,
-    b,
-    first_head,
-    first,
-    head,
-    token,
-    row_mask,
+    at,
+    R: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     HOLD: tl.constexpr,
 ):
-    """The rows of a tile at first_head and token `first`, as rows_of_a_tile names them.
+    """The rows `at` (TileRows) of x as a tile [M, BLOCK_WIDTH].
 
-    With HOLD x is a descriptor and the tile [rows, BLOCK_WIDTH] is held; without, x is Rows.
+    With HOLD x is a descriptor and the tile is held; without, x is Rows.
     """
     if HOLD:
-        tile = load_tile(x, b, first_head, first, row_mask.shape[0], BLOCK_WIDTH)
-        tile = hold(tile, row_mask, HOLD)
+        tile = load_tile(x, at.b, at.g * R, at.first, at.mask.shape[0], BLOCK_WIDTH)
+        tile = hold(tile, at.mask, HOLD)
     else:
-        offsets = row_offsets(x.strides, b, first_head + head, token)
-        tile = load_rows(x.ptr, offsets, row_mask, WIDTH, BLOCK_WIDTH)
+        offsets = row_offsets(x.strides, at.b, at.g * R + at.head, at.token)
+        tile = load_rows(x.ptr, offsets, at.mask, WIDTH, BLOCK_WIDTH)
     return tile

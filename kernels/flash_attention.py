@@ -56,10 +56,8 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
-    Tile,
     batch_and_group,
     empty_output,
-    fit,
     load_rows,
     number_offsets,
     row_offsets,
@@ -67,10 +65,9 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
     store_rows,
-    tile_sizes_of,
-    widths_of,
+    tokens_and_heads,
 )
-from kernels.tile_sizes import row_name
+from kernels.tile_sizes import Tile, cdiv, fit, power_of_two, row_name, tile_sizes_of, widths_of
 from kernels.visible_keys import Keys, key_range, may_read, token_range
 
 ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
@@ -134,32 +131,28 @@ def flash_forward(
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     # The last tokens walk over the most keys: they come first.
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE.BLOCK_T
-    b, g = batch_and_group(sizes.G)
-    token, head, row_mask = rows_of_a_tile(first, sizes.T, WIDTHS.R, TILE)  # [M]
-    t = sizes.start + token
+    at = rows_of_a_tile(first, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    q_tile = load_group(
-        q, b, g * WIDTHS.R, first, head, token, row_mask, WIDTHS.D, BLOCK_D, TILE.HOLD
-    )
+    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, TILE.HOLD)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
     for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
-            k_tile = load_tile(desc_k, b, g, first_key, BLOCK_N, BLOCK_D)
-            v_tile = load_tile(desc_v, b, g, first_key, BLOCK_N, BLOCK_DV)
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
             key = first_key + tl.arange(0, BLOCK_N)
             mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
             m_i, l_i, acc = fold_in(
                 q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc
             )
     acc, row_lse = finish(m_i, l_i, acc)
-    to = row_offsets(out.strides, b, g * WIDTHS.R + head, token)
-    store_rows(out.ptr, to, acc, row_mask, WIDTHS.DV, WIDTHS.BLOCK_DV)
-    at = number_offsets(b, g, head, token, sizes.G, sizes.T, WIDTHS.R)
-    tl.store(lse + at, row_lse, mask=row_mask)
+    to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
+    store_rows(out.ptr, to, acc, at.mask, WIDTHS.DV, BLOCK_DV)
+    tl.store(lse + number_offsets(at, sizes, WIDTHS.R), row_lse, mask=at.mask)
 
 
 @triton.jit
@@ -191,38 +184,36 @@ def flash_dq(
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE.BLOCK_T
-    b, g = batch_and_group(sizes.G)
-    token, head, row_mask = rows_of_a_tile(first, sizes.T, WIDTHS.R, TILE)  # [M]
-    t = sizes.start + token
+    at = rows_of_a_tile(first, sizes, WIDTHS.R, TILE)
+    t = sizes.start + at.token  # [M]
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    first_head = g * WIDTHS.R
-    q_tile = load_group(q, b, first_head, first, head, token, row_mask, D, BLOCK_D, TILE.HOLD)
-    do_tile = load_group(dout, b, first_head, first, head, token, row_mask, DV, BLOCK_DV, TILE.HOLD)
-    o_tile = load_group(out, b, first_head, first, head, token, row_mask, DV, BLOCK_DV, False)
-    at = number_offsets(b, g, head, token, sizes.G, sizes.T, WIDTHS.R)
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
+    do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
+    o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
+    number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
-    by_row += place_in_tiles(token, head, TILE.BLOCK_H, KEY_TILE_T)
+    by_row += place_in_tiles(at, TILE.BLOCK_H, KEY_TILE_T)
     lse, delta, gate = prepare_gradient(
-        o_tile, do_tile, numbers, gating, at, by_row, row_mask, BRANCH
+        o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
     acc = tl.zeros([M, BLOCK_D], tl.float32)
     for part in tl.static_range(3):
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
-            k_tile = load_tile(desc_k, b, g, first_key, BLOCK_N, BLOCK_D)
-            v_tile = load_tile(desc_v, b, g, first_key, BLOCK_N, BLOCK_DV)
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
             key = first_key + tl.arange(0, BLOCK_N)
             mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    to = row_offsets(dq.strides, b, first_head + head, token)
+    to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     acc = acc * (sizes.scale * gate)[:, None]
     if BRANCH > 0:
-        acc += load_rows(dq.ptr, to, row_mask, D, BLOCK_D).to(tl.float32)
-    store_rows(dq.ptr, to, acc, row_mask, D, BLOCK_D)
+        acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)
+    store_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D)
 
 
 @triton.jit
@@ -265,9 +256,9 @@ def flash_dkdv(
         until = tl.minimum(edges[part + 1], edges[3])
         since = tl.maximum(edges[part], begin)
         for first in range(since, tl.minimum(until, begin + CHUNK), TILE.BLOCK_T):
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, BLOCK_D)
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)
-            token, _, row_mask = rows_of_a_tile(first, sizes.T, WIDTHS.R, TILE)
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)  # [M, DV]
+            token, _, row_mask = tokens_and_heads(first, sizes.T, WIDTHS.R, TILE)
             mask = None
             if part != 1 or TILE.BLOCK_H != WIDTHS.R:
                 mask = row_mask[None, :] & may_read(
@@ -292,7 +283,7 @@ def flash_dkdv(
 
 def row_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
     """How many heads and tokens a tile of about BLOCK_M rows has; heads are a power of two."""
-    heads = triton.next_power_of_2(R)
+    heads = power_of_two(R)
     return heads, max(BLOCK_M // heads, 1)
 
 
@@ -311,7 +302,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
     keys = sizes.BLOCK_N
     launch(
         flash_forward,
-        grid_of(triton.cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
+        grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
         group_argument(q, heads, tokens, sizes.hold),
         descriptor(k, 1, keys),
         descriptor(v, 1, keys),
@@ -342,7 +333,7 @@ def flash_gradients(
     dq = torch.empty_like(q) if gated is None else gated.dq
     launch(
         flash_dq,
-        grid_of(triton.cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
+        grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
         group_argument(q, heads, tokens, sizes.hold),
         descriptor(k, 1, keys),
         descriptor(v, 1, keys),
@@ -371,7 +362,7 @@ def key_gradients(
     widths = widths_of(q, k, v)
     sizes = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
     keys = sizes.BLOCK_N
-    key_tiles = triton.cdiv(key_count, keys)
+    key_tiles = cdiv(key_count, keys)
     heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
     M = heads * tokens
     chunk, chunks = token_chunks(
@@ -413,9 +404,9 @@ def token_chunks(
     """
     reach = length if window is None else min(length, window + keys + tokens)
     wanted = 1 if programs >= ENOUGH else PROGRAMS // max(programs, 1)
-    chunks = min(wanted, triton.cdiv(reach, SHORTEST))
-    chunk = triton.cdiv(triton.cdiv(reach, chunks), tokens) * tokens
-    return chunk, triton.cdiv(reach, chunk)
+    chunks = min(wanted, cdiv(reach, SHORTEST))
+    chunk = cdiv(cdiv(reach, chunks), tokens) * tokens
+    return chunk, cdiv(reach, chunk)
 
 
 # --- as differentiable functions ---

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from kernels.checks import check_alike, check_float_tensor, check_gates, check_width, require
 from kernels.launching import launch
 from kernels.rows import load_gate, load_rows, row_products, store_rows
-from kernels.tile_sizes import padded
+from kernels.tile_sizes import cdiv, padded
 
 BLOCK_M = 32
 
@@ -91,7 +91,7 @@ class GatedSum(torch.autograd.Function):
         num_rows = out.numel() // width
         launch(
             mix,
-            (triton.cdiv(num_rows, BLOCK_M),),
+            (cdiv(num_rows, BLOCK_M),),
             gates,
             outputs,
             out,
@@ -112,7 +112,7 @@ class GatedSum(torch.autograd.Function):
         num_rows = dout.numel() // width
         launch(
             mix_backward,
-            (triton.cdiv(num_rows, BLOCK_M),),
+            (cdiv(num_rows, BLOCK_M),),
             gates,
             Branches(*outputs),
             dout.contiguous(),

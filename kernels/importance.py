@@ -36,8 +36,8 @@ from kernels.checks import (
 from kernels.descriptors import descriptor, load_tile
 from kernels.launching import grid_of, launch
 from kernels.online_softmax import LOG2E, load_lse
-from kernels.rows import load_rows, row_offsets, rows, widths_of
-from kernels.tile_sizes import tile_sizes
+from kernels.rows import load_rows, row_offsets, rows
+from kernels.tile_sizes import cdiv, power_of_two, tile_sizes, widths_of
 from kernels.visible_keys import Keys, may_read
 
 
@@ -108,7 +108,7 @@ def block_scores(
     total = tl.zeros([M, N], tl.float32)
     k_tile = load_rows(k.ptr, row_offsets(k.strides, b, g, key), key_mask, WIDTHS.D, BLOCK_D)
     for r in range(WIDTHS.R):
-        q_tile = load_tile(desc_q, b, g * WIDTHS.R + r, first, M, BLOCK_D)
+        q_tile = load_tile(desc_q, b, g * WIDTHS.R + r, first, M, BLOCK_D)  # [M, D]
         at = (b.to(tl.int64) * sizes.G * WIDTHS.R + g * WIDTHS.R + r) * sizes.T + token
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         total += tl.exp2(s * (sizes.scale * LOG2E) - load_lse(lse, at, row_mask)[:, None])
@@ -177,7 +177,7 @@ def blocks_in_a_tile(BLOCK_N: int, select_block_size: int, stride: int) -> int:
             f"select_block_size = {select_block_size}: with stride = {stride} a block "
             f"has more than {BLOCK_N} keys; take a longer stride or smaller blocks"
         )
-    return BLOCK_N // triton.next_power_of_2(select_block_size // stride)
+    return BLOCK_N // power_of_two(select_block_size // stride)
 
 
 def importance_scores(
@@ -186,11 +186,11 @@ def importance_scores(
     """Eq. 8-10: (2, B, G, T, blocks) float32, a block's own part and what it passes on."""
     batch, heads, length, width = q.shape
     groups, key_count = k.shape[1:3]
-    blocks = triton.cdiv(start + length, select_block_size)
+    blocks = cdiv(start + length, select_block_size)
     score = torch.empty(2, batch, groups, length, blocks, device=q.device)
     sizes = tile_sizes("block_scores", width, q.dtype)
     blocks_of_tile = blocks_in_a_tile(sizes.BLOCK_N, select_block_size, keys.stride)
-    tiles = triton.cdiv(blocks, blocks_of_tile), triton.cdiv(length, sizes.BLOCK_M)
+    tiles = cdiv(blocks, blocks_of_tile), cdiv(length, sizes.BLOCK_M)
     launch(
         block_scores,
         (*tiles, batch * groups),

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from triton import JITFunction
+from triton import KernelInterface
 
 Grid = tuple[int, ...]
-Starter = Callable[[JITFunction, Grid, tuple, dict], None]
+Starter = Callable[[KernelInterface, Grid, tuple, dict], None]
 
 
-def on_the_device(kernel: JITFunction, grid: Grid, arguments: tuple, options: dict) -> None:
+def on_the_device(kernel: KernelInterface, grid: Grid, arguments: tuple, options: dict) -> None:
     """Start a grid of programs on the current device."""
     kernel[grid](*arguments, **options)
 
@@ -17,7 +17,7 @@ def on_the_device(kernel: JITFunction, grid: Grid, arguments: tuple, options: di
 starter: Starter = on_the_device
 
 
-def launch(kernel: JITFunction, grid: Grid, *arguments: object, **options: object) -> None:
+def launch(kernel: KernelInterface, grid: Grid, *arguments: object, **options: object) -> None:
     """Start a kernel, or hand it to whoever asked for the launches with `launching_by`."""
     starter(kernel, grid, arguments, options)
 

@@ -34,7 +34,7 @@ from kernels.rows import rows_contiguous
 from kernels.union_and_readers import Union
 
 
-class Branches(NamedTuple):
+class Runs(NamedTuple):
     """What each of the three branches needs beside its tensors."""
 
     compressed: Run
@@ -42,32 +42,49 @@ class Branches(NamedTuple):
     window: Run
 
 
+class Branches(NamedTuple):
+    """What the gates add up and what chose it, without gradient.
+
+    Shapes: compressed, selected and window (B, H, T, Dv), lse (B, H, T), ids (B, G, T, n).
+    """
+
+    compressed: Tensor
+    selected: Tensor
+    window: Tensor
+    lse: Tensor
+    ids: Tensor
+
+
 class NSA(torch.autograd.Function):
-    """Eq. 5: (q, gates, k and v of each branch, choose, branches) -> out."""
+    """Eq. 5: (q, gates, k and v of each branch, choose, runs) -> out, and the Branches."""
 
     @staticmethod
-    def forward(ctx, q, gates, k_c, v_c, k_s, v_s, k_w, v_w, choose, branches):
+    def forward(ctx, q, gates, k_c, v_c, k_s, v_s, k_w, v_w, choose, runs):
+        q = rows_contiguous(q)  # once for all three
         gates = gates.contiguous()
-        compressed = flash(q, k_c, v_c, branches.compressed)
+        compressed = flash(q, k_c, v_c, runs.compressed)
         ids = choose(compressed.lse).contiguous()
-        window = flash(q, k_w, v_w, branches.window)
+        window = flash(q, k_w, v_w, runs.window)
         out = torch.empty_like(compressed.out)
         mix = Mix(gates, compressed.out, window.out, out)
-        selected, union = block_sparse(q, k_s, v_s, ids, branches.selected, mix)
-        ctx.branches = branches
+        selected, union = block_sparse(q, k_s, v_s, ids, runs.selected, mix)
+        ctx.runs = runs
         ctx.save_for_backward(gates, ids, *union, *compressed, *selected, *window)
-        return out
+        branches = Branches(compressed.out, selected.out, window.out, compressed.lse, ids)
+        ctx.mark_non_differentiable(*branches)
+        ctx.set_materialize_grads(False)  # nobody differentiates the branches
+        return out, *branches
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout):
+    def backward(ctx, dout, *_):
         gates, ids, entries, counts, *saved = ctx.saved_tensors
         compressed, selected, window = (Saved(*saved[i : i + 5]) for i in (0, 5, 10))
-        dout = rows_contiguous(dout)
+        dout = torch.zeros_like(compressed.out) if dout is None else rows_contiguous(dout)
         dq = torch.empty_like(compressed.q)
         dgates = torch.empty_like(gates)
         c, s, w = (GatedBranch(Gates(gates, dgates), i, dq) for i in range(3))
-        runs = ctx.branches
+        runs = ctx.runs
         _, dk_c, dv_c = flash_gradients(compressed, dout, None, runs.compressed, c)
         _, dk_s, dv_s = block_sparse_gradients(
             selected, ids, Union(entries, counts), dout, runs.selected, s
@@ -93,12 +110,14 @@ def nsa_attention(
     scale: float | None = None,
     start: int = 0,
     choose: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, "B H T Dv"]:
+    return_branches: bool = False,
+) -> Float[Tensor, "B H T Dv"] | tuple[Float[Tensor, "B H T Dv"], Branches]:
     """The gated sum of the three branches, each with its own keys and values (k, v).
 
     Eq. 5: out = sum over the branches c of gates[..., c] * attention_c(q, k_c, v_c), with gates at
     least 0, as a sigmoid gives them. `choose` may replace the choice of Eq. 8-11: it gets the
-    compressed branch's lse (B, H, T) and returns ids (B, G, T, n).
+    compressed branch's lse (B, H, T) and returns ids (B, G, T, n). With return_branches the
+    Branches come too.
     Errors: ValueError or TypeError that names the argument.
     """
     pairs = {"compressed": compressed, "selected": selected, "window": window}
@@ -131,9 +150,10 @@ def nsa_attention(
         check_ids(ids, q, selected[0])
         return ids
 
-    branches = Branches(
+    runs = Runs(
         compressed_run(block_size, stride, scale, start),
         Blocks(select_block_size, scale, start),
         window_run(q, window_size, scale, start),
     )
-    return NSA.apply(q, gates, *compressed, *selected, *window, chosen, branches)
+    out, *branches = NSA.apply(q, gates, *compressed, *selected, *window, chosen, runs)
+    return (out, Branches(*branches)) if return_branches else out

@@ -95,24 +95,24 @@ def load_lse(lse, at, row_mask):
 
 
 @triton.jit
-def prepare_gradient(o, do, numbers, gating, at, by_row, row_mask, BRANCH: tl.constexpr):
+def prepare_gradient(o, do, numbers, gating, number, by_row, row_mask, BRANCH: tl.constexpr):
     """A row's log-sum-exp (in powers of 2), delta = sum(o do) - dlse, and its gate (1 if None).
 
-    o, do [M, DV]; numbers: RowNumbers; gating: Gates or None; `at` is a row's place in (B, H, T),
-    `by_row` in the order in which dk and dv load rows. Writes dgates, which is sum(o do), and for
-    dk and dv two numbers in that order: delta, and lse - log2(gate). exp2(s - that) is gate * p, so
-    they get the true dout, gate * do, without a multiplication. A gate of 0 gives p = 0, a negative
-    one NaN.
+    o, do [M, DV]; numbers: RowNumbers; gating: Gates or None; `number` is a row's place in
+    (B, H, T), `by_row` that in the order in which dk and dv load rows. Writes dgates, which is
+    sum(o do), and for dk and dv two numbers in that order: delta, and lse - log2(gate).
+    exp2(s - that) is gate * p, so they get the true dout, gate * do, without a multiplication. A
+    gate of 0 gives p = 0, a negative one NaN.
     """
-    lse = load_lse(numbers.lse, at, row_mask)
+    lse = load_lse(numbers.lse, number, row_mask)
     delta = row_products(o, do)
     gate = tl.full(delta.shape, 1.0, tl.float32)
     if gating is not None:
-        gate = load_gate(gating.gates, at, row_mask, BRANCH)
+        gate = load_gate(gating.gates, number, row_mask, BRANCH)
         dgate = delta.to(gating.dgates.dtype.element_ty)
-        tl.store(gating.dgates + at * 3 + BRANCH, dgate, mask=row_mask)
+        tl.store(gating.dgates + number * 3 + BRANCH, dgate, mask=row_mask)
     if numbers.dlse is not None:
-        delta -= tl.load(numbers.dlse + at, mask=row_mask, other=0.0)
+        delta -= tl.load(numbers.dlse + number, mask=row_mask, other=0.0)
     tl.store(numbers.row_lse + by_row, lse - tl.log2(gate), mask=row_mask)
     tl.store(numbers.row_delta + by_row, delta, mask=row_mask)
     return lse, delta, gate

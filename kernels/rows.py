@@ -18,8 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tile_sizes import TileSizes, fit_stages, padded, tile_sizes
-
 
 class Rows(NamedTuple):
     """A (B, H, T, width) tensor as a kernel takes it; its rows are contiguous."""
@@ -28,27 +26,19 @@ class Rows(NamedTuple):
     strides: tuple[int, ...]  # of the batch, the heads and the tokens
 
 
-class Widths(NamedTuple):
-    """Compile-time sizes of the rows: heads of a group, columns of q and k, columns of v and out.
+class TileRows(NamedTuple):
+    """Which rows a program's tile has, M = BLOCK_H * BLOCK_T of them; made in the kernel.
 
-    BLOCK_R, BLOCK_D and BLOCK_DV are R, D and DV padded to what the matrix unit takes.
+    The batch entry, the group, the first token, then for each row [M] its token,
+    its head within the group, and whether it is one of the group's.
     """
 
-    R: int
-    D: int
-    DV: int
-    BLOCK_R: int
-    BLOCK_D: int
-    BLOCK_DV: int
-
-
-class Tile(NamedTuple):
-    """Compile-time sizes of a tile: heads x tokens, that many keys, and `hold` of tile_sizes."""
-
-    BLOCK_H: int
-    BLOCK_T: int
-    BLOCK_N: int
-    HOLD: bool
+    b: tl.tensor
+    g: tl.tensor
+    first: tl.tensor
+    token: tl.tensor
+    head: tl.tensor
+    mask: tl.tensor
 
 
 # --- on the host ---
@@ -62,32 +52,6 @@ def rows(x: Tensor) -> Rows:
 def rows_contiguous(x: Tensor) -> Tensor:
     """x, copied only if its last axis is strided: the kernels step freely along the others."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
-    """The compile-time sizes of q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv)."""
-    sizes = q.shape[1] // k.shape[1], q.shape[3], v.shape[3]
-    return Widths(*sizes, *(padded(size) for size in sizes))
-
-
-def tile_sizes_of(kernel: str, widths: Widths, dtype: torch.dtype) -> TileSizes:
-    """The tile sizes of a kernel for rows of these widths and this type."""
-    return tile_sizes(kernel, max(widths.BLOCK_D, widths.BLOCK_DV), dtype)
-
-
-def fit(
-    tile: TileSizes,
-    widths: Widths,
-    dtype: torch.dtype,
-    kept: tuple[int, int],
-    step: tuple[int, int],
-) -> TileSizes:
-    """The tile with as many stages as fit; `kept` and `step` are (rows of D, rows of Dv)."""
-    kept_bytes, step_bytes = (
-        (of_d * widths.BLOCK_D + of_dv * widths.BLOCK_DV) * dtype.itemsize
-        for of_d, of_dv in (kept, step)
-    )
-    return fit_stages(tile, kept_bytes, step_bytes)
 
 
 def empty_output(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -106,12 +70,20 @@ def batch_and_group(G):
 
 
 @triton.jit
-def rows_of_a_tile(first, T, R: tl.constexpr, TILE: tl.constexpr):
-    """The token and the head of each row, and whether it is one of the group's."""
+def tokens_and_heads(first, T, R: tl.constexpr, TILE: tl.constexpr):
+    """The token and the head of each row [M], and whether it is one of the group's."""
     row = tl.arange(0, TILE.BLOCK_H * TILE.BLOCK_T)
     token = first + row % TILE.BLOCK_T
     head = row // TILE.BLOCK_T
     return token, head, (token < T) & (head < R)
+
+
+@triton.jit
+def rows_of_a_tile(first, sizes, R: tl.constexpr, TILE: tl.constexpr):
+    """The TileRows of this program, which begin at token `first`."""
+    b, g = batch_and_group(sizes.G)
+    token, head, mask = tokens_and_heads(first, sizes.T, R, TILE)
+    return TileRows(b, g, first, token, head, mask)
 
 
 @triton.jit
@@ -122,9 +94,9 @@ def row_offsets(strides, b, head, token):
 
 
 @triton.jit
-def number_offsets(b, g, head, token, G, T, R: tl.constexpr):
-    """Where the numbers of a group's rows lie in a contiguous (B, H, T) tensor; 64 bits."""
-    return ((b.to(tl.int64) * G + g) * R + head) * T + token
+def number_offsets(at, sizes, R: tl.constexpr):
+    """Where the numbers of TileRows lie in a contiguous (B, H, T) tensor; 64 bits."""
+    return ((at.b.to(tl.int64) * sizes.G + at.g) * R + at.head) * sizes.T + at.token
 
 
 @triton.jit

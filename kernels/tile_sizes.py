@@ -7,9 +7,10 @@ that. Each line of HALF and WIDE is the fastest of those that `python -m benchma
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-import triton
+from torch import Tensor
 
 SHARED = 225 * 1024  # bytes of fast memory on a multiprocessor, less what Triton needs beside tiles
 
@@ -32,6 +33,29 @@ class TileSizes:
     def launch_options(self) -> dict[str, int]:
         """What Triton wants to know at a launch."""
         return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+class Widths(NamedTuple):
+    """Compile-time sizes of the rows: heads of a group, columns of q and k, columns of v and out.
+
+    BLOCK_R, BLOCK_D and BLOCK_DV are R, D and DV padded to what the matrix unit takes.
+    """
+
+    R: int
+    D: int
+    DV: int
+    BLOCK_R: int
+    BLOCK_D: int
+    BLOCK_DV: int
+
+
+class Tile(NamedTuple):
+    """Compile-time sizes of a tile: heads x tokens, that many keys, and TileSizes' hold."""
+
+    BLOCK_H: int
+    BLOCK_T: int
+    BLOCK_N: int
+    HOLD: bool
 
 
 # fmt: off
@@ -109,4 +133,43 @@ def fit_stages(tile: TileSizes, kept: int, step: int, shared: int = SHARED) -> T
 
 def padded(width: int) -> int:
     """The power of two, 16 at least, that a tile needs to hold `width` columns."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, power_of_two(width))
+
+
+# Triton has both, made for kernels too: on the host a call takes them 5 microseconds.
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def cdiv(size: int, part: int) -> int:
+    """How many parts it takes to hold `size`."""
+    return -(-size // part)
+
+
+def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
+    """The compile-time sizes of q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv)."""
+    sizes = q.shape[1] // k.shape[1], q.shape[3], v.shape[3]
+    return Widths(*sizes, *(padded(size) for size in sizes))
+
+
+def tile_sizes_of(kernel: str, widths: Widths, dtype: torch.dtype) -> TileSizes:
+    """The tile sizes of a kernel for rows of these widths and this type."""
+    return tile_sizes(kernel, max(widths.BLOCK_D, widths.BLOCK_DV), dtype)
+
+
+def fit(
+    tile: TileSizes,
+    widths: Widths,
+    dtype: torch.dtype,
+    kept: tuple[int, int],
+    step: tuple[int, int],
+) -> TileSizes:
+    """As fit_stages, with `kept` and `step` as (rows of D, rows of Dv)."""
+    kept_bytes, step_bytes = (
+        (of_d * widths.BLOCK_D + of_dv * widths.BLOCK_DV) * dtype.itemsize
+        for of_d, of_dv in (kept, step)
+    )
+    return fit_stages(tile, kept_bytes, step_bytes)

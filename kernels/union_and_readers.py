@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launching import grid_of, launch
+from kernels.tile_sizes import cdiv, power_of_two
 
 NEIGHBOURS = 4  # most tokens that share a program: an entry keeps a bit for each
 CHUNK = 1024  # tokens of a list that one program of the backward walks through
@@ -88,7 +89,7 @@ def list_union(
 def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
     """What each run of neighbouring tokens reads, of so many blocks. Shapes: ids (B, G, T, n)."""
     batch, groups, length, n = ids.shape
-    runs = triton.cdiv(length, neighbours)
+    runs = cdiv(length, neighbours)
     entries = torch.empty(batch, groups, runs, neighbours * n, dtype=torch.int32, device=ids.device)
     counts = torch.empty(batch, groups, runs, dtype=torch.int32, device=ids.device)
     launch(
@@ -102,7 +103,7 @@ def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
         blocks,
         n=n,
         BLOCK_T=neighbours,
-        BLOCK_E=triton.next_power_of_2(max(16, neighbours * n)),
+        BLOCK_E=power_of_two(max(16, neighbours * n)),
         num_warps=1 if n <= 16 else 4,
     )
     return Union(entries, counts)

@@ -30,14 +30,20 @@ def modules(*rooms: str) -> list[Path]:
     return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
+def is_module(name: str) -> bool:
+    """Whether a dotted name is a file or a folder of ours."""
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+
+
 def imported(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in it; of `from a import b` a and a.b."""
+    """Every module that a file imports, wherever in it: of `from a import b` a.b if it is ours."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if is_module(name) else node.module for name in inside)
 
 
 def room_of(module: str) -> str | None:

@@ -6,16 +6,21 @@ Every number in them comes from benchmarks/results/bench.json, which says where 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import roofline
+from benchmarks import counts
 from benchmarks.bench import KEEP, OUR_DENSE, RESULTS
 from benchmarks.cases import CONFIGS
+from benchmarks.counts import Work
+from benchmarks.roofline import floor, floor_of_any
 from nsa_lite import NSAConfig
-from nsa_lite.show import plots
+from nsa_lite.show import plots, tables
+from nsa_lite.show.tables import Column
 
 LINES = {  # (name, ids) -> label, colour, dashes, marker
     ("FlashAttention-2", "random"): ("FlashAttention-2", "#000000", "--", "s"),
@@ -31,6 +36,20 @@ COLOURS = {
     "scores + top-n": "unused",
     "selected": "selected",
 }
+ROOFLINE = {  # what is timed, and what the roofline calls it
+    "window": "window",
+    "compressed": "compressed",
+    "selected": "selected",
+    OUR_DENSE: "dense",
+    "scores + top-n": "selection",
+}
+COLUMNS = (
+    Column("milliseconds", 22),
+    Column("measured", 8, ".2f"),
+    Column("these tiles", 12, ".2f"),
+    Column("any kernel", 11, ".2f"),
+    Column("measured / these tiles", 24, ".2f"),
+)
 
 
 def load(path: Path = RESULTS / "bench.json") -> dict:
@@ -64,22 +83,33 @@ def seconds(
     record: dict, config: str, length: int, ids: str = "random"
 ) -> dict[str, dict[str, float]]:
     """Measured times as seconds["window"]["forward"], under the names of the roofline's kernels."""
-    names = {
-        "window": "window",
-        "compressed": "compressed",
-        "selected": "selected",
-        OUR_DENSE: "dense",
-        "scores + top-n": "selection",
-    }
     times = {}
-    for name, branch in names.items():
+    for name, branch in ROOFLINE.items():
+        kind = ids if name == "selected" else "random"
         for what in ("forward", "backward"):
-            found = find(
-                record, config, name, ids if name == "selected" else "random", f"{what}_ms"
-            )
+            found = find(record, config, name, kind, f"{what}_ms")
             if length in found:
                 times.setdefault(branch, {})[what] = found[length] / 1e3
     return times
+
+
+def counted(config: str, length: int, ids: str = "random") -> dict[str, dict[str, Work]]:
+    """The counted work of one config's kernels, for ids of that coherence."""
+    sizes = CONFIGS[config]
+    layer = NSAConfig(
+        heads=sizes.heads, kv_heads=sizes.groups, head_dim=sizes.width, value_dim=sizes.value
+    )
+    neighbours = counts.neighbours(layer)
+    union = counts.expected_union(layer, length, neighbours, KEEP.get(ids, 0.0))
+    return counts.works(counts.Sizes(layer, length), union)
+
+
+def timed_together(branch: str, what: str, kernels: dict[str, Work]) -> tuple[str, list[Work]]:
+    """The name of one measured time, and the kernels whose floors it is compared with."""
+    if branch == "selection":
+        return "scores + top-n", list(kernels.values())
+    parts = ("forward",) if what == "forward" else ("dq", "dk dv")
+    return f"{branch} {what}", [kernels[part] for part in parts]
 
 
 def beside_floors(record: dict, config: str, length: int, ids: str = "random") -> str:
@@ -87,59 +117,49 @@ def beside_floors(record: dict, config: str, length: int, ids: str = "random") -
 
     A backward is two kernels, dq and dk dv: their floors are added up. So are scores and top-n.
     """
-    sizes = CONFIGS[config]
-    layer = NSAConfig(
-        heads=sizes.heads, kv_heads=sizes.groups, head_dim=sizes.width, value_dim=sizes.value
-    )
-    union = roofline.expected_union(layer, length, roofline.neighbours(layer), KEEP.get(ids, 0.0))
-    works = roofline.works(roofline.Sizes(layer, length), union)
-    lines = [f"{'milliseconds':22} measured  these tiles  any kernel   measured / these tiles"]
+    works = counted(config, length, ids)
+    rows = []
     for branch, times in seconds(record, config, length, ids).items():
         for what, time in times.items():
-            kernels = (
-                works[branch]
-                if branch == "selection"
-                else {
-                    kernel: works[branch][kernel]
-                    for kernel in (("forward",) if what == "forward" else ("dq", "dk dv"))
-                }
-            )
-            tiles, least = (
-                sum(map(f, kernels.values())) for f in (roofline.floor, roofline.floor_of_any)
-            )
-            name = "scores + top-n" if branch == "selection" else f"{branch} {what}"
-            lines.append(
-                f"{name:22} {1e3 * time:8.2f} {1e3 * tiles:12.2f} {1e3 * least:11.2f} "
-                f"{time / tiles:12.2f}"
-            )
-    return "\n".join(lines)
+            name, kernels = timed_together(branch, what, works[branch])
+            tiles = sum(floor(work) for work in kernels)
+            least = sum(floor_of_any(work) for work in kernels)
+            rows.append((name, 1e3 * time, 1e3 * tiles, 1e3 * least, time / tiles))
+    return tables.table(COLUMNS, rows)
 
 
 def draw_scaling(record: dict, config: str = "A") -> Figure:
     """Milliseconds against length on log-log axes, forward and backward."""
     figure, axes = plt.subplots(1, 2, figsize=(plots.WIDTH, 3.4), sharey=True)
+    lengths = sorted({row["length"] for row in record["rows"] if row["config"] == config})
     for ax, key in zip(axes, ("forward_ms", "backward_ms"), strict=True):
-        for (name, ids), (label, colour, dashes, marker) in LINES.items():
-            if points := find(record, config, name, ids, key):
-                ax.plot(
-                    *zip(*sorted(points.items()), strict=True),
-                    color=colour,
-                    linestyle=dashes,
-                    marker=marker,
-                    markersize=4,
-                    label=label,
-                )
-        lengths = sorted({r["length"] for r in record["rows"] if r["config"] == config})
+        draw_curves(ax, record, config, key)
         ax.set(title=key.removesuffix("_ms"), xlabel="T, tokens", xscale="log", yscale="log")
         ax.set_xticks(lengths, [f"{t // 1024}k" if t >= 1024 else str(t) for t in lengths])
         ax.minorticks_off()
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"Recorded: {record['device']}, config {config}", fontsize=10)
     return figure
+
+
+def draw_curves(ax: Axes, record: dict, config: str, key: str) -> None:
+    """One curve for each of LINES that was measured."""
+    for (name, ids), (label, colour, dashes, marker) in LINES.items():
+        points = sorted(find(record, config, name, ids, key).items())
+        if points:
+            lengths, times = zip(*points, strict=True)
+            ax.plot(
+                lengths,
+                times,
+                color=colour,
+                linestyle=dashes,
+                marker=marker,
+                markersize=4,
+                label=label,
+            )
 
 
 def draw_pieces(record: dict, config: str, length: int, ids: str = "random") -> Figure:
@@ -148,18 +168,9 @@ def draw_pieces(record: dict, config: str, length: int, ids: str = "random") -> 
     for y, key in enumerate(("forward_ms", "backward_ms")):
         left = 0.0
         for piece in PIECES:
-            of = ids if piece == "selected" else "random"
-            width = find(record, config, piece, of, key).get(length, 0.0)
-            kind = COLOURS[piece]
-            ax.barh(
-                y,
-                width,
-                left=left,
-                color=plots.COLOURS[kind],
-                edgecolor="#444444",
-                hatch=plots.HATCHES.get(kind),
-                label=piece if y == 0 else None,
-            )
+            kind = ids if piece == "selected" else "random"
+            width = find(record, config, piece, kind, key).get(length, 0.0)
+            draw_piece(ax, y, left, width, piece)
             left += width
     ax.set(
         yticks=(0, 1),
@@ -171,11 +182,25 @@ def draw_pieces(record: dict, config: str, length: int, ids: str = "random") -> 
     return figure
 
 
-def main() -> int:
+def draw_piece(ax: Axes, y: int, left: float, width: float, piece: str) -> None:
+    """One segment of a bar; the legend takes its names from the first bar."""
+    colour = COLOURS[piece]
+    ax.barh(
+        y,
+        width,
+        left=left,
+        color=plots.COLOURS[colour],
+        edgecolor="#444444",
+        hatch=plots.HATCHES.get(colour),
+        label=piece if y == 0 else None,
+    )
+
+
+def main(argv: Sequence[str] = ()) -> int:
     argparse.ArgumentParser(
         prog="python -m benchmarks.draw",
         description="Draw the recorded times, and print the floors.",
-    ).parse_args()
+    ).parse_args(argv)
     try:
         record = load()
     except FileNotFoundError as error:
@@ -188,16 +213,15 @@ def main() -> int:
     longest = max(r["length"] for r in record["rows"] if r["config"] == "A")
     draw_pieces(record, "A", longest).savefig(RESULTS / "pieces.png")
     for key in ("forward_ms", "backward_ms"):
-        print(
-            f"NSA over FlashAttention-2 at {longest}, {key.removesuffix('_ms')}: "
-            + ", ".join(
-                f"{speedup(record, 'A', longest, key, ids):.1f}x ({ids})"
-                for ids in ("random", "coherent .75")
-            )
-        )
+        times = [
+            f"{speedup(record, 'A', longest, key, ids):.1f}x ({ids})"
+            for ids in ("random", "coherent .75")
+        ]
+        what = key.removesuffix("_ms")
+        print(f"NSA over FlashAttention-2 at {longest}, {what}: {', '.join(times)}")
     print(beside_floors(record, "A", longest))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

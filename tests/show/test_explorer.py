@@ -450,7 +450,7 @@ def test_the_recorded_runs_say_how_they_were_made_and_are_small():
     for task, checkpoints in (("recall", 11), ("text", 1)):
         path = ROOT / f"notebooks/recorded/selection_{task}.npz"
         sequence, about = load_traces(path)
-        assert about["command"] == f"python notebooks/recorded/record_selection.py {task}"
+        assert about["command"] == f"python -m nsa_lite.lab.experiments selection_{task}"
         assert len(sequence.checkpoints) == checkpoints
         total += path.stat().st_size
     assert total < 320_000

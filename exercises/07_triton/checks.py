@@ -408,9 +408,9 @@ EXERCISES = [
         hints=(
             "Up to which key does any query of program p read? Which key does every query read, "
             "so that no row of the first tile is empty?",
-            "m' = max(m, max_j s_j); p_j = exp(s_j - m'); a = exp(m - m'); total' = a total + "
-            "sum_j p_j; out' = a out + sum_j p_j v_j.",
-            "tile of q, masked; m, total, out; for each first key up to the program's last query: "
+            "m_new = max(m_i, max_j s_j); p_j = exp(s_j - m_new); alpha = exp(m_i - m_new); l_i = "
+            "alpha l_i + sum_j p_j; acc = alpha acc + sum_j p_j v_j; m_i = m_new.",
+            "tile of q, masked; m_i, l_i, acc; for each first key up to the program's last query: "
             "tiles of k and v, 0 beyond the end; scores; -inf after the query; fold in; at the end "
             "divide and store the real rows",
         ),
@@ -425,10 +425,10 @@ EXERCISES = [
         hints=(
             "What do you load for the id -1? Which two things must hold for a loaded key to be "
             "read?",
-            "token t = start + program; keys j l', ..., j l' + l' - 1 with j clamped at 0; visible "
-            "iff id >= 0 and key <= t.",
-            "rows of q: one a head, R of them; m, total, out; for each of the n ids: load it, "
-            "clamp it, load its keys and values, masked at the end of the sequence; visible; "
+            "token t = start + program; keys j l', ..., j l' + l' - 1 with j clamped at 0; a key "
+            "may be read iff id >= 0 and key <= t.",
+            "rows of q: one a head, R of them; m_i, l_i, acc; for each of the n ids: load it, "
+            "clamp it, load its keys and values, masked at the end of the sequence; the mask; "
             "fold in; finish; store",
         ),
     ),

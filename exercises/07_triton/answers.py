@@ -17,7 +17,6 @@ from kernels.online_softmax import LOG2E, finish, fold_in
 from kernels.rows import load_rows, store_rows
 
 from . import mistakes
-from .mistakes import flaws, launch_add, launch_flash, launch_selected, launch_softmax
 
 # --- 07.1 ---
 
@@ -64,7 +63,7 @@ def unknown_name(x, y, out, a, block):
 ADD = [
     *planted(mistakes.ADD),
     *planted(
-        flaws(
+        mistakes.flaws(
             mistakes.add,
             {
                 "no mask at the store": "outside of out was changed, 2 places:",
@@ -155,13 +154,13 @@ def seen_numbers_only(
 
 def scale_lost_at_the_launch(s, seen, out, scale):
     """A right kernel, and 1 in place of scale."""
-    launch_softmax(softmax_by_log_sum)(s, seen, out, 1.0)
+    mistakes.launch_softmax(softmax_by_log_sum)(s, seen, out, 1.0)
 
 
 SOFTMAX = [
     *planted(mistakes.SOFTMAX),
     *planted(
-        flaws(
+        mistakes.flaws(
             mistakes.softmax,
             {
                 "count ignored": "row 0 may use its first 3 numbers, and column 3 got weight",
@@ -177,7 +176,7 @@ SOFTMAX = [
     Wrong("scale lost at the launch", scale_lost_at_the_launch, "not multiplied by scale"),
     Wrong(
         "only allowed places written",
-        launch_softmax(seen_numbers_only),
+        mistakes.launch_softmax(seen_numbers_only),
         "row 0 of out was never written",
     ),
 ]
@@ -272,7 +271,7 @@ def keys_before_the_tile(q, k, v, out, scale, M, N):
 
 def scale_lost(q, k, v, out, scale, M, N):
     """A right kernel, and 1 in place of scale."""
-    launch_flash(flash_backwards)(q, k, v, out, 1.0, M, N)
+    mistakes.launch_flash(flash_backwards)(q, k, v, out, 1.0, M, N)
 
 
 FLASH = [
@@ -286,7 +285,7 @@ FLASH = [
         },
     ),
     *planted(
-        flaws(
+        mistakes.flaws(
             mistakes.flash,
             {
                 "last tile left out": "the walk ends before the program's own queries",
@@ -425,14 +424,14 @@ def selected_by_sums(
 
 def position_lost(q, k, v, ids, out, start, scale, select_block_size):
     """A right kernel, and 0 in place of start."""
-    launch_selected(selected_by_hand)(q, k, v, ids, out, 0, scale, select_block_size)
+    mistakes.launch_selected(selected_by_hand)(q, k, v, ids, out, 0, scale, select_block_size)
 
 
 SELECTED = [
     *planted(mistakes.SELECTED, {"one token ahead": "query 0 is token 1, and reads token 2"}),
     *planted([mistakes.LAST_ID]),
     *planted(
-        flaws(
+        mistakes.flaws(
             mistakes.selected,
             {
                 "-1 read before it is masked": "block -1 lies before the first key",
@@ -445,17 +444,19 @@ SELECTED = [
 ]
 
 RIGHT = {
-    "07.1": [launch_add(kernel) for kernel in (add_by_pointers, add_by_fma, add_one_by_one)],
+    "07.1": [
+        mistakes.launch_add(kernel) for kernel in (add_by_pointers, add_by_fma, add_one_by_one)
+    ],
     "07.2": [
-        launch_softmax(kernel)
+        mistakes.launch_softmax(kernel)
         for kernel in (softmax_in_powers_of_2, softmax_by_log_sum, softmax_by_walking)
     ],
     "07.3": [
-        launch_flash(kernel)
+        mistakes.launch_flash(kernel)
         for kernel in (flash_in_powers_of_2, flash_backwards, flash_in_two_walks)
     ],
     "07.4": [
-        launch_selected(kernel)
+        mistakes.launch_selected(kernel)
         for kernel in (selected_with_a_branch, selected_by_hand, selected_by_sums)
     ],
 }

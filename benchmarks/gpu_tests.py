@@ -16,6 +16,7 @@ import torch
 from benchmarks.bench import RESULTS, about
 
 TOOLS = ("memcheck", "racecheck")
+PROCESSES = 12  # of tests at a time: they wait for the compiler, not for the GPU
 
 
 def small_shapes() -> None:
@@ -70,19 +71,42 @@ def sanitize(tool: str) -> str:
     return verdict
 
 
-def run_tests() -> list[str]:
-    """The kernels' tests on the device; every line that pytest prints, shown as it comes.
+def kernel_tests() -> list[str]:
+    """The names of the kernels' tests, as pytest takes them.
 
     Without those of the machine code: they need no device, and `make test` runs them.
     """
-    words = ["-q", "-rf", "--durations=10", "--ignore=tests/kernels/test_compiled.py"]
-    command = [sys.executable, "-m", "pytest", *words, "tests/kernels"]
-    lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tests:
-        for line in tests.stdout or ():
-            print(line, end="", flush=True)
-            lines.append(line.rstrip())
-    return lines
+    words = ["--collect-only", "-q", "--ignore=tests/kernels/test_compiled.py", "tests/kernels"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], capture_output=True, text=True, check=True
+    )
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def run_some(names: list[str]) -> list[str]:
+    """What pytest prints about some tests; shown when they are done."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "--durations=3", *names]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    return done.stdout.splitlines()
+
+
+def run_tests() -> list[str]:
+    """What pytest prints about all tests: several processes, since most time goes to compiling."""
+    names = kernel_tests()
+    with ThreadPoolExecutor(PROCESSES) as processes:
+        parts = processes.map(run_some, (names[i::PROCESSES] for i in range(PROCESSES)))
+        return [line for lines in parts for line in lines]
+
+
+def counted(lines: list[str]) -> dict[str, int]:
+    """How many tests passed, failed and so on, in all of pytest's last lines together."""
+    counts: dict[str, int] = {}
+    for line in lines:
+        if re.search(r" in \d+\.\d+s", line):
+            for count, word in re.findall(r"(\d+) (passed|failed|skipped|error)", line):
+                counts[word] = counts.get(word, 0) + int(count)
+    return counts
 
 
 def main() -> int:
@@ -101,10 +125,7 @@ def main() -> int:
         verdicts = beside.map(sanitize, TOOLS)
         lines = run_tests()
         verdicts = dict(zip(TOOLS, verdicts, strict=True))
-    counts = {
-        word: int(count)
-        for count, word in re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])
-    }
+    counts = counted(lines)
     record = about([], "benchmarks.gpu_tests") | {
         "pytest": counts,
         "failed": [line.split()[1] for line in lines if line.startswith("FAILED ")],

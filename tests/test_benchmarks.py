@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, draw, roofline, tune
+from benchmarks import bench, draw, gpu_tests, roofline, tune
 from benchmarks.cases import (
     CONFIGS,
     coherent_ids,
@@ -249,3 +249,13 @@ def test_tuning_runs_every_branch_and_names_its_kernels(capsys):
     with pytest.raises(SystemExit):
         tune.main(["nothing"])
     assert "row = nothing: must be one of" in capsys.readouterr().err
+
+
+def test_counts_of_several_pytest_processes_are_added():
+    lines = [
+        "..s  [100%]",
+        "1 failed, 12 passed, 2 skipped in 33.10s",
+        "FAILED tests/kernels/test_gpu.py::test_x - 3 passed",
+        "13 passed, 1 error in 61.02s (0:01:01)",
+    ]
+    assert gpu_tests.counted(lines) == {"failed": 1, "passed": 25, "skipped": 2, "error": 1}

@@ -92,10 +92,15 @@ def run_some(names: list[str]) -> list[str]:
 
 
 def run_tests() -> list[str]:
-    """What pytest prints about all tests: several processes, since most time goes to compiling."""
+    """What pytest prints about all tests: several processes, since most time goes to compiling.
+
+    The tests of real lengths stay together: side by side they would not fit into one GPU.
+    """
     names = kernel_tests()
-    with ThreadPoolExecutor(PROCESSES) as processes:
-        parts = processes.map(run_some, (names[i::PROCESSES] for i in range(PROCESSES)))
+    large = [name for name in names if "test_gpu.py" in name]
+    small = [name for name in names if name not in large]
+    with ThreadPoolExecutor(PROCESSES + 1) as processes:
+        parts = processes.map(run_some, [large, *(small[i::PROCESSES] for i in range(PROCESSES))])
         return [line for lines in parts for line in lines]
 
 

@@ -10,12 +10,16 @@
                                                                  \\    |    /
                                                  sum in this order -> dk, dv of block j
 
-With a program for each token, a block would be loaded for R rows only. BLOCK_T tokens, 4 at most,
-load what they have in common once: at least the forced blocks. For R = 16 they fill the 64 rows
-that the H100's fast matrix unit wants.
+The paper's kernel (section 3.4) has a program for each token and group: a block is then loaded for
+R rows only. Here BLOCK_T neighbouring tokens, 4 at most, share a program, and load once what they
+have in common: at least the forced blocks. For R = 16 they fill the 64 rows that the H100's fast
+matrix unit wants.
 
 Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
 walking all of it, and their sums are added in list order, so two runs agree bit by bit.
+
+H query heads in G groups of R = H / G; T queries, S keys. Read rows.py (why the heads of a group
+are rows of one tile), online_softmax.py and union_and_readers.py first.
 """
 
 from typing import NamedTuple
@@ -68,11 +72,12 @@ from kernels.rows import (
     store_rows,
 )
 from kernels.tile_sizes import Tile, cdiv, fit, padded, power_of_two, tile_sizes_of, widths_of
-from kernels.union_and_readers import CHUNK, NEIGHBOURS, Readers, Union, readers, union
+from kernels.union_and_readers import BITS, CHUNK, NEIGHBOURS, Readers, Union, readers, union
 
-# Products that use a held tile: with one alone, Triton would fill the registers anew in every step.
-# dq has two from two loops, dk and dv from two readers a step.
-USES = tl.constexpr(2)
+# A held tile waits in registers (descriptors.hold). If one product alone uses it, Triton moves the
+# copy into the loop and fills the registers anew in every step. So two products must use it: dq
+# cuts its walk into two loops, dk and dv take two readers a step.
+PRODUCTS_OF_HELD = tl.constexpr(2)
 
 
 class Blocks(NamedTuple):
@@ -122,9 +127,9 @@ class ChunkSums(NamedTuple):
 def read_entry(union, entry, at, t, TILE: tl.constexpr, SELECT_BLOCK_SIZE: tl.constexpr):
     """The first key of one block of a union, and which of its keys each row may read [M, N]."""
     block_and_bits = tl.load(union.entries + entry)
-    first = block_and_bits // 16 * SELECT_BLOCK_SIZE
+    first = block_and_bits // BITS * SELECT_BLOCK_SIZE
     chosen = ((block_and_bits >> (at.token % TILE.BLOCK_T)) & 1) > 0
-    limit = tl.where(chosen & at.mask, t, -1)
+    limit = tl.where(chosen & at.mask, t, -1)  # the last key to read; -1: none of this block
     if TILE.BLOCK_N > SELECT_BLOCK_SIZE:  # the tile reaches into the next block
         limit = tl.minimum(limit, first + SELECT_BLOCK_SIZE - 1)
     return first, (first + tl.arange(0, TILE.BLOCK_N))[None, :] <= limit[:, None]
@@ -156,14 +161,14 @@ def selected_forward(
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
     t = sizes.start + at.token  # [M]
-    run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    entry = run * TILE.BLOCK_T * SELECTION.num_selected
+    tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    entry = tile * TILE.BLOCK_T * SELECTION.num_selected
 
     q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
-    for e in range(tl.load(union.counts + run)):
+    for e in range(tl.load(union.counts + tile)):
         key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
         k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
         v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
@@ -201,8 +206,9 @@ def selected_dq(
 ):
     """dq of M = BLOCK_H * BLOCK_T rows, by the forward's walk; lse and delta for dk and dv.
 
-    Tiles: q and dq [M, D], out and dout [M, DV], k [N, D], v [N, DV]. `gating` is Gates or None: of
-    a gated branch, 0 writes dq and the others add to it.
+    Tiles: q and dq [M, D], out and dout [M, DV], k [N, D], v [N, DV]. `gating` is Gates or None.
+    With it the three branches share one dq: compressed (BRANCH 0) is launched first and writes it,
+    selected (1) and window (2) add to it.
     """
     M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
@@ -210,23 +216,23 @@ def selected_dq(
     DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
-    PARTS: tl.constexpr = USES if TILE.HOLD else 1
+    PARTS: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
     at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
     t = sizes.start + at.token  # [M]
-    run = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    entry = run * TILE.BLOCK_T * SELECTION.num_selected
+    tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    entry = tile * TILE.BLOCK_T * SELECTION.num_selected
 
     q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
     do_tile = load_group(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE.HOLD)  # [M, DV]
     o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
-    by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)
+    by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)  # one token's heads a tile: selected_dkdv's
     lse, delta, gate = prepare_gradient(
         o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
     acc = tl.zeros([M, BLOCK_D], tl.float32)
-    count = tl.load(union.counts + run)
+    count = tl.load(union.counts + tile)
     for part in tl.static_range(PARTS):
         for e in range(part * count // PARTS, (part + 1) * count // PARTS):
             key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
@@ -268,20 +274,20 @@ def selected_dkdv(
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
-    STEP: tl.constexpr = USES if TILE.HOLD else 1
+    STEP: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
     chunk = tl.program_id(0)
-    this = tl.load(readers.chunk_list + chunk)
-    if this >= readers.lists:
+    list_id = tl.load(readers.chunk_list + chunk)
+    if list_id >= readers.lists:
         return  # more programs are started than there are chunks
-    group = this // readers.blocks
-    b = group // sizes.G
-    g = group % sizes.G
-    chunk_of_list = chunk - tl.load(readers.chunk_indptr + this)
-    begin = tl.load(readers.indptr + this) + chunk_of_list * CHUNK
-    end = tl.minimum(tl.load(readers.indptr + this + 1), begin + CHUNK)
+    batch_group = list_id // readers.blocks
+    b = batch_group // sizes.G
+    g = batch_group % sizes.G
+    chunk_of_list = chunk - tl.load(readers.chunk_indptr + list_id)
+    begin = tl.load(readers.indptr + list_id) + chunk_of_list * CHUNK
+    end = tl.minimum(tl.load(readers.indptr + list_id + 1), begin + CHUNK)
     tl.assume(end > begin)  # not knowing it, the assembler lets each product wait
-    group_rows = group.to(tl.int64) * sizes.T * M  # where this group's rows begin
-    first_key = this % readers.blocks * SELECT_BLOCK_SIZE
+    group_rows = batch_group.to(tl.int64) * sizes.T * M  # where this group's rows begin
+    first_key = list_id % readers.blocks * SELECT_BLOCK_SIZE
     column = tl.arange(0, BLOCK_N)
     key_mask = column < SELECT_BLOCK_SIZE
     head = tl.arange(0, M)
@@ -292,13 +298,14 @@ def selected_dkdv(
     dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
     for some in range(begin, end, STEP):
         for i in tl.static_range(STEP):
+            # A last step that readers do not fill loads the last one again, all of it masked.
             token = tl.load(readers.indices + tl.minimum(some + i, end - 1))
             q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)  # [M, D]
             do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)  # [M, DV]
             limit = tl.where(some + i < end, sizes.start + token, -1)
             mask = (first_key + column <= limit)[:, None] & (head < WIDTHS.R)[None, :]
             row = group_rows + token * M + head
-            lse = tl.load(row_lse + row)
+            lse = tl.load(row_lse + row)  # less log2(gate): p is gate * p then, dk and dv gated
             delta = tl.load(row_delta + row)
             p, ds = score_gradient_by_key(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
@@ -327,12 +334,12 @@ def add_chunks(
     Tiles: a chunk's sum and the total, [N, width] for the block's l' keys padded to N = BLOCK_N.
     """
     b, g = batch_and_group(G)
-    this = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    list_id = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     column = tl.arange(0, BLOCK_N)
     key = tl.program_id(0) * SELECT_BLOCK_SIZE + column
     key_mask = column < SELECT_BLOCK_SIZE
     total = tl.zeros([BLOCK_N, BLOCK_WIDTH], tl.float32)
-    for chunk in range(tl.load(chunk_indptr + this), tl.load(chunk_indptr + this + 1)):
+    for chunk in range(tl.load(chunk_indptr + list_id), tl.load(chunk_indptr + list_id + 1)):
         slot = (tl.zeros([BLOCK_N], tl.int64) + chunk) * SELECT_BLOCK_SIZE + column
         total += load_rows(sums, slot * WIDTH, key_mask, WIDTH, BLOCK_WIDTH)
     to = row_offsets(dx.strides, b, g, key)
@@ -343,7 +350,10 @@ def add_chunks(
 
 
 def union_tile(R: int) -> tuple[int, int]:
-    """How many heads and tokens share a program and its walk over the union of their blocks."""
+    """How many heads and tokens share a program and its walk over the union of their blocks.
+
+    64 rows are what the fast matrix unit takes, 16 the least that any product takes.
+    """
     heads = power_of_two(R)
     tokens = max(1, min(NEIGHBOURS, 64 // heads))
     return max(heads, 16 // tokens), tokens
@@ -367,24 +377,26 @@ def block_sparse(
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
     heads, tokens = union_tile(widths.R)
-    keys = padded(blocks.select_block_size)
-    sizes = tile_sizes_of("selected_forward", widths, q.dtype)
+    BLOCK_N = padded(blocks.select_block_size)
+    tuned = tile_sizes_of("selected_forward", widths, q.dtype)
     shared = union(ids, tokens, num_blocks(q, blocks))
     launch(
         selected_forward,
         grid_of(shared.counts.shape[2], k.shape[0], k.shape[1]),
         rows(q),
-        descriptor(k, 1, keys),
-        descriptor(v, 1, keys),
+        descriptor(k, 1, BLOCK_N),
+        descriptor(v, 1, BLOCK_N),
         shared,
         rows(out),
         lse,
         mix,
         sizes_of(q, k, blocks),
         WIDTHS=widths,
-        TILE=Tile(heads, tokens, keys, sizes.hold),
+        TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         SELECTION=Selection(blocks.select_block_size, ids.shape[3]),
-        **fit(sizes, widths, q.dtype, kept=(heads * tokens, 0), step=(keys, keys)).launch_options(),
+        **fit(
+            tuned, widths, q.dtype, kept=(heads * tokens, 0), step=(BLOCK_N, BLOCK_N)
+        ).launch_options(),
     )
     return Saved(q, k, v, out, lse), shared
 
@@ -402,17 +414,17 @@ def block_sparse_gradients(
     widths = widths_of(q, k, v)
     heads, tokens = union_tile(widths.R)
     M = heads * tokens
-    keys = padded(blocks.select_block_size)
-    sizes = tile_sizes_of("selected_dq", widths, q.dtype)
+    BLOCK_N = padded(blocks.select_block_size)
+    tuned = tile_sizes_of("selected_dq", widths, q.dtype)
     row_lse, row_delta = room_for_numbers(q, k.shape[1], widths.BLOCK_R, 1)
     dq = torch.empty_like(q) if gated is None else gated.dq
     launch(
         selected_dq,
         grid_of(shared.counts.shape[2], k.shape[0], k.shape[1]),
-        group_argument(q, heads, tokens, sizes.hold),
-        descriptor(k, 1, keys),
-        descriptor(v, 1, keys),
-        group_argument(dout, heads, tokens, sizes.hold),
+        group_argument(q, heads, tokens, tuned.hold),
+        descriptor(k, 1, BLOCK_N),
+        descriptor(v, 1, BLOCK_N),
+        group_argument(dout, heads, tokens, tuned.hold),
         shared,
         rows(out),
         rows(dq),
@@ -420,10 +432,10 @@ def block_sparse_gradients(
         None if gated is None else gated.gates,
         sizes_of(q, k, blocks),
         WIDTHS=widths,
-        TILE=Tile(heads, tokens, keys, sizes.hold),
+        TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         SELECTION=Selection(blocks.select_block_size, ids.shape[3]),
         BRANCH=0 if gated is None else gated.branch,
-        **fit(sizes, widths, q.dtype, kept=(M, M), step=(keys, keys)).launch_options(),
+        **fit(tuned, widths, q.dtype, kept=(M, M), step=(BLOCK_N, BLOCK_N)).launch_options(),
     )
     return dq, *block_gradients(saved, ids, dout, row_lse, row_delta, blocks)
 
@@ -435,9 +447,9 @@ def block_gradients(
     q, k, v, _, _ = saved
     widths = widths_of(q, k, v)
     heads = widths.BLOCK_R
-    keys = padded(blocks.select_block_size)
-    sizes = tile_sizes_of("selected_dkdv", widths, q.dtype)
-    step = heads * USES.value if sizes.hold else heads
+    BLOCK_N = padded(blocks.select_block_size)
+    tuned = tile_sizes_of("selected_dkdv", widths, q.dtype)
+    step = heads * PRODUCTS_OF_HELD.value if tuned.hold else heads
     who = readers(ids, num_blocks(q, blocks), CHUNK)
     dk, dv = (
         torch.empty(len(who.chunk_list), blocks.select_block_size, x.shape[3], device=x.device)
@@ -447,8 +459,8 @@ def block_gradients(
         selected_dkdv,
         (len(who.chunk_list),),
         descriptor(q, heads, 1),
-        descriptor(k, 1, keys),
-        descriptor(v, 1, keys),
+        descriptor(k, 1, BLOCK_N),
+        descriptor(v, 1, BLOCK_N),
         descriptor(dout, heads, 1),
         row_lse,
         row_delta,
@@ -456,10 +468,10 @@ def block_gradients(
         ChunkSums(dk, dv),
         sizes_of(q, k, blocks),
         WIDTHS=widths,
-        TILE=Tile(heads, 1, keys, sizes.hold),
+        TILE=Tile(heads, 1, BLOCK_N, tuned.hold),
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         CHUNK=CHUNK,
-        **fit(sizes, widths, q.dtype, kept=(keys, keys), step=(step, step)).launch_options(),
+        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(step, step)).launch_options(),
     )
     return add_up(k, dk, who, blocks), add_up(v, dv, who, blocks)
 

@@ -11,8 +11,12 @@ With ds = p (dout v - delta), delta = sum(out dout) - dlse, and ' for the transp
 dq = scale ds k,  dk = scale ds' q,  dv = p' dout.
 The rows of one key tile can be many: they are cut into chunks, one program each, whose sums are
 added up afterwards in a fixed order. No atomics, so two runs agree bit by bit. dq also leaves each
-row's log-sum-exp and delta, in the order of the tiles that dk and dv load: then the copy engine
-fetches these numbers too, and no thread has to.
+row's log-sum-exp and delta, tile after tile as dk and dv load them: a tile's numbers lie in one
+piece then, and the copy engine (TMA, descriptors.py) fetches them, so that no thread has to.
+
+dlse is the gradient of lse, which compressed_attention hands out: d lse / d s = p, so it joins
+delta. H query heads in G groups of R = H / G; T queries, S keys. Read rows.py (why the heads of a
+group are rows of one tile), visible_keys.py (the picture of a walk) and online_softmax.py first.
 """
 
 from typing import NamedTuple
@@ -140,7 +144,9 @@ def flash_forward(
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_DV], tl.float32)
-    for part in tl.static_range(3):  # left edge, middle, right edge: three loops, compiled apart
+    # edges are low, full_low, full_high, high: between the two full_ ones every row sees every key,
+    # so that part needs no mask. Three loops, compiled apart.
+    for part in tl.static_range(3):
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
             k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
             v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
@@ -174,8 +180,9 @@ def flash_dq(
 ):
     """dq of a tile of M = BLOCK_H * BLOCK_T rows, by the forward's walk; lse and delta for dk, dv.
 
-    Tiles: q and dq [M, D], out and dout [M, DV], k [N, D], v [N, DV]. `gating` is Gates or None: of
-    a gated branch, 0 writes dq and the others add to it. KEY_TILE_T: tokens of a step of dk and dv.
+    Tiles: q and dq [M, D], out and dout [M, DV], k [N, D], v [N, DV]. `gating` is Gates or None.
+    With it the three branches share one dq: compressed (BRANCH 0) is launched first and writes it,
+    selected (1) and window (2) add to it. KEY_TILE_T is flash_dkdv's BLOCK_T.
     """
     M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
@@ -260,10 +267,13 @@ def flash_dkdv(
             do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)  # [M, DV]
             token, _, row_mask = tokens_and_heads(first, sizes.T, WIDTHS.R, TILE)
             mask = None
+            # Heads beyond R are the next group's rows, which would enter the sums here; in the
+            # forward and in dq they keep to themselves. Tokens beyond T load as 0.
             if part != 1 or TILE.BLOCK_H != WIDTHS.R:
                 mask = row_mask[None, :] & may_read(
                     key[:, None], sizes.start + token[None, :], sizes.S, KEYS
                 )
+            # lse holds lse - log2(gate), so that p is gate * p and dk and dv carry the gate.
             lse = load_numbers(desc_lse, tl.program_id(1), first * TILE.BLOCK_H, M)
             delta = load_numbers(desc_delta, tl.program_id(1), first * TILE.BLOCK_H, M)
             p, ds = score_gradient_by_key(
@@ -297,22 +307,24 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
     q, k, v = (rows_contiguous(x) for x in (q, k, v))
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
-    sizes = tile_sizes_of(row_name("flash_forward", run.keys.window), widths, q.dtype)
-    heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
-    keys = sizes.BLOCK_N
+    tuned = tile_sizes_of(row_name("flash_forward", run.keys.window), widths, q.dtype)
+    heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
+    BLOCK_N = tuned.BLOCK_N
     launch(
         flash_forward,
         grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
-        group_argument(q, heads, tokens, sizes.hold),
-        descriptor(k, 1, keys),
-        descriptor(v, 1, keys),
+        group_argument(q, heads, tokens, tuned.hold),
+        descriptor(k, 1, BLOCK_N),
+        descriptor(v, 1, BLOCK_N),
         rows(out),
         lse,
         sizes_of(q, k, run),
         KEYS=run.keys,
         WIDTHS=widths,
-        TILE=Tile(heads, tokens, keys, sizes.hold),
-        **fit(sizes, widths, q.dtype, kept=(heads * tokens, 0), step=(keys, keys)).launch_options(),
+        TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
+        **fit(
+            tuned, widths, q.dtype, kept=(heads * tokens, 0), step=(BLOCK_N, BLOCK_N)
+        ).launch_options(),
     )
     return Saved(q, k, v, out, lse)
 
@@ -323,21 +335,21 @@ def flash_gradients(
     """dq, dk and dv of `flash`; dout with rows that are contiguous."""
     q, k, v, out, lse = saved
     widths = widths_of(q, k, v)
-    sizes = tile_sizes_of(row_name("flash_dq", run.keys.window), widths, q.dtype)
-    heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
-    keys = sizes.BLOCK_N
+    tuned = tile_sizes_of(row_name("flash_dq", run.keys.window), widths, q.dtype)
+    heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
+    BLOCK_N = tuned.BLOCK_N
     M = heads * tokens
-    key_sizes = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
-    key_tile_t = row_tile(widths.R, key_sizes.BLOCK_M)[1]
+    key_tuned = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
+    key_tile_t = row_tile(widths.R, key_tuned.BLOCK_M)[1]
     row_lse, row_delta = room_for_numbers(q, k.shape[1], heads, key_tile_t)
     dq = torch.empty_like(q) if gated is None else gated.dq
     launch(
         flash_dq,
         grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
-        group_argument(q, heads, tokens, sizes.hold),
-        descriptor(k, 1, keys),
-        descriptor(v, 1, keys),
-        group_argument(dout, heads, tokens, sizes.hold),
+        group_argument(q, heads, tokens, tuned.hold),
+        descriptor(k, 1, BLOCK_N),
+        descriptor(v, 1, BLOCK_N),
+        group_argument(dout, heads, tokens, tuned.hold),
         rows(out),
         rows(dq),
         RowNumbers(lse, dlse, row_lse, row_delta, row_lse.stride(0)),
@@ -345,10 +357,10 @@ def flash_gradients(
         sizes_of(q, k, run),
         KEYS=run.keys,
         WIDTHS=widths,
-        TILE=Tile(heads, tokens, keys, sizes.hold),
+        TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         KEY_TILE_T=key_tile_t,
         BRANCH=0 if gated is None else gated.branch,
-        **fit(sizes, widths, q.dtype, kept=(M, M), step=(keys, keys)).launch_options(),
+        **fit(tuned, widths, q.dtype, kept=(M, M), step=(BLOCK_N, BLOCK_N)).launch_options(),
     )
     return dq, *key_gradients(saved, dout, row_lse, row_delta, run)
 
@@ -360,13 +372,13 @@ def key_gradients(
     q, k, v, _, _ = saved
     batch, groups, key_count, _ = k.shape
     widths = widths_of(q, k, v)
-    sizes = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
-    keys = sizes.BLOCK_N
-    key_tiles = cdiv(key_count, keys)
-    heads, tokens = row_tile(widths.R, sizes.BLOCK_M)
+    tuned = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
+    BLOCK_N = tuned.BLOCK_N
+    key_tiles = cdiv(key_count, BLOCK_N)
+    heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
     M = heads * tokens
     chunk, chunks = token_chunks(
-        q.shape[2], run.keys.window, tokens, keys, key_tiles * batch * groups
+        q.shape[2], run.keys.window, tokens, BLOCK_N, key_tiles * batch * groups
     )
     dtype = k.dtype if chunks == 1 else torch.float32
     dk = torch.empty(chunks * batch, *k.shape[1:], dtype=dtype, device=k.device)
@@ -375,8 +387,8 @@ def key_gradients(
         flash_dkdv,
         grid_of(key_tiles, batch, groups, chunks),
         descriptor(q, heads, tokens),
-        descriptor(k, 1, keys),
-        descriptor(v, 1, keys),
+        descriptor(k, 1, BLOCK_N),
+        descriptor(v, 1, BLOCK_N),
         descriptor(dout, heads, tokens),
         number_descriptor(row_lse, M),
         number_descriptor(row_delta, M),
@@ -384,9 +396,9 @@ def key_gradients(
         sizes_of(q, k, run),
         KEYS=run.keys,
         WIDTHS=widths,
-        TILE=Tile(heads, tokens, keys, sizes.hold),
+        TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         CHUNK=chunk,
-        **fit(sizes, widths, q.dtype, kept=(keys, keys), step=(M, M)).launch_options(),
+        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(M, M)).launch_options(),
     )
     if chunks == 1:
         return dk, dv
@@ -436,7 +448,8 @@ def window_run(q: Tensor, window: int | None, scale: float, start: int) -> Run:
     """Attention to raw keys; a window that cuts nothing off is dense attention."""
     if window is not None and window >= start + q.shape[2]:
         window = None
-    return Run(Keys(1, 1, window), scale, start)
+    one_token = Keys(block_size=1, stride=1, window=window)  # a raw key is a block of one token
+    return Run(one_token, scale, start)
 
 
 def compressed_run(block_size: int, stride: int, scale: float, start: int) -> Run:

@@ -5,7 +5,7 @@
                                             3 dgates
 
 For branches that ran apart; nsa_attention adds the outputs up in its selected kernel
-(block_sparse_attention.py).
+(block_sparse_attention.py), and its gradient has the gates in prepare_gradient (online_softmax.py).
 """
 
 from typing import NamedTuple

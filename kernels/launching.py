@@ -1,4 +1,4 @@
-"""Where every kernel starts, and how its grid is laid out."""
+"""Where every kernel starts, and how most grids are laid out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

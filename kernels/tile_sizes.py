@@ -1,4 +1,4 @@
-"""The tile sizes of each kernel, and why.
+"""The tile sizes of each kernel with products, and why.
 
 BLOCK_M rows or tokens, BLOCK_N keys. The H100's fast matrix unit takes 64 rows with 4 warps, 128
 with 8. Larger tiles load less, until the registers spill: `python -m benchmarks.compiled` counts

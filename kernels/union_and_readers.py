@@ -6,7 +6,8 @@ union       tokens 4i .. 4i+3 chose  {0 3 7} {0 3 8} {0 4 8} {0 4 8}
             token that chose it: the lowest bit is the first token's
 
 readers     the same table by block, as a CSR matrix: the tokens that chose block j are
-            indices[indptr[j] : indptr[j + 1]], the last token first, cut into chunks
+            indices[indptr[j] : indptr[j + 1]], in one fixed order (the last token first), so
+            that sums over it come out the same in every run; cut into chunks
 """
 
 from typing import NamedTuple
@@ -20,14 +21,15 @@ from kernels.launching import grid_of, launch
 from kernels.tile_sizes import cdiv, power_of_two
 
 NEIGHBOURS = 4  # most tokens that share a program: an entry keeps a bit for each
+BITS = tl.constexpr(1 << NEIGHBOURS)  # an entry is block * BITS + the bits
 CHUNK = 1024  # tokens of a list that one program of the backward walks through
 
 
 class Union(NamedTuple):
-    """The blocks that each run of neighbouring tokens reads; an entry is block * 16 + the bits.
+    """The blocks that each tile of neighbouring tokens reads; an entry is block * BITS + the bits.
 
-    Shapes: entries (B, G, runs, neighbours * n) int32, counts (B, G, runs) int32, the entries that
-    are filled.
+    Shapes: entries (B, G, tiles, neighbours * n) int32, counts (B, G, tiles) int32, the entries
+    that are filled.
     """
 
     entries: Tensor
@@ -61,7 +63,7 @@ def list_union(
     entries,
     counts,
     T,
-    runs,
+    tiles,
     num_blocks,
     n: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -81,25 +83,27 @@ def list_union(
     # One bit a token, and a bit counts once even where a token names a block twice.
     who = tl.reduce(tl.where(same, 1 << (e // n)[None, :], 0), 1, either)
     slot = tl.cumsum(new.to(tl.int32), 0) - 1
-    run = tl.program_id(1).to(tl.int64) * runs + tl.program_id(0)
-    tl.store(entries + run * BLOCK_T * n + slot, block * 16 + who, mask=new)
-    tl.store(counts + run, tl.sum(new.to(tl.int32), 0))
+    tile = tl.program_id(1).to(tl.int64) * tiles + tl.program_id(0)
+    tl.store(entries + tile * BLOCK_T * n + slot, block * BITS + who, mask=new)
+    tl.store(counts + tile, tl.sum(new.to(tl.int32), 0))
 
 
 def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
-    """What each run of neighbouring tokens reads, of so many blocks. Shapes: ids (B, G, T, n)."""
+    """What each tile of neighbouring tokens reads, of so many blocks. Shapes: ids (B, G, T, n)."""
     batch, groups, length, n = ids.shape
-    runs = cdiv(length, neighbours)
-    entries = torch.empty(batch, groups, runs, neighbours * n, dtype=torch.int32, device=ids.device)
-    counts = torch.empty(batch, groups, runs, dtype=torch.int32, device=ids.device)
+    tiles = cdiv(length, neighbours)
+    entries = torch.empty(
+        batch, groups, tiles, neighbours * n, dtype=torch.int32, device=ids.device
+    )
+    counts = torch.empty(batch, groups, tiles, dtype=torch.int32, device=ids.device)
     launch(
         list_union,
-        grid_of(runs, batch, groups),
+        grid_of(tiles, batch, groups),
         ids,
         entries,
         counts,
         length,
-        runs,
+        tiles,
         blocks,
         n=n,
         BLOCK_T=neighbours,

@@ -3,9 +3,9 @@
 Read the files in the paper's order: config (the sizes), blocks (where blocks lie), attention
 (softmax with grouped heads, the window), rope, compression (Eq. 7), selection (Eq. 8-12), gates,
 nsa (Eq. 5: the whole in one function), cache, layer (projections around it), dense (what it is
-compared with), cost, loops (every step once more as a plain loop), model (a small decoder).
-Beside them: checks (what arguments must be), traces (what a pass read), backend (PyTorch or
-Triton).
+compared with), model (a small decoder), cost. loops has the operations on blocks and queries once
+more, as plain loops: keep it open beside attention, compression and selection. What all of them
+lean on: checks (what arguments must be), traces (what a pass read), backend (PyTorch or Triton).
 The rooms lab, rivals and show use these files; none of these files uses them.
 """
 

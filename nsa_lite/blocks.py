@@ -62,8 +62,9 @@ def overlap_in_strides(
 ) -> Float[Tensor, "{compressed} {selected}"]:
     """How much of selection block j compression block i covers: |C_i ∩ S_j| / d (Eq. 9).
 
-    Whole numbers. With l=32, d=16, l'=64 a column holds 1 2 2 2 1: the weights that Eq. 9
-    reaches by summing p twice.
+    Whole numbers, as floats for a matrix product. With l=32, d=16, l'=64 a column holds 1 2 2 2 1:
+    the weights that Eq. 9 reaches by summing p twice. Its printed index counts from 1: from 0 it is
+    (l'/d) j + m - n.
     """
     first_c = torch.arange(compressed)[:, None] * stride
     first_s = torch.arange(selected)[None, :] * select_block_size

@@ -23,7 +23,7 @@ class Known(NamedTuple):
     """What a rule for choosing blocks may use.
 
     Shapes: x (B, S, C) the layer's inputs so far, q (B, H, T, D) the queries at start .. start +
-    T - 1, k (B, G, S, D) the selected branch's raw keys.
+    T - 1, k (B, G, S, D) the selected branch's keys, one a token; q and k are rotated.
     """
 
     config: NSAConfig
@@ -36,8 +36,9 @@ class Known(NamedTuple):
 class Choice(NamedTuple):
     """What a rule decides, and what it asks of the training.
 
-    ids (B, G, T, n) are the blocks to read; loss is a scalar to be added to the task's; attention
-    computes Eq. 5 in place of nsa_attention, with its signature, where a rule reads in another way.
+    ids (B, G, T, n), int32 or int64, are the blocks to read: none twice, -1 where fewer than n are;
+    keys after the query are masked. loss is a scalar to be added to the task's. attention computes
+    Eq. 5 in place of nsa_attention, with its signature, where a rule reads in another way.
     """
 
     ids: Tensor
@@ -45,11 +46,14 @@ class Choice(NamedTuple):
     attention: Callable | None = None
 
 
-Rule = Callable[[Known], Choice]
+Rule = Callable[[Known], Choice]  # a function, or a module with weights of its own
 
 
 class Projected(NamedTuple):
-    """T queries and their gates, and each branch's S raw keys and values."""
+    """T queries and their gates, and each branch's keys and values of all S tokens.
+
+    All are rotated but the compressed branch's keys, which phi reads first.
+    """
 
     q: Float[Tensor, "B H T D"]
     gates: Float[Tensor, "B H T 3"]
@@ -62,9 +66,10 @@ class NSAttention(nn.Module):
     """Native Sparse Attention (Eq. 5): out = sum over branches of gate * branch.
 
     x (B, T, C) -> y (B, T, C). With a Cache x holds the next tokens only, and the cache grows by
-    them. With last=m only the m newest tokens are queries: y is (B, m, C), and the rest costs
-    nothing. return_loss and return_trace add the rule's loss (a scalar) and a Trace, in this
-    order. `choose` is a rule for choosing blocks in place of the paper's Eq. 8-11.
+    them. With last=m only the m newest tokens are queries: y is (B, m, C), and the others cost
+    their keys, values and phi only. return_loss and return_trace add the rule's loss (a scalar)
+    and a Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's
+    Eq. 8-11: it gets Known and returns a Choice.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -83,7 +88,7 @@ class NSAttention(nn.Module):
         self.values = nn.ModuleDict({b: nn.Linear(dim, value_width, bias=False) for b in BRANCHES})
         self.phi_k = Phi(config.head_dim, config.block_size, config.stride, config.phi)
         self.phi_v = Phi(config.value_dim, config.block_size, config.stride, config.phi)
-        self.gate: nn.Module = Gate(config)
+        self.gate: nn.Module = Gate(config)  # a control may put another in its place
         self.output = nn.Linear(config.heads * config.value_dim, dim, bias=False)
         self.choose = choose
 
@@ -126,7 +131,11 @@ class NSAttention(nn.Module):
         return KV(k if branch == "compressed" else rotate(k, positions, c.rope_theta), v)
 
     def compress(self, raw: KV, cache: Cache | None) -> KV:
-        """phi of every whole block, once: a cache keeps the ones of earlier calls (Eq. 7)."""
+        """phi of every whole block, once: a cache keeps the ones of earlier calls (Eq. 7).
+
+        phi sees unrotated keys, so that a block's content gives one summary wherever it stands;
+        the summary is rotated at the block's first token (both are our choice).
+        """
         c = self.config
         done = 0 if cache is None else cache.num_blocks
         k = self.phi_k(raw.k[:, :, done * c.stride :])

@@ -1,4 +1,4 @@
-"""Every step once more, as loops over queries and blocks that can be read beside the paper.
+"""The operations once more, as loops over queries and blocks that can be read beside the paper.
 
 Same names and keywords as the vectorised operations, for whole sequences (no start), far slower.
 The tests hold the two equal.

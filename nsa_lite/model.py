@@ -13,7 +13,9 @@ from nsa_lite.config import NSAConfig
 from nsa_lite.layer import NSAttention, with_extras
 from nsa_lite.traces import Trace
 
-AttentionLayer = Callable[[NSAConfig], nn.Module]  # called as NSAttention is, returns what it does
+# Makes a layer that is called as NSAttention is: layer(x, cache, last=, return_loss=,
+# return_trace=) gives y, or a tuple of y, the loss and the trace, as far as they were asked for.
+MakeAttention = Callable[[NSAConfig], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ModelConfig:
 class Block(nn.Module):
     """Attention, then an MLP, each on a normalised input and added to the stream."""
 
-    def __init__(self, config: NSAConfig, attention: AttentionLayer) -> None:
+    def __init__(self, config: NSAConfig, attention: MakeAttention) -> None:
         super().__init__()
         dim = config.dim
         self.norm_attention = nn.RMSNorm(dim)
@@ -51,7 +53,13 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Trace | None]]:
         """The stream (B, m, C) of the m = last newest positions, the rule's loss, a trace."""
         h = self.norm_attention(x)
-        y, loss, *traced = self.attention(h, cache, last=last, return_loss=True, return_trace=trace)
+        given = self.attention(h, cache, last=last, return_loss=True, return_trace=trace)
+        if not isinstance(given, tuple):
+            raise TypeError(
+                f"attention: {type(self.attention).__name__} must return (y, loss) with "
+                f"return_loss=True, got {type(given).__name__}"
+            )
+        y, loss, *traced = given
         x = x[:, -y.shape[1] :] + y
         return x + self.mlp(self.norm_mlp(x)), loss, traced
 
@@ -65,7 +73,7 @@ class DecoderLM(nn.Module):
     scalar; return_traces adds one Trace a layer (none for attentions that leave none).
     """
 
-    def __init__(self, config: ModelConfig, attention: AttentionLayer = NSAttention) -> None:
+    def __init__(self, config: ModelConfig, attention: MakeAttention = NSAttention) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.nsa.dim)

@@ -18,7 +18,7 @@ from nsa_lite.compression import compressed_attention
 from nsa_lite.gates import gated_sum
 from nsa_lite.selection import select_blocks, selected_attention
 
-Pair = tuple[Tensor, Tensor]  # one branch's keys (B, G, S, D) and values (B, G, S, Dv)
+Pair = tuple[Tensor, Tensor]  # one branch's KV: keys (B, G, S or N, D), values
 Choose = Callable[[Float[Tensor, "B H T"]], Int[Tensor, "B G T n"]]  # the compressed lse -> ids
 
 

@@ -1,4 +1,4 @@
-"""A trace: what one pass through a layer read, and why. The data behind every picture."""
+"""A trace: what one pass through a layer read, and what it scored. The data of every picture."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from nsa_lite.selection import block_importance, compressed_probabilities
 @dataclass(frozen=True)
 class Trace:
     """What one pass through a layer did, without gradient.
+
+    probabilities and importance are the paper's, Eq. 8-10, also where another rule chose the ids.
 
     Shapes: ids (B, G, T, n), probabilities (B, G, R, T, N), importance (B, G, T, blocks),
     gates (B, H, T, 3) in the order of BRANCHES, outputs: each branch's (B, H, T, Dv).
@@ -33,13 +35,14 @@ def trace_of(
 ) -> Trace:
     """The trace of queries q (B, H, T, D): Eq. 8 and Eq. 9-10 once more, beside what was read."""
     sizes = dict(block_size=config.block_size, stride=config.stride, start=start)
-    l_sel = config.select_block_size
     return Trace(
         config,
         start,
         branches.ids,
         compressed_probabilities(q, blocks.k, branches.lse, **sizes),
-        block_importance(q, blocks.k, branches.lse, select_block_size=l_sel, **sizes),
+        block_importance(
+            q, blocks.k, branches.lse, select_block_size=config.select_block_size, **sizes
+        ),
         gates.detach(),
         dict(zip(BRANCHES, branches[:3], strict=True)),
     )

@@ -334,3 +334,40 @@ def test_another_package_named_kernels_is_recognised(monkeypatch, contents):
     pretend_kernels(monkeypatch, **contents)
     with pytest.raises(ImportError, match="another package named kernels at .*/elsewhere"):
         NSAttention(SMALL, backend="triton")
+
+
+def test_an_attention_that_does_not_return_its_loss_is_named():
+    class Bare(torch.nn.Module):
+        def __init__(self, config):
+            super().__init__()
+
+        def forward(self, x, cache=None, **asked):
+            return x
+
+    model = DecoderLM(ModelConfig(vocab_size=11, nsa=SMALL), Bare)
+    with pytest.raises(TypeError, match=r"Bare must return \(y, loss\).*got Tensor"):
+        model(torch.zeros(2, 5, dtype=torch.int64))
+
+
+def test_nsa_attention_is_its_branches_times_the_gates_on_its_own():
+    """Eq. 5 called by itself, and the branches that it hands out."""
+    torch.manual_seed(0)
+    c = SMALL
+    q = torch.randn(2, 4, LENGTH, 4, dtype=torch.float64, requires_grad=True)
+    k = torch.randn(2, 2, LENGTH, 4, dtype=torch.float64)
+    v = torch.randn(2, 2, LENGTH, 3, dtype=torch.float64)
+    short = torch.randn(2, 2, 12, 4, dtype=torch.float64)
+    summary = torch.randn(2, 2, 12, 3, dtype=torch.float64)
+    gates = torch.rand(2, 4, LENGTH, 3, dtype=torch.float64)
+    pairs = ((short, summary), (k, v), (k, v))
+    out, branches = nsa_attention(q, *pairs, gates, **c.sizes, return_branches=True)
+    by_hand = sum(gates[..., i, None] * branches[i] for i in range(3))
+    torch.testing.assert_close(out, by_hand)
+    assert out.requires_grad and not any(x.requires_grad for x in branches)
+    torch.testing.assert_close(nsa_attention(q, *pairs, gates, **c.sizes), out)
+    ids = torch.zeros(2, 2, LENGTH, 1, dtype=torch.int32)
+    read = nsa_attention(q, *pairs, gates, **c.sizes, choose=lambda lse: ids, return_branches=True)[
+        1
+    ]
+    only_first = loops.selected_attention(q.detach(), k, v, ids, select_block_size=4)
+    torch.testing.assert_close(read.selected, only_first)

@@ -81,7 +81,7 @@ class Toy:
         raise NotImplementedError
 
     def held_out(self, size: int, seed: int = 0) -> Batch:
-        """The seeds of evaluation are never those of training."""
+        """As in training, whose seeds (training.batch_seed) are 1000 and more."""
         return self.batch(size, seed)
 
     def score(self, loss: float) -> dict[str, float]:  # noqa: ARG002  accuracy says it all
@@ -119,6 +119,7 @@ class Recall(Toy):
     stages: tuple[int, ...] = (2, 4, 8)
     name: ClassVar[str] = "recall"
     preset: ClassVar[dict] = dict(
+        # Values of 14 numbers: with fewer NSA learns less, with more a summary holds four facts.
         nsa=replace(TINY, value_dim=14, phi="mean+mlp"),
         layers=1,
         steps=1500,

@@ -21,7 +21,11 @@ class Line(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """A kind of attention: `build(config)` makes its layer."""
+    """A kind of attention: `build(config)` makes its layer.
+
+    A record in ATTENTIONS is all it takes: the trainer offers it, the pictures draw it, and the
+    experiment "rules" trains it, unless it is one of the controls.
+    """
 
     name: str
     build: Callable[[NSAConfig], nn.Module]

@@ -27,7 +27,7 @@ def num_blocks(known: Known) -> int:
 
 
 def finished(known: Known) -> Bool[Tensor, "T blocks"]:
-    """Which blocks lie wholly at or before each query."""
+    """Which blocks lie wholly at or before each query: those of size and stride l'."""
     l_sel = known.config.select_block_size
     return visible_compressed(
         query_positions(known.q, known.start), num_blocks(known), l_sel, l_sel

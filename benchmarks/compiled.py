@@ -22,19 +22,22 @@ from unittest import mock
 
 import torch
 
-COLUMNS = {  # and how wide each one is printed
-    "kernel": 16,
-    "variant": 17,
-    "warps": 6,
-    "stages": 7,
-    "shared": 7,
-    "registers": 10,
-    "spills": 7,
-    "HGMMA": 6,
-    "HMMA": 5,
-    "waits": 6,
-    "instructions": 13,
-}
+from nsa_lite.show import tables
+from nsa_lite.show.tables import Column
+
+COLUMNS = (
+    Column("kernel", 16),
+    Column("variant", 17),
+    Column("warps", 6),
+    Column("stages", 7),
+    Column("shared", 7),
+    Column("registers", 10),
+    Column("spills", 7),
+    Column("HGMMA", 6),
+    Column("HMMA", 5),
+    Column("waits", 6),
+    Column("instructions", 13),
+)
 
 
 class Target:
@@ -203,9 +206,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(rows, indent=1))
         return
-    print(" ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
-    for row in rows:
-        print(" ".join(f"{row[name]:>{width}}" for name, width in COLUMNS.items()))
+    print(tables.table(COLUMNS, ([row[c.heading] for c in COLUMNS] for row in rows)))
 
 
 if __name__ == "__main__":

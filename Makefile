@@ -6,6 +6,7 @@ ARGS =
 VENV_PYTHON = .venv/bin/python
 READY = .venv/ready
 BROWSER = .venv/browser
+PEERS = .venv/peers
 AXE = axe-core@4.14.1
 # Our modules are found from here, and tools run as `python -m`: a moved folder still works.
 export PYTHONPATH = $(CURDIR)
@@ -77,7 +78,7 @@ experiments: $(READY)
 # Python that has torch with CUDA, triton, pytest, hypothesis and, for the peers, fla-core.
 GPU_PYTHON = $(VENV_PYTHON)
 
-bench: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(READY))
+bench: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(PEERS))
 	$(GPU_PYTHON) -m benchmarks.bench $(ARGS)
 	$(GPU_PYTHON) -m benchmarks.draw
 
@@ -102,6 +103,14 @@ $(READY): pyproject.toml constraints.txt $(shell test -x $(VENV_PYTHON) || echo 
 		echo "pip could not install the packages, for the reason above: check the network" \
 		"connection, then run make again." >&2; exit 1; }
 	@touch $(READY)
+
+# The public kernels that the benchmark holds ours beside.
+$(PEERS): $(READY)
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check \
+		-c constraints.txt -e ".[bench]" || { \
+		echo "pip could not install fla-core, for the reason above: check the network" \
+		"connection, then run make bench again." >&2; exit 1; }
+	@touch $(PEERS)
 
 # What only the browser tests need: playwright, which drives Chromium, and axe-core, which looks
 # for what a person could not see, reach or hear.

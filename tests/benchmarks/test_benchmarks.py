@@ -164,7 +164,7 @@ def readable(milliseconds):
 
 
 def test_the_readme_gives_the_recorded_times():
-    record, text = draw.load(), (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    record, text = draw.load(), (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     rows = {
         "FlashAttention-2": ("FlashAttention-2", "random"),
         "cuDNN": ("cuDNN", "random"),
@@ -222,7 +222,7 @@ def test_measured_times_stand_beside_their_floors():
 
 @pytest.mark.parametrize("task, size, keep", [("text", 32, 0.36), ("recall", 8, 0.34)])
 def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with np.load(root / f"notebooks/recorded/selection_{task}.npz") as recorded:
         ids = torch.from_numpy(recorded["ids"][-1].astype(int))
     assert kept(ids[None], size) == pytest.approx(keep, abs=0.005)

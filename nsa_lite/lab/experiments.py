@@ -43,11 +43,11 @@ def write_results(about: dict, results: dict[str, dict], folder: Path, path: Pat
     write_json({**about, "runs": results}, path)
 
 
-def selection(task: str) -> Experiment:
+def selection(look: selection_runs.Look) -> Experiment:
     """What a model selects while it trains on a task."""
-    name = f"selection_{task}"
-    write = partial(selection_runs.write_traces, task)
-    return Experiment(name, partial(selection_runs.runs, task), f"{name}.npz", write)
+    name = f"selection_{look.task}"
+    write = partial(selection_runs.write_traces, look)
+    return Experiment(name, partial(selection_runs.runs, look), f"{name}.npz", write)
 
 
 EXPERIMENTS = {
@@ -56,8 +56,7 @@ EXPERIMENTS = {
         Experiment("recall_controls", rule_runs.controls, "recall_controls.json", write_results),
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
-        selection("recall"),
-        selection("text"),
+        *(selection(look) for look in selection_runs.LOOKS),
     )
 }
 

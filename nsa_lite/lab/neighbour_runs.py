@@ -6,6 +6,7 @@ python -m nsa_lite.lab.experiments neighbours
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,32 +29,66 @@ from nsa_lite.rivals.budgets import (
     with_blocks,
 )
 
-SEEDS = {"recall": (0, 1, 2), "text": (0,)}
-CHANGES = {"recall": {}, "text": {"batch_size": 2}}  # to the trainer's own settings: half the time
-THIN = dict(block_size=8, stride=8, num_selected=5, window=8)  # NSA that reads less than dense does
-SIZE = {"recall": 256, "text": 8}  # held-out sequences
-BUDGETS = {"recall": (16, 24, 32, 48, 64, 80, 104), "text": (16, 32, 64, 128, 256, 512)}
-PAGE = {"recall": 4, "text": 16}
-SHARES = {"recall": (0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0), "text": (0.3, 0.6, 0.8, 0.9, 0.95, 0.99)}
-SAMPLES = {"recall": dict(window=16, every=8), "text": dict(window=64, every=32)}
-BLOCKS = {"recall": (3, 4, 5, 6, 8, 10, 13), "text": (3, 4, 6, 12, 32)}  # n
+
+class Sweep(NamedTuple):
+    """One task's sweep: trained with `changes` to its preset, read on `held_out` sequences.
+
+    budgets in tokens, pages of `page` tokens, shares and `samples` of SampleAttention, the n of NSA
+    (`blocks`), and the sizes of an NSA that reads less than dense attention does (`thin`).
+    """
+
+    seeds: tuple[int, ...]
+    changes: dict[str, int]
+    held_out: int
+    budgets: tuple[int, ...]
+    page: int
+    shares: tuple[float, ...]
+    samples: dict[str, int]
+    blocks: tuple[int, ...]
+    thin: dict[str, int]
+
+
+SWEEPS = {
+    "recall": Sweep(
+        seeds=(0, 1, 2),
+        changes={},
+        held_out=256,
+        budgets=(16, 24, 32, 48, 64, 80, 104),
+        page=4,
+        shares=(0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0),
+        samples=dict(window=16, every=8),
+        blocks=(3, 4, 5, 6, 8, 10, 13),
+        thin=dict(block_size=8, stride=8, num_selected=5, window=8),
+    ),
+    "text": Sweep(
+        seeds=(0,),
+        changes=dict(batch_size=2),  # half the time
+        held_out=8,
+        budgets=(16, 32, 64, 128, 256, 512),
+        page=16,
+        shares=(0.3, 0.6, 0.8, 0.9, 0.95, 0.99),
+        samples=dict(window=64, every=32),
+        blocks=(3, 4, 6, 12, 32),
+        thin={},
+    ),
+}
 
 
 def configs(task: str, seed: int) -> dict[str, TrainConfig]:
-    """What is trained: a dense model, NSA with the trainer's sizes, and on recall a thin NSA."""
-    dense = TrainConfig.preset(task, "dense", seed, threads=1, **CHANGES[task])
+    """What is trained: a dense model, NSA with the trainer's sizes, and a thin NSA if there is."""
+    dense = TrainConfig.preset(task, "dense", seed, threads=1, **SWEEPS[task].changes)
     nsa = replace(dense, attention="nsa")
     chosen = {"dense": dense, "nsa": nsa}
-    if task == "recall":
-        chosen["nsa-thin"] = replace(nsa, nsa=replace(nsa.nsa, **THIN))
+    if thin := SWEEPS[task].thin:
+        chosen["nsa-thin"] = replace(nsa, nsa=replace(nsa.nsa, **thin))
     return chosen
 
 
 def runs() -> list[Run]:
     """For each task and seed: the trainings, then one sweep of their weights."""
     listed = []
-    for task, seeds in SEEDS.items():
-        for seed in seeds:
+    for task, swept in SWEEPS.items():
+        for seed in swept.seeds:
             chosen = configs(task, seed)
             for label, config in chosen.items():
                 listed.append(training_run(config, f"{task}-{label}-seed{seed}"))
@@ -64,13 +99,15 @@ def runs() -> list[Run]:
 
 def cases(task: str, labels: list[str]) -> list[tuple[str, dict]]:
     """Every method with every setting of its sweep; NSA's models take several n."""
-    listed = [("dense", {})]
+    swept = SWEEPS[task]
+    listed: list[tuple[str, dict]] = [("dense", {})]
     for method in ("StreamingLLM", "H2O", "Quest"):
-        listed += [(method, at_budget(method, b, PAGE[task])) for b in BUDGETS[task]]
-    listed += [("SampleAttention", dict(share=share, **SAMPLES[task])) for share in SHARES[task]]
-    return listed + [
-        (label, dict(num_selected=n)) for label in labels if label != "dense" for n in BLOCKS[task]
-    ]
+        listed += [(method, at_budget(method, b, swept.page)) for b in swept.budgets]
+    listed += [("SampleAttention", dict(share=share, **swept.samples)) for share in swept.shares]
+    for label in labels:
+        if label != "dense":
+            listed += [(label, dict(num_selected=n)) for n in swept.blocks]
+    return listed
 
 
 def sweep(task_name: str, seed: int) -> Callable[[Path], Generator[dict, None, None]]:
@@ -83,7 +120,7 @@ def sweep(task_name: str, seed: int) -> Callable[[Path], Generator[dict, None, N
             for label, config in configs(task_name, seed).items()
         }
         task = training.TASKS[task_name]()
-        batch = task.held_out(SIZE[task_name])
+        batch = task.held_out(SWEEPS[task_name].held_out)
         results: list[dict] = []
         for method, settings in cases(task_name, list(models)):
             if method in NEIGHBOURS:

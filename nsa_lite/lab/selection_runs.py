@@ -7,9 +7,10 @@ About 5 and 30 minutes on one core.
 """
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,41 +25,49 @@ from nsa_lite.model import DecoderLM
 from nsa_lite.show.explorer import save_traces
 from nsa_lite.show.explorer.sequence import TracedSequence
 
-KEPT = {  # steps at which we look; 0 is the untrained model
-    "recall": (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500),
-    "text": (700,),
-}
-# To the trainer's own settings.
-CHANGES: dict[str, dict[str, int]] = {"recall": {}, "text": {"batch_size": 2}}
+KEYS = ("test_accuracy", "hit_rate", "bits_per_byte")
 # The text is our own source, which no model has trained on: a part of nsa_lite/checks.py.
 SOURCE = Path(__file__).parents[1] / "checks.py"
 FIRST_WORDS = "def require_float_tensor"
 LENGTH = 640  # bytes
-KEYS = ("test_accuracy", "hit_rate", "bits_per_byte")
+
+Sequence = tuple[Tensor, list[str], Tensor | None]  # tokens (1, T, ...), labels, answers (T,)
 
 
-def config_of(task: str) -> training.TrainConfig:
-    """The training that is looked at."""
-    return training.TrainConfig.preset(
-        task, "nsa", threads=1, steps=KEPT[task][-1], **CHANGES[task]
-    )
+class Look(NamedTuple):
+    """One recorded look at a model while it trains.
+
+    kept: the steps at which we look, 0 is the untrained model, others are steps with a checkpoint
+    (every 50, and the last); changes: to the task's preset;
+    sequence(): what is traced; also(look, folder): what else is measured of the kept models.
+    """
+
+    task: str
+    kept: tuple[int, ...]
+    changes: dict[str, int]
+    sequence: Callable[[], Sequence]
+    also: Callable[["Look", Path], dict]
+
+    @property
+    def config(self) -> training.TrainConfig:
+        """The training that is looked at."""
+        fields = {"steps": self.kept[-1], "threads": 1, **self.changes}
+        return training.TrainConfig.preset(self.task, "nsa", **fields)
 
 
-def runs(task: str) -> list[Run]:
-    """One training that keeps its weights at each step of KEPT; its result is what they score."""
-    return [Run("training", KEPT[task][-1], partial(train_and_keep, task))]
+def runs(look: Look) -> list[Run]:
+    """One training that keeps its weights at each step of `kept`; its result is what they score."""
+    return [Run("training", look.kept[-1], partial(train_and_keep, look))]
 
 
-def train_and_keep(task: str, folder: Path) -> Generator[dict, None, None]:
-    """Train, or go on, and copy the checkpoint at each step of KEPT."""
-    for record in training.steps(config_of(task), folder, resume=True):
-        if record["step"] in KEPT[task]:
+def train_and_keep(look: Look, folder: Path) -> Generator[dict, None, None]:
+    """Train, or go on, and copy the checkpoint at each step of `kept`."""
+    for record in training.steps(look.config, folder, resume=True):
+        if record["step"] in look.kept:
             shutil.copy(folder / "checkpoint.safetensors", weights_file(folder, record["step"]))
         yield record
-    kept = [record for record in read_log(folder) if record["step"] in KEPT[task]]
-    yield {
-        f"step {record['step']}": {k: v for k, v in record.items() if k in KEYS} for record in kept
-    }
+    kept = [record for record in read_log(folder) if record["step"] in look.kept]
+    yield {f"step {r['step']}": {k: v for k, v in r.items() if k in KEYS} for r in kept}
 
 
 def weights_file(folder: Path, step: int) -> Path:
@@ -66,22 +75,38 @@ def weights_file(folder: Path, step: int) -> Path:
     return folder / f"step{step}.safetensors"
 
 
-def model_at(task: str, folder: Path, step: int) -> DecoderLM:
+def model_at(look: Look, folder: Path, step: int) -> DecoderLM:
     """The model as it was after `step` steps."""
-    model = training.build(config_of(task))
+    model = training.build(look.config)
     if step:
         model.load_state_dict(weights(load(weights_file(folder, step))[0]))
     return model
 
 
-def sequence_of(task: str) -> tuple[Tensor, list[str], Tensor | None]:
-    """The tokens to trace (1, T, ...), their labels, and where the answers stand."""
-    if task == "text":
-        text = SOURCE.read_text("utf-8")
-        part = text[text.index(FIRST_WORDS) :].encode()[:LENGTH]
-        return torch.tensor([list(part)]), [chr(b) for b in part], None
+@torch.no_grad()
+def write_traces(look: Look, about: dict, results: dict, folder: Path, path: Path) -> None:
+    """What each kept model selects in the sequence, and what else is measured of it."""
+    folder = folder / "training"
+    tokens, labels, answer_at = look.sequence()
+    traces = {
+        f"step {step}": model_at(look, folder, step)(tokens, return_traces=True)[1]
+        for step in look.kept
+    }
+    about = {
+        "command": about["command"],
+        "torch": about["versions"]["torch"],
+        "layers": look.config.layers,
+        "batch_size": look.config.batch_size,
+        "held_out": results["training"],
+        **look.also(look, folder),
+    }
+    save_traces(path, TracedSequence(traces, labels, answer_at), about)
+
+
+def recall_sequence() -> Sequence:
+    """The first sequence on which the trainer evaluates, with a key and a value a position."""
     recall = Recall()
-    batch = recall.held_out(64)  # as the trainer evaluates
+    batch = recall.held_out(recall.held_out_size)
     keys = [f"k{i}" for i in range(recall.keys)]
     values = [f"v{i}" for i in range(recall.values)]
     names = ["", "?", *keys, *values]
@@ -89,29 +114,23 @@ def sequence_of(task: str) -> tuple[Tensor, list[str], Tensor | None]:
     return batch.tokens[:1], labels, batch.answer_at[0]
 
 
-@torch.no_grad()
-def write_traces(task: str, about: dict, results: dict, folder: Path, path: Path) -> None:
-    """What each kept model selects in the sequence, and for the text how it treats brackets."""
-    folder = folder / "training"
-    tokens, labels, answer_at = sequence_of(task)
-    traces = {
-        f"step {step}": model_at(task, folder, step)(tokens, return_traces=True)[1]
-        for step in KEPT[task]
-    }
-    config = config_of(task)
-    about = {
-        "command": about["command"],
-        "torch": about["versions"]["torch"],
-        "layers": config.layers,
-        "batch_size": config.batch_size,
-        "held_out": results["training"],
-    }
-    if task == "text":
-        about["brackets"] = {
-            "untrained": bracket_hits(model_at(task, folder, 0)),
-            "trained": bracket_hits(model_at(task, folder, KEPT[task][-1])),
-        }
-    save_traces(path, TracedSequence(traces, labels, answer_at), about)
+def text_sequence() -> Sequence:
+    """A part of our own source, a byte a position."""
+    text = SOURCE.read_text("utf-8")
+    part = text[text.index(FIRST_WORDS) :].encode()[:LENGTH]
+    return torch.tensor([list(part)]), [chr(b) for b in part], None
+
+
+def nothing_else(look: Look, folder: Path) -> dict:  # noqa: ARG001
+    """The hit rate of a recall says it all."""
+    return {}
+
+
+def brackets_of(look: Look, folder: Path) -> dict:
+    """How the untrained and the trained model treat brackets."""
+    untrained = bracket_hits(model_at(look, folder, 0))
+    trained = bracket_hits(model_at(look, folder, look.kept[-1]))
+    return {"brackets": {"untrained": untrained, "trained": trained}}
 
 
 def brackets(text: str) -> list[tuple[int, int]]:
@@ -169,3 +188,10 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float
         "same_distance": mean(elsewhere),
         "chance": round(sum(chance) / len(chance), 4),
     }
+
+
+STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500)
+LOOKS = (
+    Look("recall", STEPS, {}, recall_sequence, nothing_else),
+    Look("text", (700,), {"batch_size": 2}, text_sequence, brackets_of),
+)

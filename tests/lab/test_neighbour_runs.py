@@ -33,7 +33,8 @@ def test_a_sweep_measures_every_case_and_its_result_is_json(tmp_path, monkeypatc
         ("nsa-thin", dict(num_selected=6)),
     ]
     monkeypatch.setattr(neighbour_runs, "cases", lambda task, labels: chosen)
-    monkeypatch.setattr(neighbour_runs, "SIZE", {"recall": 2})
+    few = neighbour_runs.SWEEPS["recall"]._replace(held_out=2)
+    monkeypatch.setitem(neighbour_runs.SWEEPS, "recall", few)
     for label, config in neighbour_runs.configs("recall", 1).items():
         model, folder = training.build(config), tmp_path / f"recall-{label}-seed1"
         folder.mkdir()

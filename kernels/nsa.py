@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.block_sparse_attention import Blocks, Mix, block_sparse, block_sparse_gradients
 from kernels.checks import (
+    check_counts,
     check_gates,
     check_geometry,
     check_ids,
@@ -28,7 +29,7 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.flash_attention import Run, compressed_run, flash, flash_gradients, window_run
-from kernels.importance import select_blocks
+from kernels.importance import Choice, best_blocks, importance_scores
 from kernels.online_softmax import GatedBranch, Gates, Saved
 from kernels.rows import rows_contiguous
 from kernels.union_and_readers import Union
@@ -126,34 +127,27 @@ def nsa_attention(
         if name != "compressed":
             check_keys_reach(q, k, start, name=f"{name}[0]")
     check_geometry(block_size, stride, select_block_size)
+    check_counts(num_selected, num_initial, num_local)
     check_int("window_size", window_size, at_least=1)
     check_gates(gates, q)
     scale = scale_or_default(scale, q.shape[3])
-
-    def best(lse: Tensor) -> Tensor:
-        return select_blocks(
-            q,
-            compressed[0],
-            lse,
-            block_size=block_size,
-            stride=stride,
-            select_block_size=select_block_size,
-            num_selected=num_selected,
-            num_initial=num_initial,
-            num_local=num_local,
-            scale=scale,
-            start=start,
-        )
-
-    def chosen(lse: Tensor) -> Tensor:
-        ids = (choose or best)(lse)
-        check_ids(ids, q, selected[0])
-        return ids
 
     runs = Runs(
         compressed_run(block_size, stride, scale, start),
         Blocks(select_block_size, scale, start),
         window_run(q, window_size, scale, start),
     )
+    choice = Choice(select_block_size, num_selected, num_initial, num_local)
+
+    def best(lse: Tensor) -> Tensor:
+        keys = runs.compressed.keys
+        score = importance_scores(q, compressed[0], lse, keys, select_block_size, scale, start)
+        return best_blocks(score, choice, start)
+
+    def chosen(lse: Tensor) -> Tensor:
+        ids = (choose or best)(lse)
+        check_ids(ids, q, selected[0])  # its own too: the kernels take 64 blocks at most
+        return ids
+
     out, *branches = NSA.apply(q, gates, *compressed, *selected, *window, chosen, runs)
     return (out, Branches(*branches)) if return_branches else out

@@ -96,6 +96,13 @@ def window_attention(
     require_keys_for_every_query(q, k, start)
     if window is not None:
         require_int("window", window, at_least=1)
+    return attend_in_window(q, k, v, window, scale, start)
+
+
+def attend_in_window(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, start: int
+) -> Tensor:
+    """window_attention without its checks; a window that cuts nothing off is dense."""
     if window is None or window >= start + q.shape[2]:
         s = torch.arange(k.shape[2], device=q.device)
         return attend(q, k, v, s <= query_positions(q, start)[:, None], scale)[0]
@@ -105,7 +112,7 @@ def window_attention(
 def attend_in_chunks(
     q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, start: int
 ) -> Tensor:
-    """window_attention for w queries at a time, which share at most 2w - 1 keys."""
+    """attend_in_window for w queries at a time, which share at most 2w - 1 keys."""
     k = accurate(k)  # chunks share keys: their gradients are added without rounding
     v = accurate(v)
     chunks = []

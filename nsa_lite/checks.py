@@ -117,6 +117,22 @@ def require_lse(lse: Tensor, q: Tensor) -> None:
     require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
+def require_scoring(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    start: int,
+) -> None:
+    """Raise unless these can score blocks: compressed keys and their branch's lse, and sizes."""
+    require_queries_and_keys(q, k)
+    require_geometry(block_size, stride, select_block_size)
+    require_int("start", start, at_least=0)
+    require_lse(lse, q)
+
+
 def require_score(score: Tensor, select_block_size: int, start: int) -> None:
     """Raise unless score holds one number for each block that the tokens up to the last touch."""
     require_float_tensor("score", score, "B, G, T, blocks")

@@ -78,5 +78,18 @@ def compressed_attention(
     require_attention_inputs(q, k, v)
     require_geometry(block_size, stride)
     require_int("start", start, at_least=0)
+    return attend_compressed(q, k, v, block_size, stride, scale, start)
+
+
+def attend_compressed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_size: int,
+    stride: int,
+    scale: float | None,
+    start: int,
+) -> tuple[Tensor, Tensor]:
+    """compressed_attention without its checks."""
     mask = visible_compressed(query_positions(q, start), k.shape[2], block_size, stride)
     return attend(q, k, v, mask, scale)

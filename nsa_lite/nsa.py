@@ -1,22 +1,24 @@
 """Native Sparse Attention in one function: three branches, the choice between them, gates."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nsa_lite.attention import window_attention
+from nsa_lite.attention import attend_in_window
 from nsa_lite.checks import (
     require_attention_inputs,
+    require_counts,
     require_gates,
     require_geometry,
+    require_ids,
     require_int,
     require_keys_for_every_query,
 )
-from nsa_lite.compression import compressed_attention
+from nsa_lite.compression import attend_compressed
 from nsa_lite.gates import gated_sum
-from nsa_lite.selection import select_blocks, selected_attention
+from nsa_lite.selection import attend_to_blocks, best_blocks, importance_of
 
 Pair = tuple[Tensor, Tensor]  # one branch's KV: keys (B, G, S or N, D), values
 Choose = Callable[[Float[Tensor, "B H T"]], Int[Tensor, "B G T n"]]  # the compressed lse -> ids
@@ -62,28 +64,21 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
     """
     require_branches(q, compressed, selected, window, start)
     require_geometry(block_size, stride, select_block_size)
+    require_counts(num_selected, num_initial, num_local)
     require_int("window_size", window_size, at_least=1)
     require_gates(gates, q)
-    compression: dict[str, Any] = dict(block_size=block_size, stride=stride)
-    where: dict[str, Any] = dict(scale=scale, start=start)
 
-    out_c, lse = compressed_attention(q, *compressed, **compression, **where)
+    out_c, lse = attend_compressed(q, *compressed, block_size, stride, scale, start)
     if choose is None:
-        ids = select_blocks(
-            q,
-            compressed[0],
-            lse,
-            **compression,
-            select_block_size=select_block_size,
-            num_selected=num_selected,
-            num_initial=num_initial,
-            num_local=num_local,
-            **where,
+        score = importance_of(
+            q, compressed[0], lse, block_size, stride, select_block_size, scale, start
         )
+        ids = best_blocks(score, select_block_size, num_selected, num_initial, num_local, start)
     else:
         ids = choose(lse)
-    out_s = selected_attention(q, *selected, ids, select_block_size=select_block_size, **where)
-    out_w = window_attention(q, *window, window=window_size, **where)
+        require_ids(ids, q, selected[0], select_block_size, start)
+    out_s = attend_to_blocks(q, *selected, ids, scale, select_block_size, start)
+    out_w = attend_in_window(q, *window, window_size, scale, start)
     out = gated_sum(gates, (out_c, out_s, out_w))
     if not return_branches:
         return out

@@ -19,13 +19,11 @@ from nsa_lite.blocks import (
 from nsa_lite.checks import (
     require_attention_inputs,
     require_counts,
-    require_geometry,
     require_ids,
     require_int,
     require_keys_for_every_query,
-    require_lse,
-    require_queries_and_keys,
     require_score,
+    require_scoring,
 )
 
 
@@ -49,7 +47,6 @@ def compressed_probabilities(
     return (scores - lse.unflatten(1, group)[..., None]).exp()
 
 
-@torch.no_grad()
 def block_importance(  # noqa: PLR0913  the paper's sizes
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B G N D"],
@@ -63,13 +60,26 @@ def block_importance(  # noqa: PLR0913  the paper's sizes
 ) -> Float[Tensor, "B G T blocks"]:
     """How much each selection block matters to each query and group (Eq. 8-10); no gradient.
 
+    k and lse are the compressed branch's.
     importance[t, j] = sum over the group's heads, sum_i p[t, i] |C_i ∩ S_j| / d.
     Errors: ValueError or TypeError that names the argument.
     """
-    require_queries_and_keys(q, k)
-    require_geometry(block_size, stride, select_block_size)
-    require_int("start", start, at_least=0)
-    require_lse(lse, q)
+    require_scoring(q, k, lse, block_size, stride, select_block_size, start)
+    return importance_of(q, k, lse, block_size, stride, select_block_size, scale, start)
+
+
+@torch.no_grad()
+def importance_of(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    scale: float | None,
+    start: int,
+) -> Tensor:
+    """block_importance without its checks."""
     p = compressed_probabilities(
         q, k, lse, block_size=block_size, stride=stride, scale=scale, start=start
     )
@@ -79,7 +89,6 @@ def block_importance(  # noqa: PLR0913  the paper's sizes
     return p @ overlap.to(p)
 
 
-@torch.no_grad()
 def choose_blocks(
     score: Float[Tensor, "B G T blocks"],
     *,
@@ -98,6 +107,19 @@ def choose_blocks(
     require_int("start", start, at_least=0)
     require_counts(num_selected, num_initial, num_local)
     require_score(score, select_block_size, start)
+    return best_blocks(score, select_block_size, num_selected, num_initial, num_local, start)
+
+
+@torch.no_grad()
+def best_blocks(
+    score: Tensor,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int,
+    num_local: int,
+    start: int,
+) -> Tensor:
+    """choose_blocks without its checks."""
     positions = torch.arange(start, start + score.shape[2], device=score.device)
     blocks = score.shape[3]
     legal = visible_select_blocks(positions, blocks, select_block_size)
@@ -130,24 +152,10 @@ def select_blocks(  # noqa: PLR0913  the paper's sizes
     k and lse are the compressed branch's. int32, ascending, then -1. Not differentiable.
     Errors: ValueError or TypeError that names the argument.
     """
-    importance = block_importance(
-        q,
-        k,
-        lse,
-        block_size=block_size,
-        stride=stride,
-        select_block_size=select_block_size,
-        scale=scale,
-        start=start,
-    )
-    return choose_blocks(
-        importance,
-        select_block_size=select_block_size,
-        num_selected=num_selected,
-        num_initial=num_initial,
-        num_local=num_local,
-        start=start,
-    )
+    require_scoring(q, k, lse, block_size, stride, select_block_size, start)
+    require_counts(num_selected, num_initial, num_local)
+    score = importance_of(q, k, lse, block_size, stride, select_block_size, scale, start)
+    return best_blocks(score, select_block_size, num_selected, num_initial, num_local, start)
 
 
 def selected_attention(
@@ -169,7 +177,6 @@ def selected_attention(
     require_keys_for_every_query(q, k, start)
     require_int("select_block_size", select_block_size, at_least=1)
     require_ids(ids, q, k, select_block_size, start)
-    scale = scale_of(scale, q.shape[3])
     return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 
 
@@ -178,11 +185,12 @@ def attend_to_blocks(
     k: Tensor,
     v: Tensor,
     ids: Tensor,
-    scale: float | Float[Tensor, "B G T 1 keys"],
+    scale: float | Float[Tensor, "B G T 1 keys"] | None,
     select_block_size: int,
     start: int,
 ) -> Tensor:
     """selected_attention without its checks; the scale may differ from key to key (keys = n l')."""
+    scale = scale_of(scale, q.shape[3]) if scale is None else scale
     keys = gather_blocks(k, ids, select_block_size)
     values = gather_blocks(v, ids, select_block_size)
     mask = selected_mask(ids, query_positions(q, start), select_block_size)

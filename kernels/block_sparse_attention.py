@@ -60,6 +60,7 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
+    add_rows,
     batch_and_group,
     empty_output,
     load_gate,
@@ -244,9 +245,15 @@ def selected_dq(
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
     to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     acc = acc * (sizes.scale * gate)[:, None]
-    if BRANCH > 0:
-        acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)
-    store_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D)
+    add_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D, BRANCH > 0)
+
+
+@triton.jit
+def chunk_of_readers(readers, list_id, CHUNK: tl.constexpr):
+    """The first reader of this program's chunk of a list, and the end of the chunk."""
+    begin = tl.load(readers.indptr + list_id)
+    begin += (tl.program_id(0) - tl.load(readers.chunk_indptr + list_id)) * CHUNK
+    return begin, tl.minimum(tl.load(readers.indptr + list_id + 1), begin + CHUNK)
 
 
 @triton.jit
@@ -282,9 +289,7 @@ def selected_dkdv(
     batch_group = list_id // readers.blocks
     b = batch_group // sizes.G
     g = batch_group % sizes.G
-    chunk_of_list = chunk - tl.load(readers.chunk_indptr + list_id)
-    begin = tl.load(readers.indptr + list_id) + chunk_of_list * CHUNK
-    end = tl.minimum(tl.load(readers.indptr + list_id + 1), begin + CHUNK)
+    begin, end = chunk_of_readers(readers, list_id, CHUNK)
     tl.assume(end > begin)  # not knowing it, the assembler lets each product wait
     group_rows = batch_group.to(tl.int64) * sizes.T * M  # where this group's rows begin
     first_key = list_id % readers.blocks * SELECT_BLOCK_SIZE

@@ -60,9 +60,9 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
+    add_rows,
     batch_and_group,
     empty_output,
-    load_rows,
     number_offsets,
     row_offsets,
     rows,
@@ -218,9 +218,7 @@ def flash_dq(
             acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
     to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     acc = acc * (sizes.scale * gate)[:, None]
-    if BRANCH > 0:
-        acc += load_rows(dq.ptr, to, at.mask, D, BLOCK_D).to(tl.float32)
-    store_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D)
+    add_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D, BRANCH > 0)
 
 
 @triton.jit

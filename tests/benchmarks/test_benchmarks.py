@@ -259,3 +259,14 @@ def test_counts_of_several_pytest_processes_are_added():
         "13 passed, 1 error in 61.02s (0:01:01)",
     ]
     assert gpu_tests.counted(lines) == {"failed": 1, "passed": 25, "skipped": 2, "error": 1}
+
+
+def test_a_pytest_process_that_crashes_fails_the_whole(monkeypatch):
+    def run_some(names):
+        return (-11, ["..."]) if "a" in names else (0, ["1 passed in 0.10s"])
+
+    monkeypatch.setattr(gpu_tests, "run_some", run_some)
+    monkeypatch.setattr(gpu_tests, "kernel_tests", lambda: ["a", "b"])
+    assert gpu_tests.run_tests()[0] is False
+    monkeypatch.setattr(gpu_tests, "kernel_tests", lambda: ["b", "c"])
+    assert gpu_tests.run_tests()[0] is True

@@ -8,6 +8,7 @@ float16. An operation is one file, from its kernels to its public function:
     block_sparse_attention   attention to the selected blocks (Eq. 12), and its gradients
     gates                    the gated sum (Eq. 5)
     nsa                      all of it in one function
+    rope                     rotary position encoding of all heads in one pass
 
 What they share, in the order in which to read it: tile_sizes, rows, descriptors, online_softmax,
 visible_keys (masks of a run of keys), union_and_readers (the selection from both sides), launching,
@@ -38,11 +39,13 @@ from kernels.flash_attention import compressed_attention, window_attention
 from kernels.gates import gated_sum
 from kernels.importance import select_blocks
 from kernels.nsa import nsa_attention
+from kernels.rope import rotate
 
 __all__ = [
     "compressed_attention",
     "gated_sum",
     "nsa_attention",
+    "rotate",
     "select_blocks",
     "selected_attention",
     "window_attention",

@@ -29,7 +29,6 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.checks import (
     check_ids,
@@ -47,10 +46,11 @@ from kernels.descriptors import (
     place_in_tiles,
     room_for_numbers,
 )
-from kernels.launching import grid_of, launch
+from kernels.launching import grid_of, launch, operation
 from kernels.online_softmax import (
     LOG2E,
     GatedBranch,
+    Read,
     RowNumbers,
     Saved,
     finish,
@@ -62,6 +62,8 @@ from kernels.online_softmax import (
 from kernels.rows import (
     add_rows,
     batch_and_group,
+    empty_gradient,
+    empty_key_gradient,
     empty_output,
     load_gate,
     load_rows,
@@ -73,7 +75,16 @@ from kernels.rows import (
     store_rows,
 )
 from kernels.tile_sizes import Tile, cdiv, fit, padded, power_of_two, tile_sizes_of, widths_of
-from kernels.union_and_readers import BITS, CHUNK, NEIGHBOURS, Readers, Union, readers, union
+from kernels.union_and_readers import (
+    BITS,
+    CHUNK,
+    NEIGHBOURS,
+    Readers,
+    Union,
+    empty_union,
+    readers,
+    union,
+)
 
 # A held tile waits in registers (descriptors.hold). If one product alone uses it, Triton moves the
 # copy into the loop and fills the registers anew in every step. So two products must use it: dq
@@ -374,11 +385,17 @@ def sizes_of(q: Tensor, k: Tensor, blocks: Blocks) -> Sizes:
     return Sizes(k.shape[1], q.shape[2], blocks.start, blocks.scale)
 
 
+def prepared(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v with contiguous rows, and of the keys those up to the last query's."""
+    last = blocks.start + q.shape[2]
+    return rows_contiguous(q), rows_contiguous(k[:, :, :last]), rows_contiguous(v[:, :, :last])
+
+
 def block_sparse(
     q: Tensor, k: Tensor, v: Tensor, ids: Tensor, blocks: Blocks, mix: Mix | None = None
 ) -> tuple[Saved, Union]:
     """Attention to the selected blocks, and the union that its dq walks too."""
-    q, k, v = (rows_contiguous(x) for x in (q, k, v))
+    q, k, v = prepared(q, k, v, blocks)
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
     heads, tokens = union_tile(widths.R)
@@ -414,15 +431,17 @@ def block_sparse_gradients(
     blocks: Blocks,
     gated: GatedBranch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv of `block_sparse`; dout with rows that are contiguous."""
-    q, k, v, out, lse = saved
+    """dq, dk and dv of `block_sparse`."""
+    q, k, v = prepared(*saved[:3], blocks)
+    out, lse = saved[3:]
+    dout = rows_contiguous(dout)
     widths = widths_of(q, k, v)
     heads, tokens = union_tile(widths.R)
     M = heads * tokens
     BLOCK_N = padded(blocks.select_block_size)
     tuned = tile_sizes_of("selected_dq", widths, q.dtype)
     row_lse, row_delta = room_for_numbers(q, k.shape[1], widths.BLOCK_R, 1)
-    dq = torch.empty_like(q) if gated is None else gated.dq
+    dq = empty_gradient(saved.q) if gated is None else gated.dq
     launch(
         selected_dq,
         grid_of(shared.counts.shape[2], k.shape[0], k.shape[1]),
@@ -442,23 +461,33 @@ def block_sparse_gradients(
         BRANCH=0 if gated is None else gated.branch,
         **fit(tuned, widths, q.dtype, kept=(M, M), step=(BLOCK_N, BLOCK_N)).launch_options(),
     )
-    return dq, *block_gradients(saved, ids, dout, row_lse, row_delta, blocks)
+    dk, dv = (empty_key_gradient(x, k.shape[2]) for x in saved[1:3])
+    block_gradients(Read(q, k, v, dout), ids, row_lse, row_delta, blocks, dk, dv)
+    return dq, dk, dv
 
 
 def block_gradients(
-    saved: Saved, ids: Tensor, dout: Tensor, row_lse: Tensor, row_delta: Tensor, blocks: Blocks
-) -> tuple[Tensor, Tensor]:
-    """dk and dv of each block from its readers, whose chunks are added up in order."""
-    q, k, v, _, _ = saved
+    read: Read,
+    ids: Tensor,
+    row_lse: Tensor,
+    row_delta: Tensor,
+    blocks: Blocks,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    """Write dk and dv of each block from its readers, whose chunks are added up in order."""
+    q, k, v, dout = read
     widths = widths_of(q, k, v)
     heads = widths.BLOCK_R
     BLOCK_N = padded(blocks.select_block_size)
     tuned = tile_sizes_of("selected_dkdv", widths, q.dtype)
     step = heads * PRODUCTS_OF_HELD.value if tuned.hold else heads
     who = readers(ids, num_blocks(q, blocks), CHUNK)
-    dk, dv = (
-        torch.empty(len(who.chunk_list), blocks.select_block_size, x.shape[3], device=x.device)
-        for x in (k, v)
+    sums = ChunkSums(
+        *(
+            torch.empty(len(who.chunk_list), blocks.select_block_size, x.shape[3], device=x.device)
+            for x in (k, v)
+        )
     )
     launch(
         selected_dkdv,
@@ -470,7 +499,7 @@ def block_gradients(
         row_lse,
         row_delta,
         who,
-        ChunkSums(dk, dv),
+        sums,
         sizes_of(q, k, blocks),
         WIDTHS=widths,
         TILE=Tile(heads, 1, BLOCK_N, tuned.hold),
@@ -478,14 +507,14 @@ def block_gradients(
         CHUNK=CHUNK,
         **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(step, step)).launch_options(),
     )
-    return add_up(k, dk, who, blocks), add_up(v, dv, who, blocks)
+    key_count = k.shape[2]
+    add_up(sums.dk, dk[:, :, :key_count], who, blocks)
+    add_up(sums.dv, dv[:, :, :key_count], who, blocks)
 
 
-def add_up(x: Tensor, sums: Tensor, who: Readers, blocks: Blocks) -> Tensor:
-    """One gradient like x from the sums of its blocks' chunks; 0 beyond the last query's block."""
-    batch, groups, key_count, width = x.shape
-    dx = torch.empty_like(x)
-    dx[:, :, who.blocks * blocks.select_block_size :].zero_()
+def add_up(sums: Tensor, dx: Tensor, who: Readers, blocks: Blocks) -> None:
+    """Write one gradient, of the keys up to the last query's, from its blocks' chunks."""
+    batch, groups, key_count, width = dx.shape
     launch(
         add_chunks,
         grid_of(who.blocks, batch, groups),
@@ -499,30 +528,77 @@ def add_up(x: Tensor, sums: Tensor, who: Readers, blocks: Blocks) -> Tensor:
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         BLOCK_N=padded(blocks.select_block_size),
     )
-    return dx
 
 
-# --- as a differentiable function ---
+# --- as an operation of torch ---
 
 
-class BlockSparseAttention(torch.autograd.Function):
-    """Attention to the selected blocks: (q, k, v, ids, blocks) -> out."""
+@operation
+def attend_to_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    select_block_size: int,
+    scale: float,
+    start: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention to the selected blocks: out (B, H, T, Dv), its log-sum-exp, and the Union."""
+    blocks = Blocks(select_block_size, scale, start)
+    saved, shared = block_sparse(q, k, v, ids.contiguous(), blocks)
+    return saved.out, saved.lse, *shared
 
-    @staticmethod
-    def forward(ctx, q, k, v, ids, blocks):
-        saved, shared = block_sparse(q, k, v, ids, blocks)
-        ctx.blocks = blocks
-        ctx.save_for_backward(*saved, ids, *shared)
-        return saved.out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout):
-        *saved, ids, entries, counts = ctx.saved_tensors
-        gradients = block_sparse_gradients(
-            Saved(*saved), ids, Union(entries, counts), rows_contiguous(dout), ctx.blocks
-        )
-        return *gradients, None, None
+@operation
+def attend_to_blocks_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    entries: Tensor,
+    counts: Tensor,
+    dout: Tensor,
+    select_block_size: int,
+    scale: float,
+    start: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of attend_to_blocks."""
+    return block_sparse_gradients(
+        Saved(q, k, v, out, lse),
+        ids.contiguous(),
+        Union(entries, counts),
+        dout,
+        Blocks(select_block_size, scale, start),
+    )
+
+
+@attend_to_blocks.register_fake
+def _(q, k, v, ids, *_):
+    return *empty_output(q, v.shape[3]), *empty_union(ids, union_tile(q.shape[1] // k.shape[1])[1])
+
+
+@attend_to_blocks_backward.register_fake
+def _(q, k, v, *_):
+    return empty_gradient(q), empty_gradient(k), empty_gradient(v)
+
+
+def save(ctx, inputs, output):
+    q, k, v, ids, *ctx.sizes = inputs
+    ctx.save_for_backward(q, k, v, ids, *output)
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, dout, *_):
+    gradients = attend_to_blocks_backward(*ctx.saved_tensors, dout, *ctx.sizes)
+    return *gradients, None, None, None, None
+
+
+attend_to_blocks.register_autograd(backward, setup_context=save)
+
+
+# --- for everyone ---
 
 
 def selected_attention(
@@ -545,5 +621,5 @@ def selected_attention(
     check_keys_reach(q, k, start)
     check_select_block_size(select_block_size)
     check_ids(ids, q, k)
-    blocks = Blocks(select_block_size, scale_or_default(scale, q.shape[3]), start)
-    return BlockSparseAttention.apply(q, k, v, ids.contiguous(), blocks)
+    scale = scale_or_default(scale, q.shape[3])
+    return attend_to_blocks(q, k, v, ids, select_block_size, scale, start)[0]

@@ -58,7 +58,7 @@ def check_inputs(
         expected = tuple(k.shape[:3])
         rule = f"batch, heads and length must be {k_name}'s, {expected}"
         require(v.shape[:3] == expected, f"{v_name}.shape", tuple(v.shape), rule)
-    check_runs_here(q)
+    check_runs_here("q", q)
     check_fits_a_tile(q, k_name, k)
     if v is not None:
         check_width(v_name, v)
@@ -83,18 +83,19 @@ def check_queries_and_keys(q: Tensor, k: Tensor, k_name: str) -> None:
     require(groups >= 1 and heads % groups == 0, "q.shape", q_shape, rule)
 
 
-def check_runs_here(q: Tensor) -> None:
-    """Raise unless the kernels run on q's device and with its type."""
-    if q.dtype == torch.float64:
+def check_runs_here(argument: str, x: Tensor) -> None:
+    """Raise unless the kernels run on x's device and with its type."""
+    if x.dtype == torch.float64:
         raise TypeError(
-            f"q.dtype = {q.dtype}: the kernels take float16, bfloat16 and float32; "
+            f"{argument}.dtype = {x.dtype}: the kernels take float16, bfloat16 and float32; "
             "nsa_lite takes float64"
         )
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     rule = "compiled kernels read CUDA tensors; nsa_lite takes CPU tensors"
-    require(interpreted or q.device.type == "cuda", "q.device", q.device, rule)
+    require(interpreted or x.device.type == "cuda", f"{argument}.device", x.device, rule)
     rule = "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 on a CPU"
-    require(not (interpreted and q.dtype == torch.bfloat16), "q.dtype", q.dtype, rule)
+    bad = interpreted and x.dtype == torch.bfloat16
+    require(not bad, f"{argument}.dtype", x.dtype, rule)
 
 
 def check_fits_a_tile(q: Tensor, k_name: str, k: Tensor) -> None:
@@ -180,6 +181,20 @@ def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
     require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule)
     require(1 <= shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
+
+
+def check_rotation(x: Tensor, positions: Tensor) -> None:
+    """Raise unless x (B, H, T, D) has pairs of channels, and each of its tokens a position."""
+    check_float_tensor("x", x, "B, H, T, D")
+    check_runs_here("x", x)
+    require(x.shape[3] % 2 == 0, "x.shape", tuple(x.shape), "the last axis must be even")
+    if not isinstance(positions, Tensor) or positions.dtype not in (torch.int32, torch.int64):
+        got = getattr(positions, "dtype", type(positions).__name__)
+        raise TypeError(f"positions: must be an int32 or int64 tensor (T,), got {got}")
+    shape = tuple(positions.shape)
+    require(shape == (x.shape[2],), "positions.shape", shape, "must be (T,), one for each token")
+    rule = f"must be x.device = {x.device}"
+    require(positions.device == x.device, "positions.device", positions.device, rule)
 
 
 def check_gates(gates: Tensor, x: Tensor) -> None:

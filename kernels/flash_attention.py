@@ -26,7 +26,6 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.checks import (
     check_geometry,
@@ -47,10 +46,11 @@ from kernels.descriptors import (
     place_in_tiles,
     room_for_numbers,
 )
-from kernels.launching import grid_of, launch
+from kernels.launching import grid_of, launch, operation
 from kernels.online_softmax import (
     LOG2E,
     GatedBranch,
+    Read,
     RowNumbers,
     Saved,
     finish,
@@ -62,6 +62,8 @@ from kernels.online_softmax import (
 from kernels.rows import (
     add_rows,
     batch_and_group,
+    empty_gradient,
+    empty_key_gradient,
     empty_output,
     number_offsets,
     row_offsets,
@@ -72,7 +74,7 @@ from kernels.rows import (
     tokens_and_heads,
 )
 from kernels.tile_sizes import Tile, cdiv, fit, power_of_two, row_name, tile_sizes_of, widths_of
-from kernels.visible_keys import Keys, key_range, may_read, token_range
+from kernels.visible_keys import Keys, count_keys, key_range, may_read, token_range
 
 ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
 PROGRAMS = 4096  # with fewer, walks are cut into chunks until there are about so many
@@ -300,9 +302,18 @@ def sizes_of(q: Tensor, k: Tensor, run: Run) -> Sizes:
     return Sizes(k.shape[1], q.shape[2], k.shape[2], run.start, run.scale)
 
 
+def prepared(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v with contiguous rows, and of the keys those that the last query may read.
+
+    What lies behind them, the unwritten end of a cache, say, may hold anything.
+    """
+    last = count_keys(run.start + q.shape[2] - 1, k.shape[2], run.keys)
+    return rows_contiguous(q), rows_contiguous(k[:, :, :last]), rows_contiguous(v[:, :, :last])
+
+
 def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
     """Attention to a run of keys; out (B, H, T, Dv) and its log-sum-exp (B, H, T) are in it."""
-    q, k, v = (rows_contiguous(x) for x in (q, k, v))
+    q, k, v = prepared(q, k, v, run)
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
     tuned = tile_sizes_of(row_name("flash_forward", run.keys.window), widths, q.dtype)
@@ -330,8 +341,11 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
 def flash_gradients(
     saved: Saved, dout: Tensor, dlse: Tensor | None, run: Run, gated: GatedBranch | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv of `flash`; dout with rows that are contiguous."""
-    q, k, v, out, lse = saved
+    """dq, dk and dv of `flash`."""
+    q, k, v = prepared(*saved[:3], run)
+    out, lse = saved[3:]
+    dout = rows_contiguous(dout)
+    dlse = None if dlse is None else dlse.contiguous()
     widths = widths_of(q, k, v)
     tuned = tile_sizes_of(row_name("flash_dq", run.keys.window), widths, q.dtype)
     heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
@@ -340,7 +354,7 @@ def flash_gradients(
     key_tuned = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
     key_tile_t = row_tile(widths.R, key_tuned.BLOCK_M)[1]
     row_lse, row_delta = room_for_numbers(q, k.shape[1], heads, key_tile_t)
-    dq = torch.empty_like(q) if gated is None else gated.dq
+    dq = empty_gradient(saved.q) if gated is None else gated.dq
     launch(
         flash_dq,
         grid_of(cdiv(q.shape[2], tokens), k.shape[0], k.shape[1]),
@@ -360,14 +374,16 @@ def flash_gradients(
         BRANCH=0 if gated is None else gated.branch,
         **fit(tuned, widths, q.dtype, kept=(M, M), step=(BLOCK_N, BLOCK_N)).launch_options(),
     )
-    return dq, *key_gradients(saved, dout, row_lse, row_delta, run)
+    dk, dv = (empty_key_gradient(x, k.shape[2]) for x in saved[1:3])
+    key_gradients(Read(q, k, v, dout), row_lse, row_delta, run, dk, dv)
+    return dq, dk, dv
 
 
 def key_gradients(
-    saved: Saved, dout: Tensor, row_lse: Tensor, row_delta: Tensor, run: Run
-) -> tuple[Tensor, Tensor]:
-    """dk and dv; sums that are cut into chunks are added up here, in order."""
-    q, k, v, _, _ = saved
+    read: Read, row_lse: Tensor, row_delta: Tensor, run: Run, dk: Tensor, dv: Tensor
+) -> None:
+    """Write dk and dv; sums that are cut into chunks are added up here, in order."""
+    q, k, v, dout = read
     batch, groups, key_count, _ = k.shape
     widths = widths_of(q, k, v)
     tuned = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
@@ -378,9 +394,8 @@ def key_gradients(
     chunk, chunks = token_chunks(
         q.shape[2], run.keys.window, tokens, BLOCK_N, key_tiles * batch * groups
     )
-    dtype = k.dtype if chunks == 1 else torch.float32
-    dk = torch.empty(chunks * batch, *k.shape[1:], dtype=dtype, device=k.device)
-    dv = torch.empty(chunks * batch, *v.shape[1:], dtype=dtype, device=v.device)
+    whole = dk[:, :, :key_count], dv[:, :, :key_count]
+    sums = whole if chunks == 1 else tuple(room_for_chunks(x, chunks) for x in (k, v))
     launch(
         flash_dkdv,
         grid_of(key_tiles, batch, groups, chunks),
@@ -390,7 +405,7 @@ def key_gradients(
         descriptor(dout, heads, tokens),
         number_descriptor(row_lse, M),
         number_descriptor(row_delta, M),
-        KeyGradients(dk, dv, dk.stride()[:3], dv.stride()[:3], batch),
+        KeyGradients(*sums, *(x.stride()[:3] for x in sums), batch),
         sizes_of(q, k, run),
         KEYS=run.keys,
         WIDTHS=widths,
@@ -398,10 +413,14 @@ def key_gradients(
         CHUNK=chunk,
         **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(M, M)).launch_options(),
     )
-    if chunks == 1:
-        return dk, dv
-    dk, dv = (x.unflatten(0, (chunks, batch)).sum(0).to(k.dtype) for x in (dk, dv))
-    return dk, dv
+    if chunks > 1:
+        for x, parts in zip(whole, sums, strict=True):
+            x.copy_(parts.unflatten(0, (chunks, batch)).sum(0))
+
+
+def room_for_chunks(x: Tensor, chunks: int) -> Tensor:
+    """float32 room for the sums of each chunk: (chunks * B, G, S, width)."""
+    return x.new_empty(chunks * x.shape[0], *x.shape[1:], dtype=torch.float32)
 
 
 def token_chunks(
@@ -419,40 +438,81 @@ def token_chunks(
     return chunk, cdiv(reach, chunk)
 
 
-# --- as differentiable functions ---
+# --- as an operation of torch ---
 
 
-class FlashAttention(torch.autograd.Function):
-    """Attention to a run of keys: (q, k, v, run) -> out, lse."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, run):
-        saved = flash(q, k, v, run)
-        ctx.run = run
-        ctx.save_for_backward(*saved)
-        ctx.set_materialize_grads(False)
-        return saved.out, saved.lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout, dlse):
-        saved = Saved(*ctx.saved_tensors)
-        dout = torch.zeros_like(saved.out) if dout is None else rows_contiguous(dout)
-        dlse = None if dlse is None else dlse.contiguous()
-        return *flash_gradients(saved, dout, dlse, ctx.run), None
-
-
-def window_run(q: Tensor, window: int | None, scale: float, start: int) -> Run:
-    """Attention to raw keys; a window that cuts nothing off is dense attention."""
+def run_of(
+    q: Tensor, block_size: int, stride: int, window: int | None, scale: float, start: int
+) -> Run:
+    """The Run of these queries; a window that cuts nothing off is dense attention."""
     if window is not None and window >= start + q.shape[2]:
         window = None
-    one_token = Keys(block_size=1, stride=1, window=window)  # a raw key is a block of one token
-    return Run(one_token, scale, start)
+    return Run(Keys(block_size, stride, window), scale, start)
 
 
-def compressed_run(block_size: int, stride: int, scale: float, start: int) -> Run:
-    """Attention to the compressed keys of blocks that ended at or before the query."""
-    return Run(Keys(block_size, stride, None), scale, start)
+@operation
+def attend_to_keys(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_size: int,
+    stride: int,
+    window: int | None,
+    scale: float,
+    start: int,
+) -> tuple[Tensor, Tensor]:
+    """Attention to a run of keys: out (B, H, T, Dv) and its log-sum-exp (B, H, T)."""
+    saved = flash(q, k, v, run_of(q, block_size, stride, window, scale, start))
+    return saved.out, saved.lse
+
+
+@operation
+def attend_to_keys_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor | None,
+    block_size: int,
+    stride: int,
+    window: int | None,
+    scale: float,
+    start: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of attend_to_keys."""
+    run = run_of(q, block_size, stride, window, scale, start)
+    return flash_gradients(Saved(q, k, v, out, lse), dout, dlse, run)
+
+
+@attend_to_keys.register_fake
+def _(q, _k, v, *_):
+    return empty_output(q, v.shape[3])
+
+
+@attend_to_keys_backward.register_fake
+def _(q, k, v, *_):
+    return empty_gradient(q), empty_gradient(k), empty_gradient(v)
+
+
+def save(ctx, inputs, output):
+    q, k, v, *ctx.sizes = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, dout, dlse):
+    q, k, v, out, lse = ctx.saved_tensors
+    dout = torch.zeros_like(out) if dout is None else dout
+    gradients = attend_to_keys_backward(q, k, v, out, lse, dout, dlse, *ctx.sizes)
+    return *gradients, None, None, None, None, None
+
+
+attend_to_keys.register_autograd(backward, setup_context=save)
+
+
+# --- for everyone ---
 
 
 def window_attention(
@@ -474,7 +534,8 @@ def window_attention(
     if window is not None:
         check_int("window", window, at_least=1)
     scale = scale_or_default(scale, q.shape[3])
-    return FlashAttention.apply(q, k, v, window_run(q, window, scale, start))[0]
+    one_token = 1  # a raw key is a block of one token
+    return attend_to_keys(q, k, v, one_token, one_token, window, scale, start)[0]
 
 
 def compressed_attention(
@@ -497,4 +558,4 @@ def compressed_attention(
     check_geometry(block_size, stride)
     check_start(start)
     scale = scale_or_default(scale, q.shape[3])
-    return FlashAttention.apply(q, k, v, compressed_run(block_size, stride, scale, start))
+    return attend_to_keys(q, k, v, block_size, stride, None, scale, start)

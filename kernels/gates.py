@@ -15,11 +15,10 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.checks import check_alike, check_float_tensor, check_gates, check_width, require
-from kernels.launching import launch
-from kernels.rows import load_gate, load_rows, row_products, store_rows
+from kernels.launching import launch, operation
+from kernels.rows import empty_beside, load_gate, load_rows, row_products, store_rows
 from kernels.tile_sizes import cdiv, padded
 
 BLOCK_M = 32
@@ -78,52 +77,78 @@ def mix_backward(
         store_rows(doutputs[i], row * WIDTH, gate[:, None] * do, row_mask, WIDTH, BLOCK_WIDTH)
 
 
-class GatedSum(torch.autograd.Function):
-    """The gated sum: (gates, compressed, selected, window) -> out."""
+def flat(x: Tensor) -> Tensor:
+    """x (B, H, T, width) with its rows in one piece, a token's heads side by side."""
+    return x.transpose(1, 2).contiguous()
 
-    @staticmethod
-    def forward(ctx, gates, *outputs):
-        gates = gates.contiguous()
-        outputs = Outputs(*(x.contiguous() for x in outputs))
-        ctx.save_for_backward(gates, *outputs)
-        out = torch.empty_like(outputs.compressed)
-        width = out.shape[-1]
-        num_rows = out.numel() // width
-        launch(
-            mix,
-            (cdiv(num_rows, BLOCK_M),),
-            gates,
-            outputs,
-            out,
-            num_rows,
-            WIDTH=width,
-            BLOCK_WIDTH=padded(width),
-            BLOCK_M=BLOCK_M,
-        )
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout):
-        gates, *outputs = ctx.saved_tensors
-        dgates = torch.empty_like(gates)
-        doutputs = Outputs(*(torch.empty_like(x) for x in outputs))
-        width = dout.shape[-1]
-        num_rows = dout.numel() // width
-        launch(
-            mix_backward,
-            (cdiv(num_rows, BLOCK_M),),
-            gates,
-            Outputs(*outputs),
-            dout.contiguous(),
-            dgates,
-            doutputs,
-            num_rows,
-            WIDTH=width,
-            BLOCK_WIDTH=padded(width),
-            BLOCK_M=BLOCK_M,
-        )
-        return dgates, *doutputs
+@operation
+def add_gated(gates: Tensor, compressed: Tensor, selected: Tensor, window: Tensor) -> Tensor:
+    """Eq. 5's sum: (B, H, T, Dv)."""
+    outputs = Outputs(*(flat(x) for x in (compressed, selected, window)))
+    out = torch.empty_like(outputs.compressed)
+    width = out.shape[-1]
+    num_rows = out.numel() // width
+    launch(
+        mix,
+        (cdiv(num_rows, BLOCK_M),),
+        flat(gates),
+        outputs,
+        out,
+        num_rows,
+        WIDTH=width,
+        BLOCK_WIDTH=padded(width),
+        BLOCK_M=BLOCK_M,
+    )
+    return out.transpose(1, 2)
+
+
+@operation
+def add_gated_backward(
+    gates: Tensor, compressed: Tensor, selected: Tensor, window: Tensor, dout: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dgates and the gradient of each output."""
+    outputs = Outputs(*(flat(x) for x in (compressed, selected, window)))
+    gates = flat(gates)
+    dgates = torch.empty_like(gates)
+    doutputs = Outputs(*(torch.empty_like(x) for x in outputs))
+    width = dout.shape[-1]
+    num_rows = dout.numel() // width
+    launch(
+        mix_backward,
+        (cdiv(num_rows, BLOCK_M),),
+        gates,
+        outputs,
+        flat(dout),
+        dgates,
+        doutputs,
+        num_rows,
+        WIDTH=width,
+        BLOCK_WIDTH=padded(width),
+        BLOCK_M=BLOCK_M,
+    )
+    return tuple(x.transpose(1, 2) for x in (dgates, *doutputs))
+
+
+@add_gated.register_fake
+def _(_gates, compressed, *_):
+    return empty_beside(compressed, compressed.shape[3])
+
+
+@add_gated_backward.register_fake
+def _(gates, *outputs_and_dout):
+    return tuple(empty_beside(x, x.shape[3]) for x in (gates, *outputs_and_dout[:3]))
+
+
+def save(ctx, inputs, output):  # noqa: ARG001  torch gives both
+    ctx.save_for_backward(*inputs)
+
+
+def backward(ctx, dout):
+    return add_gated_backward(*ctx.saved_tensors, dout)
+
+
+add_gated.register_autograd(backward, setup_context=save)
 
 
 def gated_sum(
@@ -146,4 +171,4 @@ def gated_sum(
             f"must be outputs[0]'s, {tuple(outputs[0].shape)}",
         )
     check_gates(gates, outputs[0])
-    return GatedSum.apply(gates, *outputs)
+    return add_gated(gates, *outputs)

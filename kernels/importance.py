@@ -34,7 +34,7 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.descriptors import descriptor, load_tile
-from kernels.launching import grid_of, launch
+from kernels.launching import grid_of, launch, operation
 from kernels.online_softmax import LOG2E, load_lse
 from kernels.rows import load_rows, row_offsets, rows
 from kernels.tile_sizes import cdiv, power_of_two, tile_sizes, widths_of
@@ -236,6 +236,39 @@ def best_blocks(score: Tensor, choice: Choice, start: int) -> Tensor:
     return ids
 
 
+# --- as an operation of torch; no gradient flows ---
+
+
+@operation
+def choose_blocks(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    num_selected: int,
+    num_initial: int,
+    num_local: int,
+    scale: float,
+    start: int,
+) -> Tensor:
+    """Eq. 8-11: ids (B, G, T, n)."""
+    keys = Keys(block_size, stride, None)
+    score = importance_scores(q, k, lse, keys, select_block_size, scale, start)
+    choice = Choice(select_block_size, num_selected, num_initial, num_local)
+    return best_blocks(score, choice, start)
+
+
+@choose_blocks.register_fake
+def _(q, k, _lse, *sizes):
+    num_selected = sizes[3]
+    return q.new_empty(*k.shape[:2], q.shape[2], num_selected, dtype=torch.int32)
+
+
+# --- for everyone ---
+
+
 @torch.no_grad()
 def select_blocks(
     q: Float[Tensor, "B H T D"],
@@ -263,8 +296,6 @@ def select_blocks(
     check_counts(num_selected, num_initial, num_local)
     check_start(start)
     check_lse(lse, q)
-    keys = Keys(block_size, stride, None)
+    choice = select_block_size, num_selected, num_initial, num_local
     scale = scale_or_default(scale, q.shape[3])
-    score = importance_scores(q, k, lse, keys, select_block_size, scale, start)
-    choice = Choice(select_block_size, num_selected, num_initial, num_local)
-    return best_blocks(score, choice, start)
+    return choose_blocks(q, k, lse, block_size, stride, *choice, scale, start)

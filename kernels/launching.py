@@ -1,8 +1,16 @@
-"""Where every kernel starts, and how most grids are laid out."""
+"""Where every kernel starts, how most grids are laid out, and how torch gets to know of it all.
+
+`operation` makes a function on tensors one of torch's own operations. torch.compile, torch.export
+and FakeTensor then take it as one step that they need not look into: they ask its `register_fake`
+for the shapes of its outputs, and autograd asks what it was registered with for its gradient.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
+import torch
+from torch.library import CustomOpDef, custom_op
 from triton import KernelInterface
 
 Grid = tuple[int, ...]
@@ -40,3 +48,17 @@ def grid_of(programs: int, batch: int, groups: int, chunks: int = 1) -> Grid:
     `batch_and_group` of rows.py reads it back.
     """
     return (programs, batch * groups, chunks)
+
+
+def operation(run: Callable) -> CustomOpDef:
+    """Make `run` the operation nsa::<its name> of torch; it runs on its first tensor's device.
+
+    What it returns is new memory. A kernel starts on the current device, whatever its tensors say.
+    """
+
+    @wraps(run)
+    def run_on_its_device(first: torch.Tensor, *others: object) -> object:
+        with torch.cuda.device_of(first):
+            return run(first, *others)
+
+    return custom_op(f"nsa::{run.__name__}", run_on_its_device, mutates_args=())

@@ -9,15 +9,20 @@ are written only to be read once more. Here the kernels of dq multiply by the ga
 the selected forward, whose own work waits for the cache, adds up the three outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernels.block_sparse_attention import Blocks, Mix, block_sparse, block_sparse_gradients
+from kernels.block_sparse_attention import (
+    Blocks,
+    Mix,
+    block_sparse,
+    block_sparse_gradients,
+    union_tile,
+)
 from kernels.checks import (
     check_counts,
     check_gates,
@@ -28,19 +33,12 @@ from kernels.checks import (
     check_keys_reach,
     scale_or_default,
 )
-from kernels.flash_attention import Run, compressed_run, flash, flash_gradients, window_run
-from kernels.importance import Choice, best_blocks, importance_scores
+from kernels.flash_attention import Run, attend_to_keys, flash, flash_gradients, run_of
+from kernels.importance import choose_blocks
+from kernels.launching import operation
 from kernels.online_softmax import GatedBranch, Gates, Saved
-from kernels.rows import rows_contiguous
-from kernels.union_and_readers import Union
-
-
-class Runs(NamedTuple):
-    """What each of the three branches needs beside its tensors."""
-
-    compressed: Run
-    selected: Blocks
-    window: Run
+from kernels.rows import empty_gradient, empty_output
+from kernels.union_and_readers import Union, empty_union
 
 
 class Branches(NamedTuple):
@@ -56,42 +54,105 @@ class Branches(NamedTuple):
     ids: Tensor
 
 
-class NSA(torch.autograd.Function):
-    """Eq. 5: (q, gates, k and v of each branch, choose, runs) -> out, and the Branches."""
+class Plan(NamedTuple):
+    """The sizes of Eq. 5 as whole numbers; query i is token start + i."""
 
-    @staticmethod
-    def forward(ctx, q, gates, k_c, v_c, k_s, v_s, k_w, v_w, choose, runs):
-        q = rows_contiguous(q)  # once for all three
-        gates = gates.contiguous()
-        compressed = flash(q, k_c, v_c, runs.compressed)
-        ids = choose(compressed.lse).contiguous()
-        window = flash(q, k_w, v_w, runs.window)
-        out = torch.empty_like(compressed.out)
-        mix = Mix(gates, compressed.out, window.out, out)
-        selected, union = block_sparse(q, k_s, v_s, ids, runs.selected, mix)
-        ctx.runs = runs
-        ctx.save_for_backward(gates, ids, *union, *compressed, *selected, *window)
-        branches = Branches(compressed.out, selected.out, window.out, compressed.lse, ids)
-        ctx.mark_non_differentiable(*branches)
-        ctx.set_materialize_grads(False)  # nobody differentiates the branches
-        return out, *branches
+    block_size: int
+    stride: int
+    select_block_size: int
+    window_size: int
+    start: int
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout, *_):
-        gates, ids, entries, counts, *saved = ctx.saved_tensors
-        compressed, selected, window = (Saved(*saved[i : i + 5]) for i in (0, 5, 10))
-        dout = torch.zeros_like(compressed.out) if dout is None else rows_contiguous(dout)
-        dq = torch.empty_like(compressed.q)
-        dgates = torch.empty_like(gates)
-        c, s, w = (GatedBranch(Gates(gates, dgates), i, dq) for i in range(3))
-        runs = ctx.runs
-        _, dk_c, dv_c = flash_gradients(compressed, dout, None, runs.compressed, c)
-        _, dk_s, dv_s = block_sparse_gradients(
-            selected, ids, Union(entries, counts), dout, runs.selected, s
+    def runs(self, q: Tensor, scale: float) -> tuple[Run, Blocks, Run]:
+        """What each of the three branches needs beside its tensors."""
+        return (
+            run_of(q, self.block_size, self.stride, None, scale, self.start),
+            Blocks(self.select_block_size, scale, self.start),
+            run_of(q, 1, 1, self.window_size, scale, self.start),
         )
-        _, dk_w, dv_w = flash_gradients(window, dout, None, runs.window, w)
-        return dq, dgates, dk_c, dv_c, dk_s, dv_s, dk_w, dv_w, None, None
+
+
+@operation
+def attend_to_branches(
+    q: Tensor,
+    gates: Tensor,
+    pairs: Sequence[Tensor],
+    compressed: Sequence[Tensor],
+    ids: Tensor,
+    plan: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Eq. 5, once the compressed branch has its out and lse and the blocks are chosen.
+
+    pairs: k and v of compressed, selected, window; the first two for the gradient's sake, which is
+    one function for all three branches. Returns the gated sum, out and lse of the selected branch
+    and of the window, and the Union.
+    """
+    _, _, k_s, v_s, k_w, v_w = pairs
+    _, blocks, run = Plan(*plan).runs(q, scale)
+    window = flash(q, k_w, v_w, run)
+    out = torch.empty_like(window.out)
+    mix = Mix(gates.contiguous(), compressed[0], window.out, out)
+    selected, shared = block_sparse(q, k_s, v_s, ids.contiguous(), blocks, mix)
+    return out, selected.out, selected.lse, window.out, window.lse, *shared
+
+
+@operation
+def attend_to_branches_backward(
+    q: Tensor,
+    gates: Tensor,
+    pairs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    ids: Tensor,
+    shared: Sequence[Tensor],
+    dout: Tensor,
+    plan: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, the gates and pairs; outputs are each branch's out and lse."""
+    gates = gates.contiguous()
+    dgates = torch.empty_like(gates)
+    dq = empty_gradient(q)
+    c, s, w = (Saved(q, *pairs[i : i + 2], *outputs[i : i + 2]) for i in (0, 2, 4))
+    for_c, for_s, for_w = (GatedBranch(Gates(gates, dgates), i, dq) for i in range(3))
+    compressed, blocks, window = Plan(*plan).runs(q, scale)
+    _, *of_c = flash_gradients(c, dout, None, compressed, for_c)
+    _, *of_s = block_sparse_gradients(s, ids.contiguous(), Union(*shared), dout, blocks, for_s)
+    _, *of_w = flash_gradients(w, dout, None, window, for_w)
+    return dq, dgates, *of_c, *of_s, *of_w
+
+
+@attend_to_branches.register_fake
+def _(q, _gates, pairs, _compressed, ids, *_):
+    _, _, k_s, v_s, _, v_w = pairs
+    tokens = union_tile(q.shape[1] // k_s.shape[1])[1]
+    selected = empty_output(q, v_s.shape[3])
+    window = empty_output(q, v_w.shape[3])
+    return torch.empty_like(window[0]), *selected, *window, *empty_union(ids, tokens)
+
+
+@attend_to_branches_backward.register_fake
+def _(q, gates, pairs, *_):
+    dgates = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    return empty_gradient(q), dgates, *(empty_gradient(x) for x in pairs)
+
+
+def save(ctx, inputs, output):
+    q, gates, pairs, compressed, ids, ctx.plan, ctx.scale = inputs
+    ctx.save_for_backward(q, gates, ids, *pairs, *compressed, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, dout, *_):  # nobody differentiates the branches
+    q, gates, ids, *saved = ctx.saved_tensors
+    pairs, outputs, shared = saved[:6], saved[6:12], saved[12:]
+    dq, dgates, *dpairs = attend_to_branches_backward(
+        q, gates, pairs, outputs, ids, shared, dout, ctx.plan, ctx.scale
+    )
+    return dq, dgates, dpairs, [None, None], None, None, None
+
+
+attend_to_branches.register_autograd(backward, setup_context=save)
 
 
 def nsa_attention(
@@ -132,22 +193,17 @@ def nsa_attention(
     check_gates(gates, q)
     scale = scale_or_default(scale, q.shape[3])
 
-    runs = Runs(
-        compressed_run(block_size, stride, scale, start),
-        Blocks(select_block_size, scale, start),
-        window_run(q, window_size, scale, start),
-    )
-    choice = Choice(select_block_size, num_selected, num_initial, num_local)
-
-    def best(lse: Tensor) -> Tensor:
-        keys = runs.compressed.keys
-        score = importance_scores(q, compressed[0], lse, keys, select_block_size, scale, start)
-        return best_blocks(score, choice, start)
-
-    def chosen(lse: Tensor) -> Tensor:
-        ids = (choose or best)(lse)
-        check_ids(ids, q, selected[0])  # its own too: the kernels take 64 blocks at most
-        return ids
-
-    out, *branches = NSA.apply(q, gates, *compressed, *selected, *window, chosen, runs)
-    return (out, Branches(*branches)) if return_branches else out
+    with torch.no_grad():  # its gradient is a part of attend_to_branches
+        out_c, lse = attend_to_keys(q, *compressed, block_size, stride, None, scale, start)
+    if choose is None:
+        choice = select_block_size, num_selected, num_initial, num_local
+        ids = choose_blocks(q, compressed[0], lse, block_size, stride, *choice, scale, start)
+    else:
+        ids = choose(lse)
+    check_ids(ids, q, selected[0])  # its own too: the kernels take 64 blocks at most
+    plan = Plan(block_size, stride, select_block_size, window_size, start)
+    pairs = [*compressed, *selected, *window]
+    out, out_s, _, out_w, *_ = attend_to_branches(q, gates, pairs, [out_c, lse], ids, plan, scale)
+    if not return_branches:
+        return out
+    return out, Branches(out_c, out_s.detach(), out_w.detach(), lse, ids)

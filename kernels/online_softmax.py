@@ -28,6 +28,15 @@ class Saved(NamedTuple):
     lse: Tensor
 
 
+class Read(NamedTuple):
+    """What dk and dv are made of; all with contiguous rows."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dout: Tensor
+
+
 class RowNumbers(NamedTuple):
     """A float32 number for each row: what dq reads, and what it leaves for dk and dv.
 

@@ -54,10 +54,31 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def empty_beside(x: Tensor, width: int) -> Tensor:
+    """Room for (B, H, T, width) beside x (B, H, T, any width).
+
+    In memory a token's heads lie side by side, as a layer's linear maps read and write them.
+    """
+    batch, heads, length, _ = x.shape
+    return x.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
 def empty_output(q: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Room for an output (B, H, T, width) and its float32 log-sum-exp (B, H, T)."""
-    out = torch.empty(*q.shape[:3], width, dtype=q.dtype, device=q.device)
-    return out, torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    return empty_beside(q, width), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def empty_gradient(x: Tensor) -> Tensor:
+    """Room for the gradient of x, laid out as x is, but always with contiguous rows."""
+    dx = torch.empty_like(x)
+    return dx if dx.stride(-1) == 1 else x.new_empty(x.shape)
+
+
+def empty_key_gradient(x: Tensor, count: int) -> Tensor:
+    """empty_gradient of keys or values, of which queries may read the first `count`: 0 behind."""
+    dx = empty_gradient(x)
+    dx[:, :, count:] = 0
+    return dx
 
 
 # --- in a kernel ---

@@ -88,14 +88,19 @@ def list_union(
     tl.store(counts + tile, tl.sum(new.to(tl.int32), 0))
 
 
+def empty_union(ids: Tensor, neighbours: int) -> Union:
+    """Room for the Union of ids (B, G, T, n); 0 where no entry comes."""
+    batch, groups, length, n = ids.shape
+    tiles = cdiv(length, neighbours)
+    entries = ids.new_zeros(batch, groups, tiles, neighbours * n, dtype=torch.int32)
+    return Union(entries, ids.new_empty(batch, groups, tiles, dtype=torch.int32))
+
+
 def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
     """What each tile of neighbouring tokens reads, of so many blocks. Shapes: ids (B, G, T, n)."""
     batch, groups, length, n = ids.shape
-    tiles = cdiv(length, neighbours)
-    entries = torch.empty(
-        batch, groups, tiles, neighbours * n, dtype=torch.int32, device=ids.device
-    )
-    counts = torch.empty(batch, groups, tiles, dtype=torch.int32, device=ids.device)
+    entries, counts = empty_union(ids, neighbours)
+    tiles = counts.shape[2]
     launch(
         list_union,
         grid_of(tiles, batch, groups),

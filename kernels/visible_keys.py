@@ -23,6 +23,11 @@ class Keys(NamedTuple):
     window: int | None
 
 
+def count_keys(t: int, S: int, keys: Keys) -> int:
+    """How many of S keys end at or before token t."""
+    return min(max(t + 1 - keys.block_size + keys.stride, 0) // keys.stride, S)
+
+
 @triton.jit
 def keys_seen(t, S, KEYS: tl.constexpr):
     """How many of the S keys end at or before token t."""

@@ -1,0 +1,113 @@
+"""Rotary position encoding (RoPE, arXiv 2104.09864) of all heads in one pass over memory.
+
+    program:  BLOCK_T tokens of one batch entry; cos and sin of their angles once, then head by head
+              [a | b] -> [a cos - b sin | a sin + b cos]        a, b: the halves of a head's row
+
+It reads rows wherever they lie and writes a token's heads side by side, so what a linear map made,
+(B, T, heads * D), needs no copy before or after. Its gradient turns back: the same pass with the
+opposite sign.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels.checks import check_rotation, check_width
+from kernels.launching import launch, operation
+from kernels.rows import empty_beside, load_rows, row_offsets, rows, rows_contiguous, store_rows
+from kernels.tile_sizes import cdiv, power_of_two
+
+BLOCK_T = 16
+
+
+@triton.jit
+def rotate_rows(
+    x,
+    positions,
+    speed,
+    out,
+    heads,
+    T,
+    sign,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """All heads of BLOCK_T tokens.
+
+    Tiles: the angles, and the halves a, b of a head's rows, all [T, C] with C = D / 2 padded.
+    """
+    tiles = tl.cdiv(T, BLOCK_T)
+    b = tl.program_id(0) // tiles
+    token = tl.program_id(0) % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+    mask = token < T
+    channel = tl.arange(0, BLOCK_HALF)
+    turns = tl.load(speed + channel, mask=channel < HALF, other=0.0)
+    position = tl.load(positions + token, mask=mask, other=0).to(tl.float32)
+    angle = position[:, None] * turns[None, :]  # [T, C]
+    cos = tl.cos(angle)
+    sin = tl.sin(angle) * sign
+    at = row_offsets(x.strides, b, tl.zeros_like(token), token)
+    to = row_offsets(out.strides, b, tl.zeros_like(token), token)
+    for _ in range(heads):
+        a_tile = load_rows(x.ptr, at, mask, HALF, BLOCK_HALF).to(tl.float32)
+        b_tile = load_rows(x.ptr, at + HALF, mask, HALF, BLOCK_HALF).to(tl.float32)
+        store_rows(out.ptr, to, a_tile * cos - b_tile * sin, mask, HALF, BLOCK_HALF)
+        store_rows(out.ptr, to + HALF, a_tile * sin + b_tile * cos, mask, HALF, BLOCK_HALF)
+        at += x.strides[1]
+        to += out.strides[1]
+
+
+@operation
+def turn(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
+    """x (B, H, T, D) turned by sign * position * theta^(-2c/D) in channel pair c."""
+    x = rows_contiguous(x)
+    batch, heads, length, width = x.shape
+    half = width // 2
+    out = empty_beside(x, width)
+    launch(
+        rotate_rows,
+        (cdiv(length, BLOCK_T) * batch,),
+        rows(x),
+        positions.contiguous(),
+        theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half),
+        rows(out),
+        heads,
+        length,
+        float(sign),
+        HALF=half,
+        BLOCK_HALF=power_of_two(half),
+        BLOCK_T=BLOCK_T,
+    )
+    return out
+
+
+@turn.register_fake
+def _(x, *_):
+    return empty_beside(x, x.shape[3])
+
+
+def save(ctx, inputs, output):  # noqa: ARG001  torch gives both
+    _, positions, ctx.theta, ctx.sign = inputs
+    ctx.save_for_backward(positions)
+
+
+def backward(ctx, dout):
+    return turn(dout, *ctx.saved_tensors, ctx.theta, -ctx.sign), None, None, None
+
+
+turn.register_autograd(backward, setup_context=save)
+
+
+def rotate(
+    x: Float[Tensor, "B H T D"], positions: Int[Tensor, " T"], theta: float = 10_000.0
+) -> Float[Tensor, "B H T D"]:
+    """Rotate channel pairs (c, c + D/2) of x by position * theta^(-2c/D).
+
+    Errors: ValueError or TypeError that names the argument.
+    """
+    check_rotation(x, positions)
+    check_width("x", x)
+    return turn(x, positions, theta, 1)

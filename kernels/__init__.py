@@ -35,6 +35,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # for triton's own functions: read at its import
 
 from kernels.block_sparse_attention import selected_attention
+from kernels.checks import why_not
 from kernels.flash_attention import compressed_attention, window_attention
 from kernels.gates import gated_sum
 from kernels.importance import select_blocks
@@ -48,5 +49,6 @@ __all__ = [
     "rotate",
     "select_blocks",
     "selected_attention",
+    "why_not",
     "window_attention",
 ]

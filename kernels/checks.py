@@ -83,6 +83,29 @@ def check_queries_and_keys(q: Tensor, k: Tensor, k_name: str) -> None:
     require(groups >= 1 and heads % groups == 0, "q.shape", q_shape, rule)
 
 
+def why_not(
+    device: torch.device,
+    dtype: torch.dtype,
+    group_size: int,
+    head_dim: int,
+    value_dim: int,
+    select_block_size: int,
+    num_selected: int,
+) -> str | None:
+    """Why the kernels cannot run on such tensors and sizes, or None if they can."""
+    reasons = {
+        f"{dtype}: the kernels take float16, bfloat16 and float32": dtype
+        in (torch.float16, torch.bfloat16, torch.float32),
+        f"{group_size} heads a group: they take 64": group_size <= 64,
+        f"widths {head_dim} and {value_dim}: they take 256": max(head_dim, value_dim) <= 256,
+        f"blocks of {select_block_size}: they take 256": select_block_size <= 256,
+        f"{num_selected} blocks a query: they take 64": num_selected <= 64,
+        f"{device}: they take CUDA devices from compute capability 8.0 on": device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0),
+    }
+    return next((reason for reason, holds in reasons.items() if not holds), None)
+
+
 def check_runs_here(argument: str, x: Tensor) -> None:
     """Raise unless the kernels run on x's device and with its type."""
     if x.dtype == torch.float64:

@@ -3,29 +3,65 @@
 Both sides offer the same operations under the same names.
 """
 
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from nsa_lite.checks import require
+from nsa_lite.config import NSAConfig
 from nsa_lite.nsa import nsa_attention
+from nsa_lite.rope import rotate
 
 BACKENDS = ("auto", "torch", "triton")
 
 
-def attention_of(backend: str, device: torch.device) -> Callable:
-    """nsa_attention as the reference has it, or as the kernels do.
+class Operations(NamedTuple):
+    """What a layer asks its backend for."""
 
-    "auto" takes the kernels on a CUDA device when they can be imported, PyTorch otherwise.
+    nsa_attention: Callable
+    rotate: Callable
+
+
+PLAIN = Operations(nsa_attention, rotate)
+
+
+def require_backend(backend: str) -> None:
+    """Raise unless this backend is known, and here if it was named.
+
     Errors: ValueError for an unknown name; ImportError for "triton" without the kernels.
     """
     require(backend in BACKENDS, "backend", repr(backend), f"must be one of {BACKENDS}")
-    have_kernels = importlib.util.find_spec("kernels") is not None
-    if backend == "torch" or (backend == "auto" and (device.type != "cuda" or not have_kernels)):
-        return nsa_attention
-    return kernels_or_why_not().nsa_attention
+    if backend == "triton":
+        kernels_or_why_not()
+
+
+def operations_of(backend: str, x: Tensor, config: NSAConfig) -> Operations:
+    """The operations for tensors like x and a layer of these sizes.
+
+    "auto" takes the kernels on a CUDA device where they can be imported and can run this, PyTorch
+    otherwise. "triton" takes the kernels, which say what they cannot run.
+    Errors: as require_backend.
+    """
+    if backend == "torch" or (backend == "auto" and x.device.type != "cuda"):
+        return PLAIN
+    widths = (config.head_dim, config.value_dim)
+    sizes = (config.group_size, *widths, config.select_block_size, config.num_selected)
+    if backend == "auto" and not kernels_run(x.device, x.dtype, sizes):
+        return PLAIN
+    kernels = kernels_or_why_not()
+    return Operations(kernels.nsa_attention, kernels.rotate)
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks once, while it traces
+def kernels_run(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> bool:
+    """Whether the kernels are here and take such tensors and sizes (why_not of kernels)."""
+    try:
+        return kernels_or_why_not().why_not(device, dtype, *sizes) is None
+    except ImportError:
+        return False
 
 
 def kernels_or_why_not() -> ModuleType:

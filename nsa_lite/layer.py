@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from nsa_lite.attention import KV
-from nsa_lite.backend import attention_of
+from nsa_lite.backend import Operations, operations_of, require_backend
 from nsa_lite.cache import Cache
 from nsa_lite.checks import require, require_alike, require_float_tensor, require_int
 from nsa_lite.compression import Phi
@@ -77,7 +78,7 @@ class NSAttention(nn.Module):
         self, config: NSAConfig, *, choose: Rule | None = None, backend: str = "auto"
     ) -> None:
         super().__init__()
-        attention_of(backend, torch.device("cpu"))  # an unknown or missing backend fails here
+        require_backend(backend)
         self.config = config
         self.backend = backend
         dim = config.dim
@@ -113,22 +114,31 @@ class NSAttention(nn.Module):
         c = self.config
         seen = 0 if cache is None else cache.length
         positions = torch.arange(seen, seen + x.shape[1], device=x.device)
-        raw = {branch: self.branch_kv(branch, x, positions) for branch in BRANCHES}
+        raw = self.keys_and_values(x, positions)
         asking = newest(x, last)
         start = seen + x.shape[1] - asking.shape[1]
         if cache is not None:
             raw = cache.grow(raw)
             x = x if self.choose is None else cache.grow_inputs(x)  # the rule may read them all
         q = split_heads(self.query(asking), c.heads)
-        q = rotate(q, positions[-asking.shape[1] :], c.rope_theta)
+        q = self.operations(q).rotate(q, positions[-asking.shape[1] :], c.rope_theta)
         return Projected(q, self.gate(asking), raw, x, start)
 
-    def branch_kv(self, branch: str, x: Tensor, positions: Tensor) -> KV:
-        """One branch's own keys and values of the tokens x."""
+    def keys_and_values(self, x: Tensor, positions: Tensor) -> dict[str, KV]:
+        """Each branch's own keys and values of the tokens x."""
         c = self.config
-        k = split_heads(self.keys[branch](x), c.kv_heads)
-        v = split_heads(self.values[branch](x), c.kv_heads)
-        return KV(k if branch == "compressed" else rotate(k, positions, c.rope_theta), v)
+        maps = [*(self.keys[b] for b in BRANCHES), *(self.values[b] for b in BRANCHES)]
+        heads = [split_heads(y, c.kv_heads) for y in projected_together(x, maps)]
+        k = dict(zip(BRANCHES, heads[:3], strict=True))
+        v = dict(zip(BRANCHES, heads[3:], strict=True))
+        for branch in ("selected", "window"):  # phi sees the compressed branch's keys first
+            rotate = self.operations(x).rotate
+            k[branch] = rotate(k[branch], positions, c.rope_theta)
+        return {branch: KV(k[branch], v[branch]) for branch in BRANCHES}
+
+    def operations(self, x: Tensor) -> Operations:
+        """nsa_attention and rotate for tensors like x, of this layer's backend."""
+        return operations_of(self.backend, x, self.config)
 
     def compress(self, raw: KV, cache: Cache | None) -> KV:
         """phi of every whole block, once: a cache keeps the ones of earlier calls (Eq. 7).
@@ -149,7 +159,7 @@ class NSAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Trace | None]:
         """Eq. 5: out (B, H, T, Dv), and the loss of the rule and a trace where there are any."""
         q, gates, raw, x, start = projected
-        attention = attention_of(self.backend, q.device)
+        attention = self.operations(q).nsa_attention
         choose = None
         loss = None
         if self.choose is not None:
@@ -185,6 +195,17 @@ def require_input(x: Tensor, weight: Tensor) -> None:
     require(x.shape[2] == width, "x.shape", tuple(x.shape), f"C must be config.dim = {width}")
     if not torch.is_autocast_enabled(weight.device.type):  # autocast mixes dtypes on purpose
         require_alike("x", x, "weight", weight)
+
+
+def projected_together(x: Tensor, maps: list[nn.Module]) -> list[Tensor]:
+    """What each of several linear maps makes of x, by one matrix product where they are plain.
+
+    One product of all weights reads x once; backward, its gradient needs no sum over the maps.
+    """
+    if any(type(one) is not nn.Linear for one in maps):  # an adapter, say, has more than a weight
+        return [one(x) for one in maps]
+    weights = [one.weight for one in maps]
+    return list(linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -147,9 +147,8 @@ def rows(config: str, length: int, kinds: list[str], device: str, slow: bool) ->
                 yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
 
 
-HEADING = (
-    f"{'config':>6} {'T':>6} {'ids':>12} {'name':>25}{'forward':>10}{'backward':>10}{'peak GiB':>10}"
-)
+UNITS = ("forward", "backward", "peak GiB")
+HEADING = f"{'config':>6} {'T':>6} {'ids':>12} {'name':>25}" + "".join(f"{u:>10}" for u in UNITS)
 NO_DEVICE = (
     "error: no CUDA device: times of interpreted kernels mean nothing. "
     "`--config tiny` tries the script."

@@ -51,7 +51,7 @@ def save(record: dict, out: Path) -> None:
 
 
 def earlier(out: Path, now: dict, same: tuple[str, ...] = ("device", "versions")) -> dict | None:
-    """The record in `out` if this run may go on with it: what is named in `same` has not changed."""
+    """The record in `out`, if what `same` names has not changed since, so that it can go on."""
     before = json.loads(out.read_text("utf-8")) if out.exists() else {}
     return before if all(before.get(key) == now[key] for key in same) else None
 

@@ -145,7 +145,66 @@ def test_without_a_record_one_line_says_what_makes_one(tmp_path, monkeypatch, ca
     assert "`make bench` on a GPU makes one" in capsys.readouterr().err
 
 
+# --- tables ---
+
+BY_HAND = {
+    ("FlashAttention-2", "random", 8192): (3.0, 9.0),
+    ("cuDNN", "random", 8192): (2.0, 6.0),
+    ("NSA", "random", 8192): (4.0, 120.0),
+    ("NSA", "coherent .75", 8192): (1.0, 3.0),
+    ("NSA", "random", 65536): (40.0, 80.0),
+}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_nsa_stands_beside_both_dense_peers():
+    record = record_of(BY_HAND)
+    text = draw.peers_table(record, [("A", 8192), ("A", 65536)], ("random", "coherent .75"))
+    head, _, one, two, three = [cells(line) for line in text.splitlines()]
+    assert head[3:] == ["NSA, ms", "over FlashAttention-2", "over cuDNN"]
+    place = "A: 64 in 4, 128 and 128"
+    assert one == [place, "8k", "random", "4.0 / 120", "0.75x / 0.07x", "0.50x / 0.05x"]
+    assert two == [place, "8k", "coherent .75", "1.0 / 3.0", "3.00x / 3.00x", "2.00x / 2.00x"]
+    assert three == [place, "64k", "random", "40.0 / 80.0", "-", "-"]  # no peer ran there
+
+
+def test_a_page_shows_the_shortest_and_the_longest():
+    found = [("A", 8192), ("A", 16384), ("A", 65536), ("B", 8192)]
+    assert draw.ends(found) == [("A", 8192), ("A", 65536), ("B", 8192)]
+
+
+def test_a_table_takes_the_place_between_its_marks():
+    page = "a\n<!-- times -->\nold\nlines\n<!-- end of times -->\nb\n"
+    new = draw.put(page, "times", r"new \1")
+    assert new == "a\n<!-- times -->\nnew \\1\n<!-- end of times -->\nb\n"
+    assert draw.put(new, "times", r"new \1") == new
+    with pytest.raises(ValueError, match="name = other: the page has no marks for this table"):
+        draw.put(page, "other", "new")
+
+
 # --- the record of an H100 ---
+
+
+def test_the_pages_hold_the_records_tables():
+    for page, found in draw.pages(draw.load()).items():
+        text = page.read_text("utf-8")
+        for name, table in found.items():
+            assert draw.put(text, name, table) == text, f"{page.name}: run benchmarks.draw"
+
+
+def test_every_config_stands_beside_cudnn_in_the_readme():
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    record = draw.load()
+    for config, length in (("A", 65536), ("B", 32768), ("paper", 65536)):
+        ratios = [
+            f"{draw.speedup(record, config, length, key, over='cuDNN'):.2f}x"
+            for key in ("forward_ms", "backward_ms")
+        ]
+        lines = [cells(line) for line in text.splitlines() if line.startswith(f"| {config}: ")]
+        assert " / ".join(ratios) in {line[-1] for line in lines}
 
 
 def readable(milliseconds):

@@ -106,7 +106,7 @@ class Way(NamedTuple):
     stages: int
 
 
-WAYS = (Way(3, 4, 4), Way(4, 4, 4), Way(2, 8, 6), Way(8, 4, 1))  # 128 to 192 KB on their way
+WAYS = (Way(3, 4, 4), Way(4, 4, 4), Way(2, 8, 6), Way(6, 4, 1))  # about 100 to 190 KB on their way
 
 
 def reads(amounts: Amounts, device: str) -> Iterator[dict]:

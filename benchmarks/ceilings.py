@@ -122,7 +122,7 @@ def reads(amounts: Amounts, device: str) -> Iterator[dict]:
 
 def read_once(walk: Callable, tiles: Tensor, amounts: Amounts, way: Way) -> dict:
     """One way to walk over the tiles until `amounts.read` bytes are read."""
-    programs = way.programs * amounts.processors
+    programs = min(way.programs * amounts.processors, len(tiles))  # no two at one tile at a time
     steps = max(amounts.read // (programs * TILE), 1)
     ms = milliseconds(lambda: walk(tiles, programs, steps, way.warps, way.stages), [])
     how = f"{way.programs} programs of {way.warps} warps, {way.stages} stages"

@@ -10,13 +10,9 @@ others if device and versions are the same.
 """
 
 import argparse
-import json
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -25,9 +21,9 @@ from torch import Tensor
 import kernels
 from benchmarks import peers
 from benchmarks.cases import CONFIGS, Sizes, coherent_ids, inputs, random_ids
+from benchmarks.records import RESULTS, about, begin, save
 from nsa_lite import BRANCHES
 
-RESULTS = Path(__file__).parent / "results"
 LENGTHS = {
     "A": (65536, 8192, 32768, 16384),
     "B": (32768, 8192),
@@ -151,39 +147,17 @@ def rows(config: str, length: int, kinds: list[str], device: str, slow: bool) ->
                 yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
 
 
-def installed(package: str) -> str:
-    """A package's version, or "not installed"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def about(arguments: list[str], module: str) -> dict:
-    """Where and how a record was made."""
-    cuda = torch.cuda.is_available()
-    return {
-        "command": shlex.join(["python", "-m", module, *arguments]),
-        "device": torch.cuda.get_device_name() if cuda else "cpu, interpreted",
-        "versions": {"python": platform.python_version()}
-        | {p: installed(p) for p in ("torch", "triton", "fla-core", "flash-attn")}
-        | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version() if cuda else None},
-    }
-
-
-def begin(out: Path, now: dict, replaced: set[tuple[str, int]]) -> dict:
-    """A record for this run, with what an earlier one left on the same device and versions."""
-    before = json.loads(out.read_text("utf-8")) if out.exists() else {}
-    if any(before.get(key) != now[key] for key in ("device", "versions")):
-        return now | {"rows": []}
-    kept = [row for row in before["rows"] if (row["config"], row["length"]) not in replaced]
-    command = f"{before['command']}; {now['command']}" if kept else now["command"]
-    return now | {"command": command, "rows": kept}
+UNITS = ("forward", "backward", "peak GiB")
+HEADING = f"{'config':>6} {'T':>6} {'ids':>12} {'name':>25}" + "".join(f"{u:>10}" for u in UNITS)
+NO_DEVICE = (
+    "error: no CUDA device: times of interpreted kernels mean nothing. "
+    "`--config tiny` tries the script."
+)
 
 
 def show(row: dict) -> str:
     """One line of the table that is printed while the measurements come in."""
-    place = f"{row['config']:>6} {row['length']:>6} {row['ids']:>12} {row['name']:>20}"
+    place = f"{row['config']:>6} {row['length']:>6} {row['ids']:>12} {row['name']:>25}"
     if "refused" in row:
         return f"{place}   {row['refused']}"
     numbers = [row.get(k) for k in ("forward_ms", "backward_ms", "peak_gib")]
@@ -205,26 +179,18 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     configs = a.config or ["A", "B", "paper"]
     if device == "cpu" and configs != ["tiny"]:
-        print(
-            "error: no CUDA device: times of interpreted kernels mean nothing. "
-            "`--config tiny` tries the script.",
-            file=sys.stderr,
-        )
+        print(NO_DEVICE, file=sys.stderr)
         return 2
     cases = [(config, length) for config in configs for length in a.length or LENGTHS[config]]
     record = begin(a.out, about(arguments, "benchmarks.bench"), set(cases))
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{'config':>6} {'T':>6} {'ids':>12} {'name':>20}"
-        f"{'forward':>10}{'backward':>10}{'peak GiB':>10}"
-    )
+    print(HEADING)
     slow_cases = [(config, length) for config, length in cases if config in peers.IN_FULL]
     passes = [(False, case) for case in cases] + [(True, case) for case in slow_cases]
     for slow, (config, length) in passes:
         for row in rows(config, length, a.ids or list(IDS), device, slow):
             record["rows"].append(row)
             print(show(row), flush=True)
-            a.out.write_text(json.dumps(record, indent=1) + "\n")  # kept if a later one fails
+            save(record, a.out)  # kept if a later one fails
     return 0
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nsa_lite import choose_blocks
+from nsa_lite import NSAConfig, choose_blocks
 from nsa_lite.blocks import num_compressed, num_select_blocks
 from nsa_lite.checks import require
 
@@ -23,6 +23,19 @@ class Sizes:
     select_block_size: int = 64
     num_selected: int = 16
     window: int = 512
+    dim: int = 2560  # of the layer's input
+
+    def layer(self) -> NSAConfig:
+        """The same sizes as a layer's config."""
+        return NSAConfig(
+            dim=self.dim,
+            heads=self.heads,
+            kv_heads=self.groups,
+            head_dim=self.width,
+            value_dim=self.value,
+            window=self.window,
+            **self.choice(),
+        )
 
     def blocks(self) -> dict[str, int]:
         """The geometry as the operations' keywords."""
@@ -50,6 +63,7 @@ CONFIGS = {
         select_block_size=8,
         num_selected=4,
         window=16,
+        dim=32,
     ),  # to try the script on a CPU
 }
 

@@ -253,6 +253,11 @@ def selected(sizes: Sizes, pairs: float, union: float, U: int | None = None) -> 
     readers are left out: at most 2%.
     """
     U = neighbours(sizes.config) if U is None else U
+    return selected_walks(sizes, pairs, union, U) | {"dk dv": selected_dkdv(sizes, pairs)}
+
+
+def selected_walks(sizes: Sizes, pairs: float, union: float, U: int) -> dict[str, Work]:
+    """The forward and dq: a program owns U tokens, and walks over the union of their blocks."""
     M = max(16, U * row_tile(sizes.config.group_size, 1)[0])
     N = padded(sizes.config.select_block_size)
     steps = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
@@ -260,7 +265,7 @@ def selected(sizes: Sizes, pairs: float, union: float, U: int | None = None) -> 
     for what in ("forward", "dq"):
         tiles = Tiles(M, N, sizes.tile(f"selected_{what}").hold, steps * M * N)
         works[what] = attention(sizes, what, tiles, pairs, sizes.length)
-    return works | {"dk dv": selected_dkdv(sizes, pairs)}
+    return works
 
 
 def selected_dkdv(sizes: Sizes, pairs: float) -> Work:

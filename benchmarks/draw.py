@@ -1,10 +1,11 @@
-"""Pictures of a recorded benchmark: `python -m benchmarks.draw`, or draw_* in a notebook.
+"""Pictures and tables of the recorded benchmarks: `python -m benchmarks.draw`, or a notebook.
 
-Every number in them comes from benchmarks/results/bench.json, which says where it was measured.
+Every number in them comes from benchmarks/results, whose records say where they were measured. The
+command also writes the tables of README.md and NOTES.md anew, between their marks.
 """
 
 import argparse
-import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import counts
-from benchmarks.bench import KEEP, OUR_DENSE, RESULTS
+from benchmarks import counts, records
+from benchmarks.bench import IDS, KEEP, OUR_DENSE
 from benchmarks.cases import CONFIGS
 from benchmarks.counts import Work
+from benchmarks.records import RESULTS, recorded_on, unpinned
 from benchmarks.roofline import floor, floor_of_any
-from nsa_lite import NSAConfig
 from nsa_lite.show import plots, tables
 from nsa_lite.show.tables import Column
 
@@ -52,9 +53,9 @@ COLUMNS = (
 )
 
 
-def load(path: Path = RESULTS / "bench.json") -> dict:
+def load() -> dict:
     """The record of the last `make bench`. Errors: FileNotFoundError if there is none."""
-    return json.loads(path.read_text("utf-8"))
+    return records.load("bench")
 
 
 def find(record: dict, config: str, name: str, ids: str, key: str) -> dict[int, float]:
@@ -95,10 +96,7 @@ def seconds(
 
 def counted(config: str, length: int, ids: str = "random") -> dict[str, dict[str, Work]]:
     """The counted work of one config's kernels, for ids of that coherence."""
-    sizes = CONFIGS[config]
-    layer = NSAConfig(
-        heads=sizes.heads, kv_heads=sizes.groups, head_dim=sizes.width, value_dim=sizes.value
-    )
+    layer = CONFIGS[config].layer()
     neighbours = counts.neighbours(layer)
     union = counts.expected_union(layer, length, neighbours, KEEP.get(ids, 0.0))
     return counts.works(counts.Sizes(layer, length), union)
@@ -128,6 +126,11 @@ def beside_floors(record: dict, config: str, length: int, ids: str = "random") -
     return tables.table(COLUMNS, rows)
 
 
+def heading(record: dict, what: str) -> str:
+    """Two lines above a picture: where and for what it was recorded, and with which versions."""
+    return f"Recorded: {record['device']}, {what}\n{unpinned(record)}".strip()
+
+
 def draw_scaling(record: dict, config: str = "A") -> Figure:
     """Milliseconds against length on log-log axes, forward and backward."""
     figure, axes = plt.subplots(1, 2, figsize=(plots.WIDTH, 3.4), sharey=True)
@@ -141,7 +144,7 @@ def draw_scaling(record: dict, config: str = "A") -> Figure:
     axes[0].set_ylabel("milliseconds")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"Recorded: {record['device']}, config {config}", fontsize=10)
+    figure.suptitle(heading(record, f"config {config}"), fontsize=10)
     return figure
 
 
@@ -176,8 +179,9 @@ def draw_pieces(record: dict, config: str, length: int, ids: str = "random") -> 
         yticks=(0, 1),
         yticklabels=("forward", "backward"),
         ylim=(1.6, -0.6),
-        xlabel=f"milliseconds; recorded: {record['device']}, config {config}, T = {length}",
+        xlabel="milliseconds",
     )
+    figure.suptitle(heading(record, f"config {config}, T = {length}"), fontsize=10)
     figure.legend(loc="outside lower center", ncols=len(PIECES), frameon=False)
     return figure
 
@@ -196,6 +200,167 @@ def draw_piece(ax: Axes, y: int, left: float, width: float, piece: str) -> None:
     )
 
 
+# --- tables of the README and the notes ---
+
+TIMES = {  # label -> name, ids
+    "FlashAttention-2": ("FlashAttention-2", "random"),
+    "cuDNN": ("cuDNN", "random"),
+    "fla-core NSA, less compression and no window": ("fla-core NSA", "random"),
+    "NSA, blocks chosen at random": ("NSA", "random"),
+    "NSA, neighbours keep 75% of their blocks": ("NSA", "coherent .75"),
+}
+PEERS = ("FlashAttention-2", "cuDNN")
+KEYS = ("forward_ms", "backward_ms")
+MARK = "<!-- {name} -->\n{text}\n<!-- end of {name} -->"
+
+
+def short(length: int) -> str:
+    """64k for 65536."""
+    return f"{length // 1024}k" if length >= 1024 else str(length)
+
+
+def readable(milliseconds: float) -> str:
+    """Three digits or so."""
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}"
+
+
+def both_ways(
+    record: dict, config: str, name: str, ids: str, length: int
+) -> tuple[float, float] | None:
+    """(forward, backward) milliseconds, or None where it was not measured, or refused."""
+    times = [find(record, config, name, ids, key).get(length) for key in KEYS]
+    return None if None in times else tuple(times)
+
+
+def written(pair: tuple[float, float] | None, unit: str = "") -> str:
+    """Forward / backward, or a dash."""
+    if pair is None:
+        return "-"
+    form = readable if not unit else "{:.2f}".format
+    return " / ".join(form(number) + unit for number in pair)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a page."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def times_table(record: dict, config: str = "A", lengths: Sequence[int] = (8192, 65536)) -> str:
+    """Milliseconds forward / backward of ours and of the peers, as markdown."""
+    head = ["milliseconds", *(short(length) for length in lengths)]
+    rows = [
+        [label, *(written(both_ways(record, config, *which, length)) for length in lengths)]
+        for label, which in TIMES.items()
+    ]
+    return markdown(head, rows)
+
+
+def ratio(
+    record: dict, config: str, ids: str, length: int, peer: str
+) -> tuple[float, float] | None:
+    """How many times faster our whole NSA is than a peer, forward and backward."""
+    ours = both_ways(record, config, "NSA", ids, length)
+    theirs = both_ways(record, config, peer, "random", length)
+    if ours is None or theirs is None:
+        return None
+    return theirs[0] / ours[0], theirs[1] / ours[1]
+
+
+def places(record: dict) -> list[tuple[str, int]]:
+    """Every config and length of a record, short sequences first."""
+    return sorted({(row["config"], row["length"]) for row in record["rows"]})
+
+
+def ends(found: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Of each config the shortest and the longest sequence."""
+    lengths = {config: [n for c, n in found if c == config] for config, _ in found}
+    return [(c, n) for c, n in found if n in (min(lengths[c]), max(lengths[c]))]
+
+
+def peers_table(
+    record: dict, where: Sequence[tuple[str, int]], kinds: Sequence[str] = ("random",)
+) -> str:
+    """NSA's milliseconds at some configs and lengths, and how many times faster than each peer.
+
+    A dash where a peer refuses: FlashAttention-2 wants values as wide as keys.
+    """
+    head = ["heads in groups, widths", "T", "blocks", "NSA, ms", *(f"over {p}" for p in PEERS)]
+    rows = []
+    for config, length in where:
+        sizes = CONFIGS[config]
+        label = f"{config}: {sizes.heads} in {sizes.groups}, {sizes.width} and {sizes.value}"
+        for ids in kinds:
+            ours = both_ways(record, config, "NSA", ids, length)
+            ratios = (written(ratio(record, config, ids, length, p), "x") for p in PEERS)
+            if ours is not None:
+                rows.append([label, short(length), ids, written(ours), *ratios])
+    return markdown(head, rows)
+
+
+def put(text: str, name: str, table: str) -> str:
+    """A page's text with a table in place of what stood between its marks.
+
+    Errors: ValueError for a page without these marks.
+    """
+    there = re.compile(MARK.format(name=name, text=".*?"), re.DOTALL)
+    if not there.search(text):
+        raise ValueError(f"name = {name}: the page has no marks for this table")
+    return there.sub(lambda _: MARK.format(name=name, text=table), text)
+
+
+def pages(record: dict) -> dict[Path, dict[str, str]]:
+    """Which tables stand on which page, each behind a line that says where it was measured."""
+    root = Path(__file__).parents[1]
+    above = f"Recorded on one {recorded_on(record)}:\n\n"
+    everywhere = places(record)
+    return {
+        root / "README.md": {
+            "times": above + times_table(record),
+            "beside peers": above + peers_table(record, ends(everywhere)),
+        },
+        root / "benchmarks/NOTES.md": {
+            "beside peers": above
+            + peers_table(record, everywhere, kinds=("random", "coherent .75"))
+        },
+    }
+
+
+def layer_table(record: dict) -> str:
+    """The whole layer's times beside the dense layers', as a table of plain text."""
+    columns = (
+        Column(f"layer, ms; {recorded_on(record)}", 34),
+        Column("T", 7, "d"),
+        Column("forward", 9, ".2f"),
+        Column("backward", 9, ".2f"),
+        Column("peak GiB", 9, ".2f"),
+    )
+    rows = [
+        (row["name"], row["length"], *(row.get(key) for key in (*KEYS, "peak_gib")))
+        for row in record["rows"]
+    ]
+    return tables.table(columns, rows)
+
+
+# --- the command ---
+
+
+def draw_all(record: dict) -> None:
+    """The pictures of results/, and the tables of the pages."""
+    plots.use_style()
+    draw_scaling(record).savefig(RESULTS / "scaling.png")
+    longest = max(row["length"] for row in record["rows"] if row["config"] == "A")
+    draw_pieces(record, "A", longest).savefig(RESULTS / "pieces.png")
+    for page, found in pages(record).items():
+        text = page.read_text("utf-8")
+        for name, table in found.items():
+            text = put(text, name, table)
+        page.write_text(text, "utf-8")
+    print(f"Recorded on one {recorded_on(record)}")
+    print(peers_table(record, places(record), kinds=IDS))
+    print(beside_floors(record, "A", longest))
+
+
 def main(argv: Sequence[str] = ()) -> int:
     argparse.ArgumentParser(
         prog="python -m benchmarks.draw",
@@ -208,18 +373,9 @@ def main(argv: Sequence[str] = ()) -> int:
             f"error: {error.filename}: no record; `make bench` on a GPU makes one", file=sys.stderr
         )
         return 2
-    plots.use_style()
-    draw_scaling(record).savefig(RESULTS / "scaling.png")
-    longest = max(r["length"] for r in record["rows"] if r["config"] == "A")
-    draw_pieces(record, "A", longest).savefig(RESULTS / "pieces.png")
-    for key in ("forward_ms", "backward_ms"):
-        times = [
-            f"{speedup(record, 'A', longest, key, ids):.1f}x ({ids})"
-            for ids in ("random", "coherent .75")
-        ]
-        what = key.removesuffix("_ms")
-        print(f"NSA over FlashAttention-2 at {longest}, {what}: {', '.join(times)}")
-    print(beside_floors(record, "A", longest))
+    draw_all(record)
+    if (RESULTS / "layer.json").exists():
+        print(layer_table(records.load("layer")))
     return 0
 
 

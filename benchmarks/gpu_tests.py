@@ -1,20 +1,30 @@
 """Run the kernels' tests compiled, then small shapes under compute-sanitizer; `make test-gpu`.
 
-Writes benchmarks/results/tests.json: device, versions, command, counts, and each tool's verdict.
+    python -m benchmarks.gpu_tests                   all of it
+    python -m benchmarks.gpu_tests --only small      the parts one by one, where time is short:
+                                                     real lengths, small shapes, the sanitizer
+
+Writes benchmarks/results/tests.json: device, versions, command, the code that was tested, and each
+part's outcome. A part that ran earlier stays, if device, versions and code are the same.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
-from benchmarks.bench import RESULTS, about
+from benchmarks.records import RESULTS, about, earlier, save
 
+ROOT = Path(__file__).parents[1]
+TESTED = ("kernels", "nsa_lite", "tests/kernels", "benchmarks/cases.py", "benchmarks/gpu_tests.py")
+PARTS = ("real", "small", "sanitizer")
 TOOLS = ("memcheck", "racecheck")
 PROCESSES = 12  # of tests at a time: they wait for the compiler, not for the GPU
 
@@ -91,21 +101,18 @@ def run_some(names: list[str]) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-def run_tests() -> tuple[bool, list[str]]:
-    """Whether all tests passed, and what pytest prints about them.
-
-    In several processes, since most time goes to compiling. The tests of real lengths stay
-    together: side by side they would not fit into one GPU.
-    """
-    names = kernel_tests()
-    large = [name for name in names if "test_gpu.py" in name]
-    small = [name for name in names if name not in large]
-    with ThreadPoolExecutor(PROCESSES + 1) as processes:
-        parts = [large, *(small[i::PROCESSES] for i in range(PROCESSES))]
-        done = list(processes.map(run_some, parts))
-    # A process that crashed has no last line to count: its status tells.
-    passed = all(status == 0 for status, _ in done)
-    return passed, [line for _, lines in done for line in lines]
+def run_tests(names: list[str], processes: int) -> dict:
+    """What pytest says of these tests, in so many processes: most of the time goes to compiling."""
+    shares = [names[i::processes] for i in range(processes)]
+    with ThreadPoolExecutor(processes) as pool:
+        done = list(pool.map(run_some, filter(None, shares)))  # of no names pytest would run all
+    lines = [line for _, printed in done for line in printed]
+    return {
+        "pytest": counted(lines),
+        "failed": [line.split()[1] for line in lines if line.startswith("FAILED ")],
+        # A process that crashed has no last line to count: its status tells.
+        "passed": all(status == 0 for status, _ in done),
+    }
 
 
 def counted(lines: list[str]) -> dict[str, int]:
@@ -118,32 +125,74 @@ def counted(lines: list[str]) -> dict[str, int]:
     return counts
 
 
-def main() -> int:
-    """Both kinds of test; returns the exit status."""
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_tests",
-        description="Run the kernels' tests compiled, then small shapes under compute-sanitizer.",
-    ).parse_args()
+def sanitizer() -> dict:
+    """Both tools' verdicts."""
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        verdicts = dict(zip(TOOLS, pool.map(sanitize, TOOLS), strict=True))
+    clean = all(re.search(r"\b0 (errors|hazards)", verdict) for verdict in verdicts.values())
+    return verdicts | {"passed": clean}
+
+
+def run_parts(parts: list[str]) -> dict[str, dict]:
+    """Each part's outcome. They run beside each other, since they leave most of the GPU free.
+
+    The tests of real lengths have one process: side by side they would not fit into one GPU.
+    """
+    names = kernel_tests()
+    real = [name for name in names if "test_gpu.py" in name]
+    small = [name for name in names if name not in real]
+    with ThreadPoolExecutor(len(PARTS)) as pool:
+        started: dict[str, Future] = {}
+        if "real" in parts:
+            started["real"] = pool.submit(run_tests, real, 1)
+        if "small" in parts:
+            started["small"] = pool.submit(run_tests, small, PROCESSES)
+        if "sanitizer" in parts:
+            started["sanitizer"] = pool.submit(sanitizer)
+    return {part: future.result() for part, future in started.items()}
+
+
+def code_tested() -> str:
+    """A short number that changes with any file that a test may run: what a record is about."""
+    found = hashlib.sha256()
+    for place in TESTED:
+        path = ROOT / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(str(file.relative_to(ROOT)).encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def record_of(now: dict, before: dict | None, outcomes: dict[str, dict]) -> dict:
+    """What these parts gave, beside the parts that ran earlier on the same device and code."""
+    if before is None:
+        return now | {"parts": outcomes}
+    others = {part: known for part, known in before["parts"].items() if part not in outcomes}
+    command = f"{before['command']}; {now['command']}" if others else now["command"]
+    return now | {"command": command, "parts": others | outcomes}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_tests", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="repeat for two of three")
+    args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(
             "error: no CUDA device here. On a CPU `make test` runs these kernels interpreted.",
             file=sys.stderr,
         )
         return 2
-    with ThreadPoolExecutor() as beside:  # the sanitizer is slow and needs few of the GPU's units
-        verdicts = beside.map(sanitize, TOOLS)
-        passed, lines = run_tests()
-        verdicts = dict(zip(TOOLS, verdicts, strict=True))
-    record = about([], "benchmarks.gpu_tests") | {
-        "pytest": counted(lines),
-        "failed": [line.split()[1] for line in lines if line.startswith("FAILED ")],
-        "compute-sanitizer": verdicts,
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "tests.json").write_text(json.dumps(record, indent=1) + "\n")
+    now = about(arguments, "benchmarks.gpu_tests") | {"code": code_tested()}
+    before = earlier(RESULTS / "tests.json", now, same=("device", "versions", "code"))
+    outcomes = run_parts(args.only or list(PARTS))
+    record = record_of(now, before, outcomes)
+    save(record, RESULTS / "tests.json")
     print(json.dumps(record, indent=1))
-    quiet = all(re.search(r"\b0 (errors|hazards)", line) for line in verdicts.values())
-    return 0 if passed and quiet else 1
+    return 0 if all(outcome["passed"] for outcome in outcomes.values()) else 1
 
 
 if __name__ == "__main__":

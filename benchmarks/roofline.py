@@ -1,7 +1,8 @@
 """How fast could each kernel be? The time that a device needs for its operations and its bytes.
 
-    python -m benchmarks.roofline                   the paper's heads, 64k tokens, random selection
-    python -m benchmarks.roofline --length 8192 --keep 0.9
+    python -m benchmarks.roofline                 config A: the paper's heads, 64k, random selection
+    python -m benchmarks.roofline --config B --length 8192 --keep 0.9
+    python -m benchmarks.roofline --config B --tokens 4 8 16     what sharing a program would give
 
 Counted (counts.py), not timed. Every kernel has two bounds:
 
@@ -14,22 +15,34 @@ Counted (counts.py), not timed. Every kernel has two bounds:
 
 import argparse
 
-from benchmarks.counts import Sizes, Work, expected_union, neighbours, works
+from benchmarks.cases import CONFIGS
+from benchmarks.counts import Sizes, Work, expected_union, neighbours, selected_walks, works
+from benchmarks.records import load, recorded_on
 from nsa_lite.config import NSAConfig
+from nsa_lite.cost import sequence_cost
 from nsa_lite.show import tables
 from nsa_lite.show.tables import Column
 
-# What a device gives at most: operations a second in bf16 matrix products, bytes a second.
-H100 = {
-    "arithmetic": 743e12,  # the best of several shapes; the least good gave 672e12
-    "memory": 3.03e12,  # a copy, bytes read and written together
-    "cache": 7.5e12,  # reads from L2 while under 32 MB are live; 4.3e12 at 128 MB
-    # Not measured. In a clock the matrix unit of a multiprocessor does 4096 operations, and its
-    # shared memory moves 128 bytes: 32 operations take as long as a byte, at any clock. Taken is
-    # the clock at which 132 units give the 743e12, 1.37 GHz; NVIDIA's 989e12 need 1.83 GHz.
-    "shared": 743e12 / 32,  # 23.2e12
-    "source": "measured on one H100 80 GB (HBM3, 700 W), torch 2.11, triton 3.6, November 2026",
-}
+RECORDED = {"arithmetic": "matmul", "memory": "copy", "cache": "L2 reads"}  # in ceilings.json
+OPERATIONS_A_CLOCK = 4096  # of a multiprocessor's matrix unit, in bf16
+BYTES_A_CLOCK = 128  # of its shared memory
+
+
+def ceilings(record: dict) -> dict:
+    """What a device gives at most: operations a second in bf16 matrix products, bytes a second.
+
+    The best that benchmarks.ceilings recorded of each. Shared memory is not measured: as many
+    bytes as its multiprocessors move in the clocks that the recorded products take.
+    """
+    rates = {
+        resource: max(row["rate"] for row in record["rows"] if row["what"] == what)
+        for resource, what in RECORDED.items()
+    }
+    shared = rates["arithmetic"] / OPERATIONS_A_CLOCK * BYTES_A_CLOCK
+    return rates | {"shared": shared, "source": f"measured on one {recorded_on(record)}"}
+
+
+H100 = ceilings(load("ceilings"))
 RESOURCES = ("arithmetic", "memory", "cache", "shared")
 PRECISION = 0.02  # of the counts: two bounds that are closer are not told apart
 
@@ -86,27 +99,58 @@ def table(by_branch: dict[str, dict[str, Work]], device: dict = H100) -> str:
     return tables.table(COLUMNS, rows)
 
 
-def main() -> None:
+def sharing(
+    config: NSAConfig, length: int, keep: float, tokens: list[int]
+) -> dict[str, dict[str, Work]]:
+    """The selected branch's walks over a union, for so many tokens a program.
+
+    dk and dv are left out: their programs own a block, and walk over its readers one by one.
+    """
+    sizes = Sizes(config, length)
+    pairs = sequence_cost(config, length).tokens["selected"]
+    unions = {U: expected_union(config, length, U, keep) for U in tokens}
+    return {f"{U} tokens": selected_walks(sizes, pairs, union, U) for U, union in unions.items()}
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0]
     )
+    parser.add_argument("--config", choices=CONFIGS, default="A", help="heads and widths (A)")
     parser.add_argument("--length", type=int, default=65536, help="tokens (65536)")
-    parser.add_argument("--width", type=int, default=128, help="of queries and keys (128)")
     parser.add_argument(
         "--keep",
         type=float,
         default=0.0,
         help="how likely a query keeps a free block of the one before (0: random)",
     )
-    args = parser.parse_args()
-    config = NSAConfig(head_dim=args.width)
-    union = expected_union(config, args.length, neighbours(config), args.keep)
-    print(
-        f"{config.heads} heads, {config.kv_heads} groups, {args.length} tokens, bf16; "
-        f"{neighbours(config)} neighbours read {union:.1f} blocks together"
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        help="only the selected branch's forward and dq, for so many tokens a program",
     )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    config = CONFIGS[args.config].layer()
+    widths = f"{config.head_dim} and {config.value_dim} wide"
+    print(f"{config.heads} heads, {config.kv_heads} groups, {widths}, {args.length} tokens, bf16")
+    for U in args.tokens or [neighbours(config)]:
+        union = expected_union(config, args.length, U, args.keep)
+        print(f"{U} neighbours read {union:.1f} blocks together")
     print(f"computed bounds, no timings; the device's rates: {H100['source']}\n")
-    print(table(works(Sizes(config, args.length), union)))
+    print(table(chosen(config, args)))
+
+
+def chosen(config: NSAConfig, args: argparse.Namespace) -> dict[str, dict[str, Work]]:
+    """The kernels that the command asks for."""
+    if args.tokens:
+        return sharing(config, args.length, args.keep, args.tokens)
+    union = expected_union(config, args.length, neighbours(config), args.keep)
+    return works(Sizes(config, args.length), union)
 
 
 if __name__ == "__main__":

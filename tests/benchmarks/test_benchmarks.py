@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench, draw, gpu_tests, roofline, tune
+from benchmarks import bench, draw, records, roofline, tune
 from benchmarks.cases import (
     CONFIGS,
     coherent_ids,
@@ -97,17 +97,6 @@ def test_a_record_holds_every_measurement_and_every_refusal(tmp_path):
     assert all("refused" in r or "forward_ms" in r for r in record["rows"])
 
 
-def test_a_later_run_replaces_its_own_cases_only(tmp_path):
-    out = tmp_path / "b.json"
-    now = {"device": "d", "versions": {"torch": "1"}, "command": "second"}
-    old = [{"config": "A", "length": 8, "name": "x"}, {"config": "B", "length": 8, "name": "x"}]
-    out.write_text(json.dumps(now | {"command": "first", "rows": old}))
-    assert bench.begin(out, now, {("A", 8)}) == now | {"command": "first; second", "rows": old[1:]}
-    assert bench.begin(out, now, {("A", 8), ("B", 8)}) == now | {"rows": []}
-    other = now | {"device": "another"}
-    assert bench.begin(out, other, {("A", 8)}) == other | {"rows": []}
-
-
 def record_of(times):
     """A record by hand: (name, ids, length) -> forward and backward ms."""
     rows = [
@@ -121,7 +110,7 @@ def record_of(times):
         }
         for (name, ids, length), (f, b) in times.items()
     ]
-    return {"device": "made by hand", "rows": rows}
+    return {"device": "made by hand", "versions": {"triton": "3.6.0"}, "rows": rows}
 
 
 def test_pictures_show_the_records_numbers():
@@ -151,12 +140,71 @@ def test_pictures_show_the_records_numbers():
 
 
 def test_without_a_record_one_line_says_what_makes_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(draw, "load", lambda: json.loads((tmp_path / "none.json").read_text()))
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     assert draw.main() == 2
     assert "`make bench` on a GPU makes one" in capsys.readouterr().err
 
 
+# --- tables ---
+
+BY_HAND = {
+    ("FlashAttention-2", "random", 8192): (3.0, 9.0),
+    ("cuDNN", "random", 8192): (2.0, 6.0),
+    ("NSA", "random", 8192): (4.0, 120.0),
+    ("NSA", "coherent .75", 8192): (1.0, 3.0),
+    ("NSA", "random", 65536): (40.0, 80.0),
+}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_nsa_stands_beside_both_dense_peers():
+    record = record_of(BY_HAND)
+    text = draw.peers_table(record, [("A", 8192), ("A", 65536)], ("random", "coherent .75"))
+    head, _, one, two, three = [cells(line) for line in text.splitlines()]
+    assert head[3:] == ["NSA, ms", "over FlashAttention-2", "over cuDNN"]
+    place = "A: 64 in 4, 128 and 128"
+    assert one == [place, "8k", "random", "4.0 / 120", "0.75x / 0.07x", "0.50x / 0.05x"]
+    assert two == [place, "8k", "coherent .75", "1.0 / 3.0", "3.00x / 3.00x", "2.00x / 2.00x"]
+    assert three == [place, "64k", "random", "40.0 / 80.0", "-", "-"]  # no peer ran there
+
+
+def test_a_page_shows_the_shortest_and_the_longest():
+    found = [("A", 8192), ("A", 16384), ("A", 65536), ("B", 8192)]
+    assert draw.ends(found) == [("A", 8192), ("A", 65536), ("B", 8192)]
+
+
+def test_a_table_takes_the_place_between_its_marks():
+    page = "a\n<!-- times -->\nold\nlines\n<!-- end of times -->\nb\n"
+    new = draw.put(page, "times", r"new \1")
+    assert new == "a\n<!-- times -->\nnew \\1\n<!-- end of times -->\nb\n"
+    assert draw.put(new, "times", r"new \1") == new
+    with pytest.raises(ValueError, match="name = other: the page has no marks for this table"):
+        draw.put(page, "other", "new")
+
+
 # --- the record of an H100 ---
+
+
+def test_the_pages_hold_the_records_tables():
+    for page, found in draw.pages(draw.load()).items():
+        text = page.read_text("utf-8")
+        for name, table in found.items():
+            assert draw.put(text, name, table) == text, f"{page.name}: run benchmarks.draw"
+
+
+def test_every_config_stands_beside_cudnn_in_the_readme():
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    record = draw.load()
+    for config, length in (("A", 65536), ("B", 32768), ("paper", 65536)):
+        ratios = [
+            f"{draw.speedup(record, config, length, key, over='cuDNN'):.2f}x"
+            for key in ("forward_ms", "backward_ms")
+        ]
+        lines = [cells(line) for line in text.splitlines() if line.startswith(f"| {config}: ")]
+        assert " / ".join(ratios) in {line[-1] for line in lines}
 
 
 def readable(milliseconds):
@@ -191,14 +239,6 @@ def test_the_readme_gives_the_recorded_times():
     ) in text
     peak = draw.find(record, "A", "NSA", "random", "peak_gib")[65536]
     assert f"in {peak:.1f} GiB" in text and peak <= 12
-
-
-def test_the_gpu_tests_passed_and_the_sanitizer_is_clean():
-    record = json.loads((bench.RESULTS / "tests.json").read_text("utf-8"))
-    assert set(record["pytest"]) <= {"passed", "skipped"} and record["pytest"]["passed"] > 80
-    assert all(
-        " 0 errors" in line or " 0 hazards" in line for line in record["compute-sanitizer"].values()
-    )
 
 
 def test_measured_times_stand_beside_their_floors():
@@ -249,24 +289,3 @@ def test_tuning_runs_every_branch_and_names_its_kernels(capsys):
     with pytest.raises(SystemExit):
         tune.main(["nothing"])
     assert "row = nothing: must be one of" in capsys.readouterr().err
-
-
-def test_counts_of_several_pytest_processes_are_added():
-    lines = [
-        "..s  [100%]",
-        "1 failed, 12 passed, 2 skipped in 33.10s",
-        "FAILED tests/kernels/test_gpu.py::test_x - 3 passed",
-        "13 passed, 1 error in 61.02s (0:01:01)",
-    ]
-    assert gpu_tests.counted(lines) == {"failed": 1, "passed": 25, "skipped": 2, "error": 1}
-
-
-def test_a_pytest_process_that_crashes_fails_the_whole(monkeypatch):
-    def run_some(names):
-        return (-11, ["..."]) if "a" in names else (0, ["1 passed in 0.10s"])
-
-    monkeypatch.setattr(gpu_tests, "run_some", run_some)
-    monkeypatch.setattr(gpu_tests, "kernel_tests", lambda: ["a", "b"])
-    assert gpu_tests.run_tests()[0] is False
-    monkeypatch.setattr(gpu_tests, "kernel_tests", lambda: ["b", "c"])
-    assert gpu_tests.run_tests()[0] is True

@@ -19,6 +19,7 @@ from kernels.visible_keys import Keys
 from nsa_lite import NSAConfig
 from nsa_lite.blocks import num_compressed, num_select_blocks
 from nsa_lite.cost import sequence_cost
+from tests.benchmarks.device import DEVICE
 
 T = 65536
 PAPER = Sizes(NSAConfig(head_dim=128), T)  # H = 64, G = 4, D = Dv = 128, l' = 64, n = 16, w = 512
@@ -64,7 +65,7 @@ def test_one_program_a_token_moves_137_gb_of_keys_through_the_cache():
     rows = T * 64 * (256 * 2 + 4)  # q and out, and a float32 log-sum-exp
     assert work.cache == keys + rows
     assert keys / 7.5e12 == pytest.approx(18.3e-3, rel=2e-3)
-    assert bound_by(work) == "cache"
+    assert bound_by(work, DEVICE) == "cache"
 
 
 def test_sharing_the_union_moves_less_and_multiplies_more(works):
@@ -204,7 +205,7 @@ def test_scores_keep_shared_memory_and_the_matrix_unit_equally_busy(works):
     work = works["selection"]["scores"]
     steps = work.executed / (2 * 64 * 128 * 128)
     assert clocks(work, steps) == pytest.approx((512, 512))
-    assert bound_by(work) == "arithmetic, shared"
+    assert bound_by(work, DEVICE) == "arithmetic, shared"
 
 
 UNHELD = {name: replace(tile, hold=False) for name, tile in HALF.items()}
@@ -223,9 +224,9 @@ UNHELD["flash_forward_window"] = TileSizes(128, 32, 4, 3)  # as it was, before e
 def test_shared_memory_bound_four_kernels_until_operands_were_held(
     works, monkeypatch, branch, what, now
 ):
-    assert bound_by(works[branch][what]) == now
+    assert bound_by(works[branch][what], DEVICE) == now
     monkeypatch.setattr(counts, "tile_sizes", lambda kernel, width, dtype: UNHELD[kernel])
-    assert bound_by(counts.works(PAPER)[branch][what]) == "shared"
+    assert bound_by(counts.works(PAPER)[branch][what], DEVICE) == "shared"
 
 
 # --- the tiles that the kernels walk: one by one here, and as the interpreter runs them ---

@@ -6,9 +6,10 @@ import sys
 import matplotlib.pyplot as plt
 import pytest
 
-from benchmarks import counts, roofline, roofline_picture
+from benchmarks import counts, records, roofline, roofline_picture
 from benchmarks.counts import Sizes, Work
 from nsa_lite import NSAConfig
+from tests.benchmarks.device import DEVICE
 
 PAPER = Sizes(NSAConfig(head_dim=128), 65536)  # H = 64, G = 4, D = Dv = 128
 
@@ -31,7 +32,9 @@ def works():
     ],
 )
 def test_floors_of_any_kernel_at_64k(works, branch, what, milliseconds):
-    assert roofline.floor_of_any(works[branch][what]) * 1e3 == pytest.approx(milliseconds, rel=3e-3)
+    assert roofline.floor_of_any(works[branch][what], DEVICE) * 1e3 == pytest.approx(
+        milliseconds, rel=3e-3
+    )
 
 
 def test_the_slowest_resource_is_the_floor():
@@ -50,17 +53,76 @@ def test_what_the_count_cannot_tell_apart_is_named_together(shared, names):
     assert roofline.bound_by(work, device) == names
 
 
-def test_the_four_rates_share_what_they_must():
+# --- the rates come from the record ---
+
+
+def test_a_ceiling_is_the_best_of_its_rows():
+    """A floor below which some kernel was measured would be none."""
+    rates = {"copy": (2e12, 3e12), "matmul": (600e12, 540.672e12), "L2 reads": (4e12, 7e12, 8e12)}
+    rows = [{"what": what, "rate": rate} for what, found in rates.items() for rate in found]
+    record = {"device": "an H100", "versions": {"triton": "0.1"}, "rows": rows}
+    found = roofline.ceilings(record)
+    assert (found["arithmetic"], found["memory"], found["cache"]) == (600e12, 3e12, 8e12)
+    # 132 multiprocessors at 1.1097 GHz: 4096 operations and 128 bytes a clock.
+    clock = 600e12 / (132 * 4096)
+    assert found["shared"] == pytest.approx(132 * 128 * clock)
+    assert "an H100 (triton 0.1, not the pinned" in found["source"]
+
+
+def test_the_roofline_divides_by_the_recorded_ceilings():
+    record = records.load("ceilings")
     assert set(roofline.RESOURCES) < set(roofline.H100)
-    clock = roofline.H100["arithmetic"] / (132 * 4096)
-    assert roofline.H100["shared"] == pytest.approx(132 * 128 * clock)
-    assert clock == pytest.approx(1.374e9, rel=1e-3)
+    for resource, what in roofline.RECORDED.items():
+        rates = [row["rate"] for row in record["rows"] if row["what"] == what]
+        assert roofline.H100[resource] == max(rates)
+
+
+# --- what is printed and drawn ---
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["roofline", *words])
+    roofline.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "heading"),
+    [
+        ("A", "64 heads, 4 groups, 128 and 128 wide, 2048 tokens"),
+        ("B", "32 heads, 8 groups, 128 and 128 wide, 2048 tokens"),
+        ("paper", "64 heads, 4 groups, 192 and 128 wide, 2048 tokens"),
+    ],
+)
+def test_any_config_has_a_table(monkeypatch, capsys, config, heading):
+    text = run(monkeypatch, capsys, "--config", config, "--length", "2048")
+    assert text.startswith(heading)
+    assert re.search(r"^window dk dv .* (arithmetic|memory|cache|shared)$", text, re.M)
+
+
+def test_what_sharing_gives_to_small_groups(monkeypatch, capsys):
+    """By hand: a program's union of 64 keys and values, 32 KB, for each 4, 8 or 16 tokens."""
+    config = NSAConfig(heads=32, kv_heads=8, head_dim=128)
+    works = roofline.sharing(config, 32768, keep=0.0, tokens=[4, 16])
+    rows = 32768 * 32 * (256 * 2 + 4)
+    for U in (4, 16):
+        union = counts.expected_union(config, 32768, U)
+        keys = 8 * 32768 / U * union * 64 * 256 * 2
+        assert works[f"{U} tokens"]["forward"].cache == pytest.approx(rows + keys)
+    assert roofline.floor(works["4 tokens"]["forward"], DEVICE) == pytest.approx(13.7e-3, rel=5e-3)
+    assert roofline.floor(works["16 tokens"]["forward"], DEVICE) == pytest.approx(9.3e-3, rel=5e-3)
+    text = run(monkeypatch, capsys, "--config", "B", "--length", "2048", "--tokens", "4", "16")
+    assert re.findall(r"^(\d+ tokens \w+) ", text, re.M) == [
+        "4 tokens forward",
+        "4 tokens dq",
+        "16 tokens forward",
+        "16 tokens dq",
+    ]
+    assert len(re.findall(r"^\d+ neighbours read [\d.]+ blocks together$", text, re.M)) == 2
 
 
 def test_the_table_has_a_line_for_each_kernel(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["roofline", "--length", "2048", "--keep", "0.5"])
-    roofline.main()
-    text = capsys.readouterr().out
+    text = run(monkeypatch, capsys, "--length", "2048", "--keep", "0.5")
     assert "computed bounds, no timings" in text
     for name in ("dense dk dv", "selected forward", "selection top-n", "gated sum backward"):
         assert re.search(rf"^{name} .* (arithmetic|memory|cache|shared)$", text, re.M), name

@@ -6,7 +6,8 @@
     matmul       bf16 matrix products: cubes, the layer's projections, an attention's q k' and p v
     L2 reads     programs walk over the same live tiles again and again, each from another place;
                  by pointers, and by tensor descriptors (the copy engine), 16 KB a load, as large
-                 as the 64 x 128 bf16 keys of the attention kernels
+                 as the 64 x 128 bf16 keys of the attention kernels; tile after tile ("in turn"), or
+                 in leaps, so that nobody reads what another has just read ("apart")
     exp2         one function of the softmax, in float32
 
 A ceiling is the best of its rows: a floor that some kernel beats is no floor.
@@ -15,6 +16,7 @@ A ceiling is the best of its rows: a floor that some kernel beats is no floor.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.bench import NO_DEVICE, milliseconds
 from benchmarks.records import RESULTS, about, save
-from benchmarks.walks import TILE, exp2_again, walk_boxes, walk_pointers
+from benchmarks.walks import TILE, Walk, exp2_again, walk_boxes, walk_pointers
 from nsa_lite.show import tables
 from nsa_lite.show.tables import Column
 
@@ -111,20 +113,22 @@ WAYS = (Way(3, 4, 4), Way(4, 4, 4), Way(2, 8, 6), Way(6, 4, 1))  # about 100 to 
 
 def reads(amounts: Amounts, device: str) -> Iterator[dict]:
     """The best way for each size of the live tiles, by pointers and by descriptors."""
-    for name, walk in (("pointers", walk_pointers), ("descriptors", walk_boxes)):
-        for live in amounts.live:
-            shape = (live // TILE, TILE // 4)
-            tiles = torch.randint(2**31, shape, dtype=torch.int32, device=device)
-            tried = [read_once(walk, tiles, amounts, way) for way in WAYS]
-            best = max(tried, key=lambda tried: tried["rate"])
-            yield best | {"how": f"{name}, {live / MIB:g} MiB live, {best['how']}"}
+    walks = {"pointers": walk_pointers, "descriptors": walk_boxes}
+    for live, apart, name in product(amounts.live, (False, True), walks):
+        shape = (live // TILE, TILE // 4)
+        tiles = torch.randint(2**31, shape, dtype=torch.int32, device=device)
+        tried = [read_once(walks[name], tiles, amounts, way, apart) for way in WAYS]
+        best = max(tried, key=lambda tried: tried["rate"])
+        order = "apart" if apart else "in turn"
+        yield best | {"how": f"{name}, {live / MIB:g} MiB live, {order}, {best['how']}"}
 
 
-def read_once(walk: Callable, tiles: Tensor, amounts: Amounts, way: Way) -> dict:
+def read_once(walk: Callable, tiles: Tensor, amounts: Amounts, way: Way, apart: bool) -> dict:
     """One way to walk over the tiles until `amounts.read` bytes are read."""
     programs = min(way.programs * amounts.processors, len(tiles))  # no two at one tile at a time
     steps = max(amounts.read // (programs * TILE), 1)
-    ms = milliseconds(lambda: walk(tiles, programs, steps, way.warps, way.stages), [])
+    path = Walk(programs, steps, way.warps, way.stages, apart)
+    ms = milliseconds(lambda: walk(tiles, path), [])
     how = f"{way.programs} programs of {way.warps} warps, {way.stages} stages"
     return row("L2 reads", how, programs * steps * TILE, ms, "byte/s")
 

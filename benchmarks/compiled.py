@@ -131,13 +131,14 @@ def resources(compiled: Compiled) -> dict[str, int | str]:
 def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype) -> None:
     """One forward and backward of every operation, at the paper's block sizes.
 
-    Through the Functions behind the public ones, which would not let CPU tensors in.
+    Through torch's operations behind the public ones, which would not let CPU tensors in.
     """
-    from kernels.block_sparse_attention import Blocks, BlockSparseAttention
-    from kernels.flash_attention import FlashAttention, compressed_run, window_run
-    from kernels.gates import GatedSum
-    from kernels.importance import Choice, best_blocks, importance_scores
-    from kernels.nsa import NSA, Runs
+    from kernels.block_sparse_attention import attend_to_blocks
+    from kernels.flash_attention import attend_to_keys
+    from kernels.gates import add_gated
+    from kernels.importance import choose_blocks
+    from kernels.nsa import Plan, attend_to_branches
+    from kernels.rope import turn
 
     def new(*shape):
         return torch.zeros(*shape, dtype=dtype, requires_grad=True)
@@ -145,30 +146,25 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     length = 2048
     short = 127
     scale = width**-0.5
-    q = new(1, heads, length, width)
+    q = turn(new(1, heads, length, width), torch.arange(length), 10_000.0, 1)
     k = new(1, groups, length, width)
     v = new(1, groups, length, value)
     k_short = new(1, groups, short, width)
     v_short = new(1, groups, short, value)
     gates = new(1, heads, length, 3)
-    choice = Choice(select_block_size=64, num_selected=16, num_initial=1, num_local=2)
-    runs = Runs(
-        compressed_run(32, 16, scale, start=0),
-        Blocks(choice.select_block_size, scale, start=0),
-        window_run(q, 512, scale, start=0),
-    )
+    blocks = 32, 16
+    choice = 64, 16, 1, 2  # l', n, initial and local blocks
 
-    def choose(lse):
-        keys = runs.compressed.keys
-        size = choice.select_block_size
-        score = importance_scores(q, k_short, lse.detach(), keys, size, scale, start=0)
-        return best_blocks(score, choice, start=0)
-
-    window, _ = FlashAttention.apply(q, k, v, runs.window)
-    compressed, lse = FlashAttention.apply(q, k_short, v_short, runs.compressed)
-    selected = BlockSparseAttention.apply(q, k, v, choose(lse), runs.selected)
-    GatedSum.apply(gates, compressed, selected, window).sum().backward()
-    NSA.apply(q, gates, k_short, v_short, k, v, k, v, choose, runs)[0].sum().backward()
+    window, _ = attend_to_keys(q, k, v, 1, 1, 512, scale, 0)
+    compressed, lse = attend_to_keys(q, k_short, v_short, *blocks, None, scale, 0)
+    lse = lse.detach()
+    ids = choose_blocks(q.detach(), k_short.detach(), lse, *blocks, *choice, scale, 0)
+    selected, *_ = attend_to_blocks(q, k, v, ids, 64, scale, 0)
+    add_gated(gates, compressed, selected, window).sum().backward()
+    pairs = [k_short, v_short, k, v, k, v]
+    plan = Plan(*blocks, select_block_size=64, window_size=512, start=0)
+    outputs = [compressed.detach(), lse]
+    attend_to_branches(q.detach(), gates, pairs, outputs, ids, plan, scale)[0].sum().backward()
 
 
 def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):

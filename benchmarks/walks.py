@@ -7,10 +7,13 @@ folded by exclusive or: an instruction a number, and a result that says which ti
 from kernels.launching import launch  # before triton, which kernels may set to interpret
 
 # isort: split
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import KernelInterface
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 ROWS = 64
@@ -19,9 +22,14 @@ TILE = ROWS * WIDTH * 4  # bytes
 
 
 @triton.jit
-def tile_number(program, step, programs, count):
-    """Which of `count` tiles a program reads in a step: they begin evenly spread."""
-    return (program * count // programs + step) % count
+def tile_number(program, step, programs, count, APART: tl.constexpr):
+    """Which of `count` tiles a program reads in a step: they begin evenly spread.
+
+    Then each goes on to the next tile, so that a tile is read by one program soon after another;
+    APART each makes leaps of its own length instead.
+    """
+    leap = 2 * program + 1 if APART else 1
+    return (program * count // programs + step * leap) % count
 
 
 @triton.jit
@@ -33,13 +41,14 @@ def read_pointers(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
+    APART: tl.constexpr,
 ):
     """A program reads `steps` tiles of x (count, ROWS * WIDTH) by pointers."""
     program = tl.program_id(0)
     numbers = tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)
     acc = tl.zeros([ROWS, WIDTH], tl.int32)
     for step in tl.range(0, steps, num_stages=STAGES):
-        tile = tile_number(program, step, tl.num_programs(0), count)
+        tile = tile_number(program, step, tl.num_programs(0), count, APART)
         acc ^= tl.load(x + tile * (ROWS * WIDTH) + numbers)
     tl.store(out + program * (ROWS * WIDTH) + numbers, acc)
 
@@ -53,13 +62,14 @@ def read_boxes(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
+    APART: tl.constexpr,
 ):
     """A program reads `steps` tiles of x (count * ROWS, WIDTH), each one box of a descriptor."""
     program = tl.program_id(0)
     numbers = tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)
     acc = tl.zeros([ROWS, WIDTH], tl.int32)
     for step in tl.range(0, steps, num_stages=STAGES):
-        tile = tile_number(program, step, tl.num_programs(0), count)
+        tile = tile_number(program, step, tl.num_programs(0), count, APART)
         acc ^= desc.load([tile * ROWS, 0])
     tl.store(out + program * (ROWS * WIDTH) + numbers, acc)
 
@@ -73,28 +83,46 @@ def power_kernel(out, again, NUMBERS: tl.constexpr):
     tl.store(out + tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS), x)
 
 
-def room(x: Tensor, programs: int) -> Tensor:
-    """A tile for each program."""
-    return x.new_empty(programs, ROWS * WIDTH)
+class Walk(NamedTuple):
+    """How far programs walk and in which way: see tile_number; `stages` loads on their way."""
+
+    programs: int
+    steps: int
+    warps: int
+    stages: int
+    apart: bool
 
 
-def walk_pointers(x: Tensor, programs: int, steps: int, warps: int, stages: int) -> Tensor:
+def walk_pointers(x: Tensor, walk: Walk) -> Tensor:
     """Each program's exclusive or of the tiles that it reads by pointers, (programs, numbers).
 
     Shapes: x (count, ROWS * WIDTH) int32.
     """
-    out = room(x, programs)
-    grid = (programs,)
-    launch(read_pointers, grid, x, out, x.shape[0], steps, ROWS, WIDTH, stages, num_warps=warps)
-    return out
+    return walk_by(read_pointers, x, x, walk)
 
 
-def walk_boxes(x: Tensor, programs: int, steps: int, warps: int, stages: int) -> Tensor:
+def walk_boxes(x: Tensor, walk: Walk) -> Tensor:
     """The same by a tensor descriptor."""
-    out = room(x, programs)
     desc = TensorDescriptor.from_tensor(x.view(-1, WIDTH), [ROWS, WIDTH])
-    grid = (programs,)
-    launch(read_boxes, grid, desc, out, x.shape[0], steps, ROWS, WIDTH, stages, num_warps=warps)
+    return walk_by(read_boxes, desc, x, walk)
+
+
+def walk_by(kernel: KernelInterface, source: object, x: Tensor, walk: Walk) -> Tensor:
+    """Launch one of the two kernels on its source, which holds the tiles x."""
+    out = x.new_empty(walk.programs, ROWS * WIDTH)  # a tile for each program
+    launch(
+        kernel,
+        (walk.programs,),
+        source,
+        out,
+        x.shape[0],
+        walk.steps,
+        ROWS=ROWS,
+        WIDTH=WIDTH,
+        STAGES=walk.stages,
+        APART=walk.apart,
+        num_warps=walk.warps,
+    )
     return out
 
 

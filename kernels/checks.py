@@ -11,10 +11,14 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require(ok: bool, argument: str, value: object, rule: str) -> None:
-    """Raise a ValueError that names the argument, its value and the rule, unless `ok`."""
+def require(ok: bool, argument: str, value: object, rule: str, *sizes: object) -> None:
+    """Raise a ValueError that names the argument, its value and the rule, unless `ok`.
+
+    Each {} of the rule stands for one of `sizes`. A size is written out only when the rule is
+    broken: torch.compile takes a size that is written into a string for a constant.
+    """
     if not ok:
-        raise ValueError(f"{argument} = {value}: {rule}")
+        raise ValueError(f"{argument} = {value}: {rule.format(*sizes) if sizes else rule}")
 
 
 def check_int(argument: str, value: object, *, at_least: int) -> None:
@@ -56,8 +60,8 @@ def check_inputs(
         check_float_tensor(v_name, v, "B, G, S, Dv")
         check_alike(v_name, v, "q", q)
         expected = tuple(k.shape[:3])
-        rule = f"batch, heads and length must be {k_name}'s, {expected}"
-        require(v.shape[:3] == expected, f"{v_name}.shape", tuple(v.shape), rule)
+        rule = f"batch, heads and length must be {k_name}'s, {{}}"
+        require(v.shape[:3] == expected, f"{v_name}.shape", tuple(v.shape), rule, expected)
     check_runs_here("q", q)
     check_fits_a_tile(q, k_name, k)
     if v is not None:
@@ -73,14 +77,13 @@ def check_queries_and_keys(q: Tensor, k: Tensor, k_name: str) -> None:
     k_shape = tuple(k.shape)
     rule = "must hold at least one query, and no axis may be empty"
     require(min(q_shape) >= 1, "q.shape", q_shape, rule)
-    rule = f"batch must be q's, {q_shape[0]}"
-    require(k_shape[0] == q_shape[0], f"{k_name}.shape", k_shape, rule)
-    rule = f"width must be q's, {q_shape[3]}"
-    require(k_shape[3] == q_shape[3], f"{k_name}.shape", k_shape, rule)
+    for axis, name in ((0, "batch"), (3, "width")):
+        rule = f"{name} must be q's, {{}}"
+        require(k_shape[axis] == q_shape[axis], f"{k_name}.shape", k_shape, rule, q_shape[axis])
     heads = q_shape[1]
     groups = k_shape[1]
-    rule = f"query heads ({heads}) must be a multiple of {k_name}'s heads ({groups})"
-    require(groups >= 1 and heads % groups == 0, "q.shape", q_shape, rule)
+    rule = f"query heads ({{}}) must be a multiple of {k_name}'s heads ({{}})"
+    require(groups >= 1 and heads % groups == 0, "q.shape", q_shape, rule, heads, groups)
 
 
 def why_not(
@@ -125,8 +128,8 @@ def check_fits_a_tile(q: Tensor, k_name: str, k: Tensor) -> None:
     """Raise unless a group's heads and the rows' width fit into a tile."""
     heads = q.shape[1]
     groups = k.shape[1]
-    rule = f"heads ({heads}) must be 1 to 64 times {k_name}'s heads ({groups})"
-    require(heads // groups <= 64, "q.shape", tuple(q.shape), rule)
+    rule = f"heads ({{}}) must be 1 to 64 times {k_name}'s heads ({{}})"
+    require(heads // groups <= 64, "q.shape", tuple(q.shape), rule, heads, groups)
     check_width("q", q)
 
 
@@ -144,8 +147,8 @@ def check_keys_reach(q: Tensor, k: Tensor, start: int, name: str = "k") -> None:
     """Raise unless the S keys reach the last query's position, start + T - 1."""
     check_start(start)
     last = start + q.shape[2]
-    rule = f"must hold at least start + T = {last} keys, one for each position up to the last query"
-    require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule)
+    rule = "must hold at least start + T = {} keys, one for each position up to the last query"
+    require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule, last)
 
 
 def check_geometry(block_size: int, stride: int, select_block_size: int | None = None) -> None:
@@ -185,8 +188,9 @@ def check_lse(lse: Tensor, q: Tensor) -> None:
     if not isinstance(lse, Tensor) or lse.dtype != torch.float32:
         raise TypeError(f"lse: must be a float32 tensor, got {getattr(lse, 'dtype', type(lse))}")
     expected = tuple(q.shape[:3])
-    rule = f"must be (B, H, T) = {expected}"
-    require(lse.shape == expected, "lse.shape", tuple(lse.shape), rule)
+    require(
+        lse.shape == expected, "lse.shape", tuple(lse.shape), "must be (B, H, T) = {}", expected
+    )
     require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
@@ -200,8 +204,8 @@ def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
         raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
     expected = (k.shape[0], k.shape[1], q.shape[2])
     shape = tuple(ids.shape)
-    rule = f"must be (B, G, T, n) with (B, G, T) = {expected}"
-    require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule)
+    rule = "must be (B, G, T, n) with (B, G, T) = {}"
+    require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule, expected)
     require(1 <= shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
 
@@ -224,8 +228,8 @@ def check_gates(gates: Tensor, x: Tensor) -> None:
     """Raise unless gates is (B, H, T, 3) for x (B, H, T, width)."""
     check_float_tensor("gates", gates, "B, H, T, 3")
     expected = (*x.shape[:3], 3)
-    rule = f"must be {expected}: one gate for each branch and head"
-    require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule)
+    rule = "must be {}: one gate for each branch and head"
+    require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule, expected)
 
 
 def scale_or_default(scale: float | None, width: int) -> float:

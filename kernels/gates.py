@@ -168,7 +168,8 @@ def gated_sum(
             x.shape == outputs[0].shape,
             f"outputs[{i}].shape",
             tuple(x.shape),
-            f"must be outputs[0]'s, {tuple(outputs[0].shape)}",
+            "must be outputs[0]'s, {}",
+            tuple(outputs[0].shape),
         )
     check_gates(gates, outputs[0])
     return add_gated(gates, *outputs)

@@ -16,15 +16,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.mark.parametrize("walk", [walks.walk_pointers, walks.walk_boxes])
 @pytest.mark.parametrize(("count", "programs", "steps"), [(4, 2, 3), (3, 4, 5), (1, 2, 2)])
-def test_a_program_reads_the_tiles_that_follow_its_first(walk, count, programs, steps):
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_program_reads_the_tiles_that_follow_its_first(walk, count, programs, steps, apart):
     """The exclusive or tells: with an odd number of reads each, no other set of tiles has it."""
     make = torch.Generator().manual_seed(0)
     numbers = walks.ROWS * walks.WIDTH
     x = torch.randint(2**31, (count, numbers), generator=make, dtype=torch.int32).to(DEVICE)
-    found = walk(x, programs, steps, 4, 2)
+    found = walk(x, walks.Walk(programs, steps, warps=4, stages=2, apart=apart))
     for program in range(programs):
         first = program * count // programs
-        read = [x[(first + step) % count] for step in range(steps)]
+        leap = 2 * program + 1 if apart else 1
+        read = [x[(first + step * leap) % count] for step in range(steps)]
         assert torch.equal(found[program], reduce(xor, read))
 
 

@@ -62,7 +62,7 @@ def test_a_rate_is_an_amount_a_second(monkeypatch):
         ("L2 reads", "descriptors"): 24 * TILE,
         ("exp2", "float32"): 2**15,
     }
-    assert len(runs) == 3 + 2 * len(ceilings.WAYS)
+    assert len(runs) == 3 + 4 * len(ceilings.WAYS)  # two walks, each in turn and apart
 
 
 def test_the_fastest_way_counts(monkeypatch):
@@ -71,7 +71,7 @@ def test_the_fastest_way_counts(monkeypatch):
     monkeypatch.setattr(ceilings, "WAYS", [ceilings.Way(n, 4, 1) for n in (1, 2, 3, 4)])
     row = next(ceilings.reads(TINY, DEVICE))
     assert row["rate"] == pytest.approx(24 * TILE * 1e3)
-    assert row["how"] == "pointers, 0.0625 MiB live, 2 programs of 4 warps, 1 stages"
+    assert row["how"] == "pointers, 0.0625 MiB live, in turn, 2 programs of 4 warps, 1 stages"
 
 
 @ON_A_CPU

@@ -9,6 +9,7 @@ float16. An operation is one file, from its kernels to its public function:
     gates                    the gated sum (Eq. 5)
     nsa                      all of it in one function
     rope                     rotary position encoding of all heads in one pass
+    flops                    how many operations each one needs
 
 What they share, in the order in which to read it: tile_sizes, rows, descriptors, online_softmax,
 visible_keys (masks of a run of keys), union_and_readers (the selection from both sides), launching,
@@ -41,6 +42,9 @@ from kernels.gates import gated_sum
 from kernels.importance import select_blocks
 from kernels.nsa import nsa_attention
 from kernels.rope import rotate
+
+# isort: split
+from kernels import flops  # noqa: F401  once all operations are there, torch's counter hears of them
 
 __all__ = [
     "compressed_attention",

@@ -82,7 +82,7 @@ def test_the_record_gives_the_roofline_its_rates(tmp_path, capsys):
     assert record["command"] == "python -m benchmarks.ceilings --config tiny"
     rates = roofline.ceilings(record)
     assert all(rates[resource] > 0 for resource in roofline.RESOURCES)
-    assert len(capsys.readouterr().out.splitlines()) == len(record["rows"]) == 5
+    assert len(capsys.readouterr().out.splitlines()) == len(record["rows"]) == 7
 
 
 @ON_A_CPU

@@ -1,0 +1,312 @@
+"""The kernels called as people call an attention: compiled, checkpointed, counted, in autocast.
+
+What the reference does in these cases stands in tests/test_usage.py.
+"""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import kernels
+import nsa_lite
+from kernels.block_sparse_attention import attend_to_blocks
+from kernels.flash_attention import attend_to_keys
+from kernels.gates import add_gated
+from kernels.importance import choose_blocks
+from kernels.nsa import attend_to_branches
+from kernels.rope import turn
+from nsa_lite import DenseAttention, NSAConfig, NSAttention
+from nsa_lite.blocks import num_compressed
+from nsa_lite.rivals import taught
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = dict(block_size=8, stride=4, select_block_size=8, num_selected=3, window_size=10)
+LENGTH = 37
+SCALE = 0.25
+
+
+def new(*shape, seed=0):
+    make = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=make).to(DEVICE).requires_grad_()
+
+
+def arguments(length=LENGTH, keys=LENGTH):
+    """q, the pairs of compressed, selected and window, and gates; D = 16, Dv = 24, R = 2."""
+    short = num_compressed(keys, SIZES["block_size"], SIZES["stride"])
+    lengths = (short, keys, keys)
+    pairs = [
+        (new(2, 2, n, 16, seed=i), new(2, 2, n, 24, seed=9 + i)) for i, n in enumerate(lengths)
+    ]
+    return new(2, 4, length, 16), *pairs, new(2, 4, length, 3).detach().sigmoid().requires_grad_()
+
+
+def small_layer(**changes):
+    torch.manual_seed(0)
+    return NSAttention(NSAConfig.small(**changes), backend="triton").to(DEVICE)
+
+
+# --- torch.library ---
+
+
+def operations():
+    """Each operation of torch with arguments that fit it."""
+    q, compressed, selected, window, gates = arguments()
+    run = (8, 4, None, SCALE, 0)
+    outputs = [x.detach() for x in attend_to_keys(q, *compressed, *run)]
+    choice = (q.detach(), compressed[0].detach(), outputs[1], 8, 4, 8, 3, 1, 2, SCALE, 0)
+    ids = choose_blocks(*choice)
+    pairs = [*compressed, *selected, *window]
+    plan = [8, 4, 8, 10, 0]
+    like = outputs[0]
+    return {
+        "compressed": (attend_to_keys, (q, *compressed, *run)),
+        "window": (attend_to_keys, (q, *window, 1, 1, 10, SCALE, 0)),
+        "selected": (attend_to_blocks, (q, *selected, ids, 8, SCALE, 0)),
+        "choice": (choose_blocks, choice),
+        "gated sum": (add_gated, (gates, like, like.clone().requires_grad_(), like.clone())),
+        "whole": (attend_to_branches, (q, gates, pairs, outputs, ids, plan, SCALE)),
+        "rotation": (turn, (q, torch.arange(LENGTH, device=DEVICE), 1e4, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", operations())
+def test_torch_accepts_each_operation(name):
+    """Schema, autograd, the shapes that a FakeTensor gets, and tracing with sizes left open."""
+    operation, args = operations()[name]
+    assert set(opcheck(operation, args).values()) == {"SUCCESS"}
+
+
+def test_a_second_derivative_is_refused():
+    q, _, _, (k, v), _ = arguments()
+    out = kernels.window_attention(q, k, v)
+    (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="attend_to_keys_backward"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_compilation_serves_all_lengths(backend):
+    layer = small_layer()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for length in (40, 75):
+        x = new(2, length, 64)
+        got = compiled(x)
+        expected = layer(x)
+        weights = [x, *layer.parameters()]
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(got.square().sum(), weights),
+            torch.autograd.grad(expected.square().sum(), weights),
+        )
+    assert counter.frame_count == 1
+
+
+# --- checkpointing ---
+
+
+def gradients(run, inputs):
+    """Of a sum of squares of all that `run` returns."""
+    out = run(*inputs)
+    out = out if isinstance(out, tuple) else (out,)
+    loss = sum(x.masked_fill(x == -torch.inf, 0).square().sum() for x in out)
+    return torch.autograd.grad(loss, [x for x in inputs if x.requires_grad], retain_graph=True)
+
+
+def of_branches(run):
+    """`run` of flat tensors, as checkpoint hands them on."""
+    return lambda q, a, b, c, d, e, f, gates: run(q, (a, b), (c, d), (e, f), gates)
+
+
+def calls():
+    q, compressed, selected, window, gates = arguments()
+    blocks = dict(block_size=8, stride=4)
+    ids = torch.tensor([[0, -1, -1]], device=DEVICE).int().expand(2, 2, LENGTH, 3)
+    return {
+        "window": (lambda *x: kernels.window_attention(*x, window=10), (q, *window)),
+        "compressed": (lambda *x: kernels.compressed_attention(*x, **blocks), (q, *compressed)),
+        "selected": (
+            lambda *x: kernels.selected_attention(*x, ids, select_block_size=8),
+            (q, *selected),
+        ),
+        "gated sum": (
+            lambda g, *x: kernels.gated_sum(g, x),
+            (gates, new(2, 4, LENGTH, 24), new(2, 4, LENGTH, 24), new(2, 4, LENGTH, 24)),
+        ),
+        "whole": (
+            of_branches(lambda *x: kernels.nsa_attention(*x, **SIZES)),
+            (q, *compressed, *selected, *window, gates),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_changes_no_bit(name, reentrant):
+    run, inputs = calls()[name]
+    expected = gradients(run, inputs)
+    got = gradients(lambda *x: checkpoint(run, *x, use_reentrant=reentrant), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("rule", [None, taught.KLToTrueMass, taught.BCEOverSoftmax])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_layer_changes_no_bit(rule, reentrant):
+    layer = small_layer()
+    layer.choose = None if rule is None else rule(layer.config).to(DEVICE)
+    x = new(2, 50, 64)
+
+    def run(x):
+        return layer(x, return_loss=True)
+
+    found = []
+    for call in (run, lambda x: checkpoint(run, x, use_reentrant=reentrant)):
+        layer.zero_grad()
+        x.grad = None
+        y, loss = call(x)
+        (y.square().sum() + loss).backward()
+        found.append([x.grad, *(w.grad for w in layer.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+    copy.deepcopy(layer)
+
+
+# --- what lies behind the last query, and padding ---
+
+
+@pytest.mark.parametrize("start, length", [(0, 37), (11, 5), (24, 1)])
+def test_what_lies_behind_the_last_query_has_no_effect(start, length):
+    """NaN in place of the rest of a cache: outputs and gradients keep every bit."""
+    reach = start + length
+    tail = 13
+    q, *pairs, gates = arguments(length, reach + tail)
+    seen = (num_compressed(reach, 8, 4), reach, reach)
+    found = []
+    for garbage in (0.0, torch.nan):
+        filled = []
+        for (k, v), count in zip(pairs, seen, strict=True):
+            keep = (torch.arange(k.shape[2], device=DEVICE) < count)[:, None]
+            filled.append([torch.where(keep, x.detach(), garbage).requires_grad_() for x in (k, v)])
+        out = kernels.nsa_attention(q, *filled, gates, **SIZES, start=start)
+        leaves = [q, gates, *itertools.chain(*filled)]
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for dk, count in zip(found[1][3:], [n for n in seen for _ in "kv"], strict=True):
+        assert not dk[:, :, count:].any() and dk[:, :, :count].any()
+
+
+def test_padding_behind_a_shorter_sequence_has_no_effect():
+    layer = small_layer()
+    real = 41
+    found = []
+    for garbage in (0.0, 1e4):
+        x = new(2, 60, 64).detach().clone()
+        x[1, real:] = garbage
+        x.requires_grad_()
+        y = layer(x)[1, :real]
+        found.append([y, torch.autograd.grad(y.square().sum(), x)[0][1, :real]])
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_every_weight_gets_a_gradient_from_a_short_sequence(length):
+    """No block is whole: phi and its keys and values have nothing to do, which is 0, not None."""
+    layer = small_layer()
+    layer(new(2, length, 64)).sum().backward()
+    idle = ("phi_k.", "phi_v.", "keys.compressed", "values.compressed")
+    for name, weight in layer.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.any() != name.startswith(idle), name
+
+
+# --- autocast ---
+
+
+def test_in_autocast_the_layer_computes_as_in_half_precision():
+    layer = small_layer()
+    x = new(1, 60, 64).detach()
+    expected = layer(x)
+    with torch.autocast(DEVICE, torch.float16):
+        got = layer(x)
+    assert got.dtype == torch.float16
+    error = (got.float() - expected).norm() / expected.norm()
+    assert error < 2e-2
+
+
+# --- operations counted ---
+
+
+def allowed(length, start, keys, sees):
+    """Pairs of a query and a key that may be read, one by one."""
+    return sum(sees(t, s) for t in range(start, start + length) for s in range(keys))
+
+
+def test_the_counter_finds_the_products_that_the_masks_let_through():
+    start, length = 6, 31
+    keys = start + length
+    q, compressed, selected, window, gates = arguments(length, keys)
+    short = compressed[0].shape[2]
+    pairs = {
+        "compressed": allowed(length, start, short, lambda t, i: 4 * i + 7 <= t),
+        "window": allowed(length, start, keys, lambda t, s: t - 10 < s <= t),
+        # three blocks of 8: all while no more have begun, then two whole ones and the own one
+        "selected": sum(min(t + 1, 16 + t % 8 + 1) for t in range(start, keys)),
+    }
+    rows = 2 * 2 * 4  # multiply and add, batch, heads
+    with FlopCounterMode(display=False) as forward:
+        out = kernels.nsa_attention(q, compressed, selected, window, gates, **SIZES, start=start)
+    per_pair = 16 + 24
+    assert forward.get_total_flops() == rows * (
+        per_pair * sum(pairs.values()) + 16 * pairs["compressed"]
+    )
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == rows * (3 * 16 + 2 * 24) * sum(pairs.values())
+
+
+def test_the_counter_counts_each_operation_apart():
+    q, compressed, selected, window, _ = arguments()
+    ids = torch.zeros(2, 2, LENGTH, 1, device=DEVICE, dtype=torch.int32)
+    counted = {}
+    for name, run in {
+        "window": lambda: kernels.window_attention(q, *window),
+        "selected": lambda: kernels.selected_attention(q, *selected, ids, select_block_size=64),
+    }.items():
+        with FlopCounterMode(display=False) as counter:
+            run().sum().backward()
+        counted[name] = counter.get_total_flops()
+    dense = 2 * 2 * 4 * (4 * 16 + 3 * 24) * LENGTH * (LENGTH + 1) // 2
+    assert counted == {"window": dense, "selected": dense}  # one block holds all
+
+
+# --- rotation ---
+
+
+def test_rotation_is_the_references_and_its_gradient_turns_back():
+    x = new(2, 30, 3 * 20)
+    heads = x.unflatten(-1, (3, 20)).transpose(1, 2)
+    positions = torch.arange(7, 37, device=DEVICE)
+    got = kernels.rotate(heads, positions, 500.0)
+    expected = nsa_lite.rope.rotate(heads, positions, 500.0)
+    torch.testing.assert_close(got, expected)
+    weight = new(2, 3, 30, 20).detach()
+    torch.testing.assert_close(
+        torch.autograd.grad((got * weight).sum(), x),
+        torch.autograd.grad((expected * weight).sum(), x),
+    )
+    assert got.transpose(1, 2).is_contiguous()  # a token's heads side by side
+
+
+def test_dense_attention_takes_the_kernels_layout():
+    """The layer beside it needs no copy: its heads are views of what the linear maps made."""
+    layer = small_layer()
+    q = layer.project(new(1, 20, 64), None, None).q
+    assert q.transpose(1, 2).is_contiguous()
+    assert isinstance(DenseAttention(layer.config), torch.nn.Module)

@@ -7,8 +7,8 @@ pieces, BLOCK_WIDTH columns each, that begin at columns 0, BLOCK_WIDTH .. below 
     width 192     [ 64 ][ 64 ][ 64 ]                     three: a quarter of 256 would be empty
     width 160     [ 64 ][ 64 ][ 32, and 32 of 0 ]
 
-A product that sums over columns adds the pieces' products up (`products`); one that keeps them has a
-sum for each piece (`add_products`). piece_width in tile_sizes.py says how wide a width's pieces are.
+A product that sums over columns adds the pieces' products up (`products`), one that keeps them has
+a sum for each piece (`add_products`). piece_width in tile_sizes.py says how wide pieces are.
 
 The kernels of notebooks and exercises have one piece, and hand it to `fold_in` and `finish` as it
 is, without a tuple around it: what those two call takes a plain tensor too.

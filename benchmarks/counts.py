@@ -7,12 +7,12 @@ does the selected branch's work on ids. Tiles are counted on average, not one by
 on all this is within 2% of the tiles that the kernels walk and the bytes that they load.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from kernels.block_sparse_attention import union_tile
+from kernels.block_sparse_attention import COLUMNS_HELD, union_tile
 from kernels.flash_attention import row_tile, token_chunks
 from kernels.importance import blocks_in_a_tile
 from kernels.tile_sizes import TileSizes, columns, padded, row_name, tile_sizes, widest
@@ -276,10 +276,16 @@ def selected_dkdv(sizes: Sizes, pairs: float) -> Work:
     n = min(sizes.config.num_selected, blocks)
     readers = n * sizes.length - l_sel * n * (n - 1) // 2  # the first blocks' tokens see fewer
     chunks = sizes.groups * readers // CHUNK + sizes.groups * blocks  # at most
-    tiles = Tiles(M, N, sizes.tile("selected_dkdv").hold, sizes.groups * readers * M * N)
-    return attention(
+    hold = sizes.tile("selected_dkdv").hold
+    hold_k = hold and sizes.width <= COLUMNS_HELD.value
+    tiles = Tiles(M, N, hold_k, sizes.groups * readers * M * N)
+    work = attention(
         sizes, "dk dv", tiles, pairs, sizes.length, parts=chunks / (sizes.groups * blocks)
     )
+    if hold_k or not hold:
+        return work
+    v_held = sizes.groups * readers * sizes.bytes(N * sizes.numbers((0, 1)))  # k is not
+    return replace(work, shared=work.shared - v_held)
 
 
 def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:

@@ -81,7 +81,7 @@ TRIED_WIDE = {
     "block_scores": flat((64, 128, 4, 2), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)),
     "selected_forward": walks((4, 2), (8, 3)),
     "selected_dq": walks((4, 2), (8, 4), hold=True) + walks((4, 1), (8, 3)),
-    "selected_dkdv": walks((4, 7), (4, 4), (8, 8)),
+    "selected_dkdv": walks((4, 3), (4, 2), hold=True) + walks((4, 7), (4, 4)),
 }
 TABLES = {"A": (HALF, TRIED), "paper": (WIDE, TRIED_WIDE)}
 

@@ -22,6 +22,7 @@ H query heads in G groups of R = H / G; T queries, S keys. Read rows.py (why the
 are rows of one tile), online_softmax.py and union_and_readers.py first.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -94,6 +95,7 @@ from kernels.union_and_readers import BITS, CHUNK, NEIGHBOURS, Readers, Union, r
 # copy into the loop and fills the registers anew in every step. So two products must use it: dq
 # cuts its walk into two loops, dk and dv take two readers a step.
 PRODUCTS_OF_HELD = tl.constexpr(2)
+COLUMNS_HELD = tl.constexpr(256)  # of k and v: with more of them dk and dv hold v alone, or spill
 
 
 class Blocks(NamedTuple):
@@ -314,7 +316,8 @@ def selected_dkdv(
     column = tl.arange(0, BLOCK_N)
     key_mask = column < SELECT_BLOCK_SIZE
     head = tl.arange(0, M)
-    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, D, BLOCK_D), key_mask, TILE.HOLD)
+    HOLD_K: tl.constexpr = TILE.HOLD and D + DV <= COLUMNS_HELD
+    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, D, BLOCK_D), key_mask, HOLD_K)
     v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, DV, BLOCK_DV), key_mask, TILE.HOLD)
 
     dk = zeros(BLOCK_N, D, BLOCK_D)
@@ -473,6 +476,7 @@ def block_gradients(
     BLOCK_N = padded(blocks.select_block_size)
     tuned = tile_sizes_of("selected_dkdv", widths, q.dtype)
     step = heads * PRODUCTS_OF_HELD.value if tuned.hold else heads
+    hold_k = tuned.hold and widths.D + widths.DV <= COLUMNS_HELD.value
     who = readers(ids, num_blocks(q, blocks), CHUNK)
     dk, dv = (
         torch.empty(len(who.chunk_list), blocks.select_block_size, x.shape[3], device=x.device)
@@ -494,7 +498,13 @@ def block_gradients(
         TILE=Tile(heads, 1, BLOCK_N, tuned.hold),
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         CHUNK=CHUNK,
-        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(step, step)).launch_options(),
+        **fit(
+            replace(tuned, hold=hold_k),
+            widths,
+            q.dtype,
+            kept=(BLOCK_N, BLOCK_N),
+            step=(step, step),
+        ).launch_options(),
     )
     return add_up(k, dk, who, blocks), add_up(v, dv, who, blocks)
 

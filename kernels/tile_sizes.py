@@ -84,7 +84,7 @@ WIDE = {  # half precision, up to 192 columns: three pieces of 64 (pieces.py)
     "block_scores":         TileSizes(      64,     128,     4,      2),
     "selected_forward":     TileSizes(    None,    None,     4,      2),
     "selected_dq":          TileSizes(    None,    None,     4,      2, hold=True),
-    "selected_dkdv":        TileSizes(    None,    None,     4,      7),  # of one token's rows
+    "selected_dkdv":        TileSizes(    None,    None,     4,      3, hold=True),  # v alone
 }
 WIDEST = {  # half precision, 256 columns; dk and dv spill
     #                                  BLOCK_M  BLOCK_N  warps  stages

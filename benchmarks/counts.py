@@ -7,15 +7,15 @@ does the selected branch's work on ids. Tiles are counted on average, not one by
 on all this is within 2% of the tiles that the kernels walk and the bytes that they load.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from kernels.block_sparse_attention import union_tile
+from kernels.block_sparse_attention import COLUMNS_HELD, union_tile
 from kernels.flash_attention import row_tile, token_chunks
 from kernels.importance import blocks_in_a_tile
-from kernels.tile_sizes import TileSizes, padded, row_name, tile_sizes
+from kernels.tile_sizes import TileSizes, columns, padded, row_name, tile_sizes, widest
 from kernels.union_and_readers import CHUNK
 from kernels.visible_keys import Keys
 from nsa_lite.blocks import num_compressed, num_select_blocks
@@ -119,13 +119,13 @@ class Sizes:
         """Numbers in so many vectors of D and of Dv; a tile's are padded."""
         widths = (self.config.head_dim, self.config.value_dim)
         if in_tiles:
-            widths = tuple(padded(width) for width in widths)
+            widths = tuple(columns(width) for width in widths)
         return vectors[0] * widths[0] + vectors[1] * widths[1]
 
     def tile(self, kernel: str) -> TileSizes:
         """The line of kernels/tile_sizes.py."""
-        widest = max(padded(self.config.head_dim), padded(self.config.value_dim))
-        return tile_sizes(kernel, widest, self.dtype)
+        width = widest(self.config.head_dim, self.config.value_dim)
+        return tile_sizes(kernel, width, self.dtype)
 
 
 class Tiles(NamedTuple):
@@ -281,10 +281,16 @@ def selected_dkdv(sizes: Sizes, pairs: float) -> Work:
     n = min(sizes.config.num_selected, blocks)
     readers = n * sizes.length - l_sel * n * (n - 1) // 2  # the first blocks' tokens see fewer
     chunks = sizes.groups * readers // CHUNK + sizes.groups * blocks  # at most
-    tiles = Tiles(M, N, sizes.tile("selected_dkdv").hold, sizes.groups * readers * M * N)
-    return attention(
+    hold = sizes.tile("selected_dkdv").hold
+    hold_k = hold and sizes.width <= COLUMNS_HELD.value
+    tiles = Tiles(M, N, hold_k, sizes.groups * readers * M * N)
+    work = attention(
         sizes, "dk dv", tiles, pairs, sizes.length, parts=chunks / (sizes.groups * blocks)
     )
+    if hold_k or not hold:
+        return work
+    v_held = sizes.groups * readers * sizes.bytes(N * sizes.numbers((0, 1)))  # k is not
+    return replace(work, shared=work.shared - v_held)
 
 
 def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
@@ -313,7 +319,7 @@ def block_scores(sizes: Sizes, pairs: float, blocks_seen: float, scores: float) 
     steps = sizes.rows * (blocks_seen + (J - 1) / 2) / (M * J)  # tiles of rows x tiles of blocks
     programs = steps / config.group_size
     count = num_compressed(sizes.length, config.block_size, config.stride)
-    wide = padded(config.head_dim)
+    wide = columns(config.head_dim)
     k = sizes.bytes(config.head_dim)
     q = sizes.bytes(config.head_dim) + 4  # and its log-sum-exp
     return Work(

@@ -68,16 +68,20 @@ TRIED = {
     "selected_dkdv": walks((4, 4), (4, 3), (4, 2), hold=True) + walks((4, 8)),
 }
 TRIED_WIDE = {
-    "flash_forward": flat((128, 64, 8, 3), (64, 64, 4, 1)),
-    "flash_forward_window": flat((64, 32, 4, 3), (128, 32, 8, 3)),
-    "flash_dq": flat((64, 32, 4, 2), (64, 64, 8, 2)),
-    "flash_dq_window": flat((64, 32, 4, 2), (64, 64, 8, 2)),
-    "flash_dkdv": flat((64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
-    "flash_dkdv_window": flat((64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (32, 64, 8, 3)),
-    "block_scores": flat((64, 128, 8, 1), (64, 128, 4, 1), (64, 64, 4, 1)),
-    "selected_forward": walks((4, 3), (8, 3)),
-    "selected_dq": walks((4, 3), (8, 2), (8, 3)),
-    "selected_dkdv": walks((4, 8), (8, 4), (8, 8)),
+    "flash_forward": flat((128, 128, 8, 2), (128, 64, 8, 3))
+    + flat((128, 128, 8, 2), (64, 64, 4, 2), hold=True),
+    "flash_forward_window": flat((64, 32, 4, 4), (64, 64, 4, 2), hold=True)
+    + flat((64, 32, 4, 3), (128, 32, 8, 4)),
+    "flash_dq": flat((64, 32, 4, 4), (128, 32, 8, 6), hold=True)
+    + flat((128, 64, 8, 3), (64, 32, 4, 3)),
+    "flash_dq_window": flat((64, 32, 4, 4), (128, 32, 8, 6), hold=True)
+    + flat((128, 64, 8, 3), (64, 32, 4, 3)),
+    "flash_dkdv": flat((32, 64, 4, 3), (64, 64, 8, 3), (64, 64, 8, 2), (32, 128, 8, 4)),
+    "flash_dkdv_window": flat((32, 64, 4, 3), (64, 64, 8, 3), (64, 64, 8, 2), (32, 128, 8, 4)),
+    "block_scores": flat((64, 128, 4, 2), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)),
+    "selected_forward": walks((4, 2), (8, 3)),
+    "selected_dq": walks((4, 2), (8, 4), hold=True) + walks((4, 1), (8, 3)),
+    "selected_dkdv": walks((4, 3), (4, 2), hold=True) + walks((4, 7), (4, 4)),
 }
 TABLES = {"A": (HALF, TRIED), "paper": (WIDE, TRIED_WIDE)}
 

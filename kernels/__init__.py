@@ -11,9 +11,9 @@ float16. An operation is one file, from its kernels to its public function:
     rope                     rotary position encoding of all heads in one pass
     flops                    how many operations each one needs
 
-What they share, in the order in which to read it: tile_sizes, rows, descriptors, online_softmax,
-visible_keys (masks of a run of keys), union_and_readers (the selection from both sides), launching,
-checks.
+What they share, in the order in which to read it: tile_sizes, rows, pieces (rows of 192 columns),
+descriptors, online_softmax, visible_keys (masks of a run of keys), union_and_readers (the selection
+from both sides), launching, checks.
 """
 
 import os

@@ -22,6 +22,7 @@ H query heads in G groups of R = H / G; T queries, S keys. Read rows.py (why the
 are rows of one tile), online_softmax.py and union_and_readers.py first.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -59,22 +60,37 @@ from kernels.online_softmax import (
     score_gradient,
     score_gradient_by_key,
 )
+from kernels.pieces import (
+    add_pieces,
+    add_products,
+    load_pieces,
+    plus,
+    store_pieces,
+    times,
+    zeros,
+)
 from kernels.rows import (
-    add_rows,
     batch_and_group,
     empty_gradient,
     empty_key_gradient,
     empty_output,
     load_gate,
-    load_rows,
     number_offsets,
     row_offsets,
     rows,
     rows_contiguous,
     rows_of_a_tile,
-    store_rows,
 )
-from kernels.tile_sizes import Tile, cdiv, fit, padded, power_of_two, tile_sizes_of, widths_of
+from kernels.tile_sizes import (
+    Tile,
+    cdiv,
+    fit,
+    padded,
+    piece_width,
+    power_of_two,
+    tile_sizes_of,
+    widths_of,
+)
 from kernels.union_and_readers import (
     BITS,
     CHUNK,
@@ -90,6 +106,7 @@ from kernels.union_and_readers import (
 # copy into the loop and fills the registers anew in every step. So two products must use it: dq
 # cuts its walk into two loops, dk and dv take two readers a step.
 PRODUCTS_OF_HELD = tl.constexpr(2)
+COLUMNS_HELD = tl.constexpr(256)  # of k and v: with more of them dk and dv hold v alone, or spill
 
 
 class Blocks(NamedTuple):
@@ -168,6 +185,7 @@ def selected_forward(
     """
     M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    D: tl.constexpr = WIDTHS.D
     DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
@@ -176,27 +194,27 @@ def selected_forward(
     tile = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     entry = tile * TILE.BLOCK_T * SELECTION.num_selected
 
-    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, False)  # [M, D]
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, False)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, BLOCK_DV], tl.float32)
+    acc = zeros(M, DV, BLOCK_DV)
     for e in range(tl.load(union.counts + tile)):
         key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
-        k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
-        v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
+        k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, D, BLOCK_D)  # [N, D]
+        v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, DV, BLOCK_DV)  # [N, DV]
         m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc)
     acc, row_lse = finish(m_i, l_i, acc)
     to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     number = number_offsets(at, sizes, WIDTHS.R)
-    store_rows(out.ptr, to, acc, at.mask, DV, BLOCK_DV)
+    store_pieces(out.ptr, to, acc, at.mask, DV, BLOCK_DV)
     tl.store(lse + number, row_lse, mask=at.mask)
     if mix is not None:  # Eq. 5; the outputs of all branches lie alike
-        total = load_gate(mix.gates, number, at.mask, 1)[:, None] * acc
-        compressed = load_rows(mix.compressed, to, at.mask, DV, BLOCK_DV)
-        total += load_gate(mix.gates, number, at.mask, 0)[:, None] * compressed
-        window = load_rows(mix.window, to, at.mask, DV, BLOCK_DV)
-        total += load_gate(mix.gates, number, at.mask, 2)[:, None] * window
-        store_rows(mix.out, to, total, at.mask, DV, BLOCK_DV)
+        total = times(acc, load_gate(mix.gates, number, at.mask, 1)[:, None])
+        compressed = load_pieces(mix.compressed, to, at.mask, DV, BLOCK_DV)
+        total = plus(total, times(compressed, load_gate(mix.gates, number, at.mask, 0)[:, None]))
+        window = load_pieces(mix.window, to, at.mask, DV, BLOCK_DV)
+        total = plus(total, times(window, load_gate(mix.gates, number, at.mask, 2)[:, None]))
+        store_pieces(mix.out, to, total, at.mask, DV, BLOCK_DV)
 
 
 @triton.jit
@@ -243,20 +261,20 @@ def selected_dq(
     lse, delta, gate = prepare_gradient(
         o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
-    acc = tl.zeros([M, BLOCK_D], tl.float32)
+    acc = zeros(M, D, BLOCK_D)
     count = tl.load(union.counts + tile)
     for part in tl.static_range(PARTS):
         for e in range(part * count // PARTS, (part + 1) * count // PARTS):
             key, mask = read_entry(union, entry + e, at, t, TILE, SELECTION.select_block_size)
-            k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, BLOCK_D)  # [N, D]
-            v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, BLOCK_DV)  # [N, DV]
+            k_tile = load_tile(desc_k, at.b, at.g, key, BLOCK_N, D, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, key, BLOCK_N, DV, BLOCK_DV)  # [N, DV]
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
-            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+            acc = add_products(acc, ds, k_tile)
     to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
-    acc = acc * (sizes.scale * gate)[:, None]
-    add_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D, BRANCH > 0)
+    acc = times(acc, (sizes.scale * gate)[:, None])
+    add_pieces(dq.ptr, to, acc, at.mask, D, BLOCK_D, BRANCH > 0)
 
 
 @triton.jit
@@ -290,6 +308,8 @@ def selected_dkdv(
     """
     M: tl.constexpr = TILE.BLOCK_H
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    D: tl.constexpr = WIDTHS.D
+    DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     STEP: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
@@ -307,17 +327,18 @@ def selected_dkdv(
     column = tl.arange(0, BLOCK_N)
     key_mask = column < SELECT_BLOCK_SIZE
     head = tl.arange(0, M)
-    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, BLOCK_D), key_mask, TILE.HOLD)
-    v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, BLOCK_DV), key_mask, TILE.HOLD)
+    HOLD_K: tl.constexpr = TILE.HOLD and D + DV <= COLUMNS_HELD
+    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, D, BLOCK_D), key_mask, HOLD_K)
+    v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, DV, BLOCK_DV), key_mask, TILE.HOLD)
 
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    dk = zeros(BLOCK_N, D, BLOCK_D)
+    dv = zeros(BLOCK_N, DV, BLOCK_DV)
     for some in range(begin, end, STEP):
         for i in tl.static_range(STEP):
             # A last step that readers do not fill loads the last one again, all of it masked.
             token = tl.load(readers.indices + tl.minimum(some + i, end - 1))
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, BLOCK_D)  # [M, D]
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, BLOCK_DV)  # [M, DV]
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, D, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, DV, BLOCK_DV)  # [M, DV]
             limit = tl.where(some + i < end, sizes.start + token, -1)
             mask = (first_key + column <= limit)[:, None] & (head < WIDTHS.R)[None, :]
             row = group_rows + token * M + head
@@ -326,11 +347,11 @@ def selected_dkdv(
             p, ds = score_gradient_by_key(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
-            dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
-            dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
+            dv = add_products(dv, p, do_tile)
+            dk = add_products(dk, ds, q_tile)
     slot = chunk.to(tl.int64) * SELECT_BLOCK_SIZE + column
-    store_rows(sums.dk, slot * WIDTHS.D, dk * sizes.scale, key_mask, WIDTHS.D, BLOCK_D)
-    store_rows(sums.dv, slot * WIDTHS.DV, dv, key_mask, WIDTHS.DV, BLOCK_DV)
+    store_pieces(sums.dk, slot * D, times(dk, sizes.scale), key_mask, D, BLOCK_D)
+    store_pieces(sums.dv, slot * DV, dv, key_mask, DV, BLOCK_DV)
 
 
 @triton.jit
@@ -354,12 +375,12 @@ def add_chunks(
     column = tl.arange(0, BLOCK_N)
     key = tl.program_id(0) * SELECT_BLOCK_SIZE + column
     key_mask = column < SELECT_BLOCK_SIZE
-    total = tl.zeros([BLOCK_N, BLOCK_WIDTH], tl.float32)
+    total = zeros(BLOCK_N, WIDTH, BLOCK_WIDTH)
     for chunk in range(tl.load(chunk_indptr + list_id), tl.load(chunk_indptr + list_id + 1)):
         slot = (tl.zeros([BLOCK_N], tl.int64) + chunk) * SELECT_BLOCK_SIZE + column
-        total += load_rows(sums, slot * WIDTH, key_mask, WIDTH, BLOCK_WIDTH)
+        total = plus(total, load_pieces(sums, slot * WIDTH, key_mask, WIDTH, BLOCK_WIDTH))
     to = row_offsets(dx.strides, b, g, key)
-    store_rows(dx.ptr, to, total, key_mask & (key < S), WIDTH, BLOCK_WIDTH)
+    store_pieces(dx.ptr, to, total, key_mask & (key < S), WIDTH, BLOCK_WIDTH)
 
 
 # --- their launches ---
@@ -482,6 +503,7 @@ def block_gradients(
     BLOCK_N = padded(blocks.select_block_size)
     tuned = tile_sizes_of("selected_dkdv", widths, q.dtype)
     step = heads * PRODUCTS_OF_HELD.value if tuned.hold else heads
+    hold_k = tuned.hold and widths.D + widths.DV <= COLUMNS_HELD.value
     who = readers(ids, num_blocks(q, blocks), CHUNK)
     sums = ChunkSums(
         *(
@@ -505,7 +527,13 @@ def block_gradients(
         TILE=Tile(heads, 1, BLOCK_N, tuned.hold),
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         CHUNK=CHUNK,
-        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(step, step)).launch_options(),
+        **fit(
+            replace(tuned, hold=hold_k),
+            widths,
+            q.dtype,
+            kept=(BLOCK_N, BLOCK_N),
+            step=(step, step),
+        ).launch_options(),
     )
     key_count = k.shape[2]
     add_up(sums.dk, dk[:, :, :key_count], who, blocks)
@@ -524,7 +552,7 @@ def add_up(sums: Tensor, dx: Tensor, who: Readers, blocks: Blocks) -> None:
         groups,
         key_count,
         WIDTH=width,
-        BLOCK_WIDTH=padded(width),
+        BLOCK_WIDTH=piece_width(width),
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         BLOCK_N=padded(blocks.select_block_size),
     )

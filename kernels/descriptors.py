@@ -1,7 +1,8 @@
 """Tensor descriptors: how the H100's copy engine (TMA) fetches a tile of a (B, H, T, width) tensor.
 
     descriptor(x, heads, tokens)       on the host: x, and the size of what one load fetches
-    load_tile(desc, b, head, token)    in a kernel: what begins there, [heads * tokens, width]
+    load_tile(desc, b, head, token)    in a kernel: what begins there, [heads * tokens, width],
+                                       one load for each piece of the width
 
 The engine computes the addresses, so that no thread needs registers for them, and it gives 0 for
 all that lies outside x. It wants an address and positive strides of whole 16 bytes, and contiguous
@@ -15,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.rows import Rows, load_rows, row_offsets, rows
-from kernels.tile_sizes import cdiv, padded
+from kernels.pieces import load_pieces
+from kernels.rows import Rows, row_offsets, rows
+from kernels.tile_sizes import cdiv, piece_width
 
 ALIGNED = 16  # bytes
 
@@ -37,9 +39,9 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def descriptor(x: Tensor, heads: int, tokens: int) -> TensorDescriptor:
-    """`heads` x `tokens` rows a load of x (B, H, T, width), each row padded with 0."""
+    """One piece of `heads` x `tokens` rows a load of x (B, H, T, width), padded with 0."""
     x = aligned(x)
-    block_shape = [1, heads, tokens, padded(x.shape[3])]
+    block_shape = [1, heads, tokens, piece_width(x.shape[3])]
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block_shape)
 
 
@@ -66,9 +68,15 @@ def room_for_numbers(q: Tensor, groups: int, heads: int, tokens: int) -> tuple[T
 
 
 @triton.jit
-def load_tile(desc, b, head, token, ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
-    """The tile [ROWS, BLOCK_WIDTH] that begins at this head and token."""
-    return desc.load([b, head, token, 0]).reshape(ROWS, BLOCK_WIDTH)
+def load_tile(
+    desc, b, head, token, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr
+):
+    """The tile [ROWS, WIDTH] that begins at this head and token, in pieces (pieces.py)."""
+    tile = ()
+    for start in tl.static_range(0, WIDTH, BLOCK_WIDTH):
+        piece = desc.load([b, head, token, start]).reshape(ROWS, BLOCK_WIDTH)
+        tile = tile + (piece,)
+    return tile
 
 
 @triton.jit
@@ -90,7 +98,10 @@ def hold(tile, row_mask, HOLD: tl.constexpr):
     The matrix unit takes its first operand from shared memory or from registers. Triton leaves
     what was only loaded in shared memory; what was computed, as by this, goes to registers.
     """
-    return tl.where(row_mask[:, None], tile, 0.0) if HOLD else tile
+    held = ()
+    for i in tl.static_range(len(tile)):
+        held = held + (tl.where(row_mask[:, None], tile[i], 0.0) if HOLD else tile[i],)
+    return held
 
 
 @triton.jit
@@ -102,14 +113,14 @@ def load_group(
     BLOCK_WIDTH: tl.constexpr,
     HOLD: tl.constexpr,
 ):
-    """The rows `at` (TileRows) of x as a tile [M, BLOCK_WIDTH].
+    """The rows `at` (TileRows) of x as a tile [M, WIDTH].
 
     With HOLD x is a descriptor and the tile is held; without, x is Rows.
     """
     if HOLD:
-        tile = load_tile(x, at.b, at.g * R, at.first, at.mask.shape[0], BLOCK_WIDTH)
+        tile = load_tile(x, at.b, at.g * R, at.first, at.mask.shape[0], WIDTH, BLOCK_WIDTH)
         tile = hold(tile, at.mask, HOLD)
     else:
         offsets = row_offsets(x.strides, at.b, at.g * R + at.head, at.token)
-        tile = load_rows(x.ptr, offsets, at.mask, WIDTH, BLOCK_WIDTH)
+        tile = load_pieces(x.ptr, offsets, at.mask, WIDTH, BLOCK_WIDTH)
     return tile

@@ -59,8 +59,8 @@ from kernels.online_softmax import (
     score_gradient,
     score_gradient_by_key,
 )
+from kernels.pieces import add_pieces, add_products, store_pieces, times, zeros
 from kernels.rows import (
-    add_rows,
     batch_and_group,
     empty_gradient,
     empty_key_gradient,
@@ -70,7 +70,6 @@ from kernels.rows import (
     rows,
     rows_contiguous,
     rows_of_a_tile,
-    store_rows,
     tokens_and_heads,
 )
 from kernels.tile_sizes import Tile, cdiv, fit, power_of_two, row_name, tile_sizes_of, widths_of
@@ -133,6 +132,8 @@ def flash_forward(
     """
     M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    D: tl.constexpr = WIDTHS.D
+    DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     # The last tokens walk over the most keys: they come first.
@@ -142,16 +143,16 @@ def flash_forward(
     last = sizes.start + tl.minimum(first + TILE.BLOCK_T, sizes.T) - 1
     edges = key_range(sizes.start + first, last, sizes.S, KEYS, BLOCK_N)
 
-    q_tile = load_group(q, at, WIDTHS.R, WIDTHS.D, BLOCK_D, TILE.HOLD)  # [M, D]
+    q_tile = load_group(q, at, WIDTHS.R, D, BLOCK_D, TILE.HOLD)  # [M, D]
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, BLOCK_DV], tl.float32)
+    acc = zeros(M, DV, BLOCK_DV)
     # edges are low, full_low, full_high, high: between the two full_ ones every row sees every key,
     # so that part needs no mask. Three loops, compiled apart.
     for part in tl.static_range(3):
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
-            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
-            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, D, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, DV, BLOCK_DV)  # [N, DV]
             key = first_key + tl.arange(0, BLOCK_N)
             mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
             m_i, l_i, acc = fold_in(
@@ -159,7 +160,7 @@ def flash_forward(
             )
     acc, row_lse = finish(m_i, l_i, acc)
     to = row_offsets(out.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
-    store_rows(out.ptr, to, acc, at.mask, WIDTHS.DV, BLOCK_DV)
+    store_pieces(out.ptr, to, acc, at.mask, DV, BLOCK_DV)
     tl.store(lse + number_offsets(at, sizes, WIDTHS.R), row_lse, mask=at.mask)
 
 
@@ -207,20 +208,20 @@ def flash_dq(
     lse, delta, gate = prepare_gradient(
         o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
-    acc = tl.zeros([M, BLOCK_D], tl.float32)
+    acc = zeros(M, D, BLOCK_D)
     for part in tl.static_range(3):
         for first_key in range(edges[part], edges[part + 1], BLOCK_N):
-            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, BLOCK_D)  # [N, D]
-            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, BLOCK_DV)  # [N, DV]
+            k_tile = load_tile(desc_k, at.b, at.g, first_key, BLOCK_N, D, BLOCK_D)  # [N, D]
+            v_tile = load_tile(desc_v, at.b, at.g, first_key, BLOCK_N, DV, BLOCK_DV)  # [N, DV]
             key = first_key + tl.arange(0, BLOCK_N)
             mask = None if part == 1 else may_read(key[None, :], t[:, None], sizes.S, KEYS)
             _, ds = score_gradient(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
-            acc = tl.dot(ds.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+            acc = add_products(acc, ds, k_tile)
     to = row_offsets(dq.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
-    acc = acc * (sizes.scale * gate)[:, None]
-    add_rows(dq.ptr, to, acc, at.mask, D, BLOCK_D, BRANCH > 0)
+    acc = times(acc, (sizes.scale * gate)[:, None])
+    add_pieces(dq.ptr, to, acc, at.mask, D, BLOCK_D, BRANCH > 0)
 
 
 @triton.jit
@@ -245,26 +246,30 @@ def flash_dkdv(
     """
     M: tl.constexpr = TILE.BLOCK_H * TILE.BLOCK_T
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
+    D: tl.constexpr = WIDTHS.D
+    DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
     b, g = batch_and_group(sizes.G)
     chunk = tl.program_id(2)
     first_key = tl.program_id(0) * BLOCK_N
     key = first_key + tl.arange(0, BLOCK_N)
-    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, BLOCK_D), key < sizes.S, TILE.HOLD)
-    v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, BLOCK_DV), key < sizes.S, TILE.HOLD)
+    k_tile = load_tile(desc_k, b, g, first_key, BLOCK_N, D, BLOCK_D)
+    k_tile = hold(k_tile, key < sizes.S, TILE.HOLD)
+    v_tile = load_tile(desc_v, b, g, first_key, BLOCK_N, DV, BLOCK_DV)
+    v_tile = hold(v_tile, key < sizes.S, TILE.HOLD)
     edges = token_range(first_key, sizes.T, sizes.start, KEYS, BLOCK_N, TILE.BLOCK_T)
     # Without a window all key tiles cut their tokens at the same places, to meet in the cache.
     begin = chunk * CHUNK if KEYS.window is None else edges[0] + chunk * CHUNK
 
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    dk = zeros(BLOCK_N, D, BLOCK_D)
+    dv = zeros(BLOCK_N, DV, BLOCK_DV)
     for part in tl.static_range(3):
         until = tl.minimum(edges[part + 1], edges[3])
         since = tl.maximum(edges[part], begin)
         for first in range(since, tl.minimum(until, begin + CHUNK), TILE.BLOCK_T):
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, BLOCK_D)  # [M, D]
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, BLOCK_DV)  # [M, DV]
+            q_tile = load_tile(desc_q, b, g * WIDTHS.R, first, M, D, BLOCK_D)  # [M, D]
+            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, first, M, DV, BLOCK_DV)  # [M, DV]
             token, _, row_mask = tokens_and_heads(first, sizes.T, WIDTHS.R, TILE)
             mask = None
             # Heads beyond R are the next group's rows, which would enter the sums here; in the
@@ -279,13 +284,13 @@ def flash_dkdv(
             p, ds = score_gradient_by_key(
                 q_tile, k_tile, v_tile, do_tile, lse, delta, mask, sizes.scale * LOG2E
             )
-            dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
-            dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
+            dv = add_products(dv, p, do_tile)
+            dk = add_products(dk, ds, q_tile)
     slot = chunk * gradients.batch + b
     to = row_offsets(gradients.dk_strides, slot, g, key)
-    store_rows(gradients.dk, to, dk * sizes.scale, key < sizes.S, WIDTHS.D, BLOCK_D)
+    store_pieces(gradients.dk, to, times(dk, sizes.scale), key < sizes.S, D, BLOCK_D)
     to = row_offsets(gradients.dv_strides, slot, g, key)
-    store_rows(gradients.dv, to, dv, key < sizes.S, WIDTHS.DV, BLOCK_DV)
+    store_pieces(gradients.dv, to, dv, key < sizes.S, DV, BLOCK_DV)
 
 
 # --- their launches ---

@@ -36,7 +36,8 @@ from kernels.checks import (
 from kernels.descriptors import descriptor, load_tile
 from kernels.launching import grid_of, launch, operation
 from kernels.online_softmax import LOG2E, load_lse
-from kernels.rows import load_rows, row_offsets, rows
+from kernels.pieces import load_pieces, products
+from kernels.rows import row_offsets, rows
 from kernels.tile_sizes import cdiv, power_of_two, tile_sizes, widths_of
 from kernels.visible_keys import Keys, may_read
 
@@ -90,6 +91,7 @@ def block_scores(
     M: tl.constexpr = TILE.BLOCK_M
     N: tl.constexpr = TILE.BLOCK_N
     J: tl.constexpr = TILE.BLOCK_J
+    D: tl.constexpr = WIDTHS.D
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     KEYS_OF_A_BLOCK: tl.constexpr = SELECT_BLOCK_SIZE // KEYS.stride
     first = tl.program_id(1) * M
@@ -106,11 +108,11 @@ def block_scores(
     seen = may_read(key[None, :], sizes.start + token[:, None], sizes.S, KEYS)
 
     total = tl.zeros([M, N], tl.float32)
-    k_tile = load_rows(k.ptr, row_offsets(k.strides, b, g, key), key_mask, WIDTHS.D, BLOCK_D)
+    k_tile = load_pieces(k.ptr, row_offsets(k.strides, b, g, key), key_mask, D, BLOCK_D)
     for r in range(WIDTHS.R):
-        q_tile = load_tile(desc_q, b, g * WIDTHS.R + r, first, M, BLOCK_D)  # [M, D]
+        q_tile = load_tile(desc_q, b, g * WIDTHS.R + r, first, M, D, BLOCK_D)  # [M, D]
         at = (b.to(tl.int64) * sizes.G * WIDTHS.R + g * WIDTHS.R + r) * sizes.T + token
-        s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        s = products(q_tile, k_tile)
         total += tl.exp2(s * (sizes.scale * LOG2E) - load_lse(lse, at, row_mask)[:, None])
     total = tl.where(key_mask[None, :] & seen, total, 0.0)  # Eq. 10: a sum of probabilities
     # Eq. 9 by geometry: how many strides of the key lie in block j, and in the block after it.

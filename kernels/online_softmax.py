@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.rows import load_gate, row_products
+from kernels.pieces import add_products, over, products, products_of_rows, times
+from kernels.rows import load_gate
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -75,7 +76,7 @@ def fold_in(q, k, v, mask, scale, m_i, l_i, acc):
     m_i [M] is the largest score so far, l_i [M] the sum of exp2(score - m_i), acc [M, DV] the
     weighted values. The float32 scores are scaled, not q, which would be rounded to half precision.
     """
-    s = tl.dot(q, tl.trans(k), input_precision="ieee")  # [M, N]
+    s = products(q, k)  # [M, N]
     if mask is not None:
         s = tl.where(mask, s, -float("inf"))
     m_new = tl.maximum(m_i, tl.max(s, 1) * scale)
@@ -84,7 +85,7 @@ def fold_in(q, k, v, mask, scale, m_i, l_i, acc):
     p = tl.exp2(s * scale - m_safe[:, None])
     alpha = tl.exp2(m_i - m_safe)
     l_i = l_i * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
+    acc = add_products(times(acc, alpha[:, None]), p, v)
     return m_new, l_i, acc
 
 
@@ -92,7 +93,7 @@ def fold_in(q, k, v, mask, scale, m_i, l_i, acc):
 def finish(m_i, l_i, acc):
     """The softmax-weighted mean and its natural log-sum-exp: 0 and -inf where nothing was seen."""
     seen = l_i > 0
-    acc = acc / tl.where(seen, l_i, 1.0)[:, None]
+    acc = over(acc, tl.where(seen, l_i, 1.0)[:, None])
     return acc, tl.where(seen, (m_i + tl.log2(tl.where(seen, l_i, 1.0))) * LN2, -float("inf"))
 
 
@@ -114,7 +115,7 @@ def prepare_gradient(o, do, numbers, gating, number, by_row, row_mask, BRANCH: t
     gate of 0 gives p = 0, a negative one NaN.
     """
     lse = load_lse(numbers.lse, number, row_mask)
-    delta = row_products(o, do)
+    delta = products_of_rows(o, do)
     gate = tl.full(delta.shape, 1.0, tl.float32)
     if gating is not None:
         gate = load_gate(gating.gates, number, row_mask, BRANCH)
@@ -133,20 +134,20 @@ def score_gradient(q, k, v, do, lse, delta, mask, scale):
 
     Rows are q's. lse [M] comes in powers of 2, with 0 for rows that saw nothing.
     """
-    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    s = products(q, k)
     p = tl.exp2(s * scale - lse[:, None])
     if mask is not None:
         p = tl.where(mask, p, 0.0)
-    dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+    dp = products(do, v)
     return p, p * (dp - delta[:, None])
 
 
 @triton.jit
 def score_gradient_by_key(q, k, v, do, lse, delta, mask, scale):
     """The same as [N, M], with a row for each key, as the sums over queries want it."""
-    s = tl.dot(k, tl.trans(q), input_precision="ieee")
+    s = products(k, q)
     p = tl.exp2(s * scale - lse[None, :])
     if mask is not None:
         p = tl.where(mask, p, 0.0)
-    dp = tl.dot(v, tl.trans(do), input_precision="ieee")
+    dp = products(v, do)
     return p, p * (dp - delta[None, :])

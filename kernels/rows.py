@@ -137,16 +137,6 @@ def store_rows(ptr, offsets, tile, row_mask, WIDTH: tl.constexpr, BLOCK_WIDTH: t
 
 
 @triton.jit
-def add_rows(
-    ptr, offsets, tile, row_mask, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, ADD: tl.constexpr
-):
-    """store_rows; with ADD the sum of the tile and what is there."""
-    if ADD:
-        tile += load_rows(ptr, offsets, row_mask, WIDTH, BLOCK_WIDTH).to(tl.float32)
-    store_rows(ptr, offsets, tile, row_mask, WIDTH, BLOCK_WIDTH)
-
-
-@triton.jit
 def row_products(a, b):
     """The sum of a * b in each row.
 

@@ -3,7 +3,7 @@
 BLOCK_M rows or tokens, BLOCK_N keys. The H100's fast matrix unit takes 64 rows with 4 warps, 128
 with 8. Larger tiles load less, until the registers spill: `python -m benchmarks.compiled` counts
 that. Each line of HALF and WIDE is the fastest of those that `python -m benchmarks.tune` times, at
-64k tokens; FLOAT32 was only made to fit.
+64k tokens; WIDEST and FLOAT32 were only made to fit.
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +38,8 @@ class TileSizes:
 class Widths(NamedTuple):
     """Compile-time sizes of the rows: heads of a group, columns of q and k, columns of v and out.
 
-    BLOCK_R, BLOCK_D and BLOCK_DV are R, D and DV padded to what the matrix unit takes.
+    BLOCK_R is R padded to what the matrix unit takes, BLOCK_D and BLOCK_DV are the columns of one
+    piece of D and of DV (pieces.py).
     """
 
     R: int
@@ -72,7 +73,20 @@ HALF = {  # half precision, keys and values up to 128 wide
     "selected_dq":          TileSizes(    None,    None,     4,      3, hold=True),
     "selected_dkdv":        TileSizes(    None,    None,     4,      4, hold=True),
 }
-WIDE = {  # half precision, wider than 128: 256 columns in memory and registers
+WIDE = {  # half precision, up to 192 columns: three pieces of 64 (pieces.py)
+    #                                  BLOCK_M  BLOCK_N  warps  stages
+    "flash_forward":        TileSizes(     128,     128,     8,      2),
+    "flash_forward_window": TileSizes(      64,      32,     4,      4, hold=True),
+    "flash_dq":             TileSizes(      64,      32,     4,      4, hold=True),
+    "flash_dq_window":      TileSizes(      64,      32,     4,      4, hold=True),
+    "flash_dkdv":           TileSizes(      32,      64,     4,      3),
+    "flash_dkdv_window":    TileSizes(      32,      64,     4,      3),
+    "block_scores":         TileSizes(      64,     128,     4,      2),
+    "selected_forward":     TileSizes(    None,    None,     4,      2),
+    "selected_dq":          TileSizes(    None,    None,     4,      2, hold=True),
+    "selected_dkdv":        TileSizes(    None,    None,     4,      3, hold=True),  # v alone
+}
+WIDEST = {  # half precision, 256 columns; dk and dv spill
     #                                  BLOCK_M  BLOCK_N  warps  stages
     "flash_forward":        TileSizes(     128,      64,     8,      3),
     "flash_forward_window": TileSizes(      64,      32,     4,      3),
@@ -105,7 +119,9 @@ def tile_sizes(kernel: str, width: int, dtype: torch.dtype) -> TileSizes:
     """The tile of a kernel, for rows whose widest is `width`, in this type."""
     if dtype == torch.float32:
         return FLOAT32[kernel]
-    return (WIDE if width > 128 else HALF)[kernel]
+    if width <= 128:
+        return HALF[kernel]
+    return (WIDE if columns(width) <= 192 else WIDEST)[kernel]
 
 
 def row_name(kernel: str, window: int | None) -> str:
@@ -136,6 +152,25 @@ def padded(width: int) -> int:
     return max(16, power_of_two(width))
 
 
+def piece_width(width: int) -> int:
+    """The columns of one piece of `width`: all, padded, unless a quarter or more would be empty.
+
+    Then a quarter of them: three pieces hold 192 columns. No piece has fewer than 32.
+    """
+    whole = padded(width)
+    return whole // 4 if whole >= 128 and width <= whole * 3 // 4 else whole
+
+
+def columns(width: int) -> int:
+    """The columns that all pieces of `width` have together."""
+    return cdiv(width, piece_width(width)) * piece_width(width)
+
+
+def widest(D: int, DV: int) -> int:
+    """The width whose tiles fit rows of D and DV: the tables leave room for a DV of 128."""
+    return max(D, DV, columns(D) + columns(DV) - 128)
+
+
 # Triton has both, made for kernels too: on the host a call takes them 5 microseconds.
 
 
@@ -151,13 +186,15 @@ def cdiv(size: int, part: int) -> int:
 
 def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
     """The compile-time sizes of q (B, H, T, D), k (B, G, S, D) and v (B, G, S, Dv)."""
-    sizes = q.shape[1] // k.shape[1], q.shape[3], v.shape[3]
-    return Widths(*sizes, *(padded(size) for size in sizes))
+    R = q.shape[1] // k.shape[1]
+    D = q.shape[3]
+    DV = v.shape[3]
+    return Widths(R, D, DV, padded(R), piece_width(D), piece_width(DV))
 
 
 def tile_sizes_of(kernel: str, widths: Widths, dtype: torch.dtype) -> TileSizes:
     """The tile sizes of a kernel for rows of these widths and this type."""
-    return tile_sizes(kernel, max(widths.BLOCK_D, widths.BLOCK_DV), dtype)
+    return tile_sizes(kernel, widest(widths.D, widths.DV), dtype)
 
 
 def fit(
@@ -169,7 +206,7 @@ def fit(
 ) -> TileSizes:
     """As fit_stages, with `kept` and `step` as (rows of D, rows of Dv)."""
     kept_bytes, step_bytes = (
-        (of_d * widths.BLOCK_D + of_dv * widths.BLOCK_DV) * dtype.itemsize
+        (of_d * columns(widths.D) + of_dv * columns(widths.DV)) * dtype.itemsize
         for of_d, of_dv in (kept, step)
     )
     return fit_stages(tile, kept_bytes, step_bytes)

@@ -15,8 +15,8 @@ from jaxtyping import jaxtyped
 
 import kernels
 import nsa_lite
-from kernels import block_sparse_attention, flash_attention
-from kernels.tile_sizes import FLOAT32, HALF, WIDE
+from kernels import block_sparse_attention, descriptors, flash_attention
+from kernels.tile_sizes import FLOAT32, HALF, WIDE, WIDEST
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -236,11 +236,37 @@ def test_group_sizes_that_do_not_fill_a_tile(heads):
     compare("selected_attention", tensors(c), ids=random_ids(c, 2), select_block_size=8)
 
 
-@pytest.mark.parametrize("width, value", [(192, 128), (100, 256), (256, 16)])
-def test_wide_keys_and_values(width, value):
-    c = case(D=width, Dv=value, T=11, R=2)
-    compare("window_attention", tensors(c))
+@pytest.mark.parametrize(
+    "width, value", [(192, 128), (96, 96), (160, 192), (70, 180), (100, 256), (256, 16)]
+)
+def test_widths_in_one_piece_and_in_three(width, value):
+    c = case(D=width, Dv=value, T=13, R=2, l=4, d=2)
+    compare("window_attention", tensors(c), window=9)
+    compare("compressed_attention", short(c), block_size=4, stride=2)
     compare("selected_attention", tensors(c), ids=random_ids(c, 2), select_block_size=8)
+
+
+@pytest.mark.parametrize("width", [96, 160, 192])
+def test_select_blocks_with_keys_in_three_pieces(width):
+    c = case(D=width, T=40, R=2)
+    q, k, _ = short(c)
+    lse = nsa_lite.compressed_attention(q, k, k, block_size=8, stride=4)[1]
+    got, expected = (x.select_blocks(q, k, lse, **choice(c, 4)) for x in (kernels, nsa_lite))
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("width, value", [(192, 128), (160, 96)])
+def test_the_last_piece_ends_where_the_row_does(width, value):
+    """Rows that the copy engine takes as they lie: what follows in memory is the next row's NaN."""
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.full([1, heads, 10, 288], torch.nan, device=DEVICE)[..., :columns].copy_(
+            torch.randn(1, heads, 10, columns, generator=make)
+        )
+        for heads, columns in ((2, width), (1, width), (1, value))
+    )
+    assert descriptors.aligned(k) is k
+    compare("window_attention", (q, k, v))
 
 
 @pytest.mark.parametrize("select", [16, 24, 64, 128])
@@ -363,9 +389,10 @@ def test_a_scale_reaches_every_branch(scale):
     )
 
 
-def test_half_precision():
+@pytest.mark.parametrize("width", [32, 192])
+def test_half_precision(width):
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # interpreted bf16 is refused
-    c = case(T=40, D=32)
+    c = case(T=40, D=width)
     compare("window_attention", tensors(c, dtype), TOLERANCE[dtype])
     compare(
         "selected_attention",
@@ -386,9 +413,7 @@ def test_gated_sum():
     assert_alike(got[0] + got[1], expected[0] + expected[1], 1e-6)
 
 
-@SOME
-@given(sizes(), st.sampled_from([3, 17]), st.booleans())
-def test_the_whole_is_its_parts(c, window, closed):
+def compare_the_whole(c, window, closed=False):
     """One function, one dq for three branches and gates inside the kernels, against nsa_lite."""
     q, *raw = tensors(c)
     pairs = [short(c)[1:], raw, [x.flip(2) for x in raw]]
@@ -413,6 +438,17 @@ def test_the_whole_is_its_parts(c, window, closed):
 
     got, expected = run(ours, inputs), run(reference, [x.double() for x in inputs])
     assert_alike(got[0] + got[1], expected[0] + expected[1], TOLERANCE[torch.float32])
+
+
+@SOME
+@given(sizes(), st.sampled_from([3, 17]), st.booleans())
+def test_the_whole_is_its_parts(c, window, closed):
+    compare_the_whole(c, window, closed)
+
+
+@pytest.mark.parametrize("width, value", [(192, 128), (96, 160)])
+def test_the_whole_of_keys_and_values_in_pieces(width, value):
+    compare_the_whole(case(D=width, Dv=value, T=21, R=2), window=7)
 
 
 def test_the_layer_is_the_same_on_both_backends():
@@ -440,7 +476,7 @@ def test_the_layer_is_the_same_on_both_backends():
 @pytest.mark.parametrize("row", ["flash_dkdv", "flash_dkdv_window"])
 def test_the_numbers_of_a_tile_fill_128_bytes(row):
     """The copy engine writes from whole 128 bytes on: 32 float32 at least, or it stops."""
-    for table in (HALF, WIDE, FLOAT32):
+    for table in (HALF, WIDE, WIDEST, FLOAT32):
         for R in range(1, 65):
             heads, tokens = flash_attention.row_tile(R, table[row].BLOCK_M)
             assert heads * tokens >= 32 and heads >= R

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import kernels
 from kernels import tile_sizes
@@ -74,7 +75,7 @@ def test_the_kernels_import_nothing_of_the_reference(path):
 
 
 def test_tile_sizes_are_frozen_and_complete():
-    for table in (tile_sizes.HALF, tile_sizes.WIDE, tile_sizes.FLOAT32):
+    for table in (tile_sizes.HALF, tile_sizes.WIDE, tile_sizes.WIDEST, tile_sizes.FLOAT32):
         assert set(table) == set(tile_sizes.HALF)
         for tile in table.values():
             with pytest.raises(dataclasses.FrozenInstanceError):
@@ -91,3 +92,35 @@ def test_stages_are_lowered_to_what_fits():
     assert tile_sizes.fit_stages(held, kept=100, step=50, shared=149).stages == 2
     two_a_multiprocessor = tile_sizes.TileSizes(64, 64, warps=4, stages=3)
     assert tile_sizes.fit_stages(two_a_multiprocessor, kept=0, step=50, shared=200).stages == 2
+
+
+def test_columns_of_a_tile():
+    """A power of two, or three quarters of one in three pieces, of 32 columns at least."""
+    pieces = {5: 16, 40: 64, 48: 64, 64: 64, 65: 32, 96: 32, 97: 128, 128: 128, 160: 64, 192: 64}
+    assert {width: tile_sizes.piece_width(width) for width in pieces} == pieces
+    for width in range(33, 513):
+        columns = tile_sizes.columns(width)
+        assert width <= columns <= 2 * width
+        assert columns // tile_sizes.piece_width(width) in (1, 3)
+
+
+def test_tiles_follow_from_the_columns():
+    def table(width):
+        return tile_sizes.tile_sizes("flash_dkdv", width, torch.bfloat16)
+
+    assert table(128) is tile_sizes.HALF["flash_dkdv"]
+    assert table(129) is table(192) is tile_sizes.WIDE["flash_dkdv"]
+    assert table(193) is table(256) is tile_sizes.WIDEST["flash_dkdv"]
+    widths = {(128, 128): 128, (192, 128): 192, (192, 192): 256, (96, 160): 160, (16, 256): 256}
+    assert {pair: tile_sizes.widest(*pair) for pair in widths} == widths
+
+
+def test_a_row_of_192_columns_takes_192_in_shared_memory():
+    widths = tile_sizes.Widths(R=16, D=192, DV=128, BLOCK_R=16, BLOCK_D=64, BLOCK_DV=128)
+    tile = tile_sizes.TileSizes(128, 128, warps=8, stages=9)
+    # 225 KiB hold q, 128 rows of 192 in 2 bytes, and two steps of 128 keys and values.
+    kept = 128 * 192 * 2
+    step = 128 * (192 + 128) * 2
+    assert kept + 2 * step <= tile_sizes.SHARED < kept + 3 * step
+    fitted = tile_sizes.fit(tile, widths, torch.bfloat16, kept=(128, 0), step=(128, 128))
+    assert fitted.stages == 2

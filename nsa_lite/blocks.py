@@ -58,7 +58,12 @@ def forced_blocks(
 
 
 def overlap_in_strides(
-    compressed: int, selected: int, block_size: int, stride: int, select_block_size: int
+    compressed: int,
+    selected: int,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "{compressed} {selected}"]:
     """How much of selection block j compression block i covers: |C_i ∩ S_j| / d (Eq. 9).
 
@@ -66,8 +71,8 @@ def overlap_in_strides(
     the weights that Eq. 9 reaches by summing p twice. Its printed index counts from 1: from 0 it is
     (l'/d) j + m - n.
     """
-    first_c = torch.arange(compressed)[:, None] * stride
-    first_s = torch.arange(selected)[None, :] * select_block_size
+    first_c = torch.arange(compressed, device=device)[:, None] * stride
+    first_s = torch.arange(selected, device=device)[None, :] * select_block_size
     end_c = first_c + block_size
     end_s = first_s + select_block_size
     tokens = torch.minimum(end_c, end_s) - torch.maximum(first_c, first_s)

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nsa_lite.cache import Cache
-from nsa_lite.checks import require, require_int
+from nsa_lite.checks import require, require_int, require_range
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import NSAttention, with_extras
 from nsa_lite.traces import Trace
@@ -124,12 +124,7 @@ class DecoderLM(nn.Module):
         fits = tokens.dim() in (2, 3) and tokens.shape[1] >= 1
         rule = "must be (B, T) or (B, T, S) with at least one token"
         require(fits, "tokens.shape", tuple(tokens.shape), rule)
-        if tokens.numel():
-            low = int(tokens.min())
-            high = int(tokens.max())
-            top = self.config.vocab_size - 1
-            rule = f"must lie in 0 .. vocab_size - 1 = {top}"
-            require(low >= 0 and high <= top, "tokens", f"{low} .. {high}", rule)
+        require_range("tokens", tokens, 0, self.config.vocab_size - 1, " = vocab_size - 1")
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from nsa_lite.checks import (
     require_keys_for_every_query,
 )
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -38,12 +38,13 @@ class Cache:
         return 0 if self.blocks is None else self.blocks.k.shape[2]
 
     def require_whole(self, layer: nn.Module, batch: int, blocks: int, inputs: bool) -> None:
-        """Raise unless `layer` filled all of it, for `batch` sequences.
+        """Raise unless `layer`, its owner from now on, filled all of it, for `batch` sequences.
 
         blocks: how many phi has finished of so many tokens; inputs: whether a rule reads x.
         """
         mine = self.owner in (None, id(layer))
-        require(mine, "cache", type(self).__name__, "another layer filled it: each has its own")
+        require(mine, "cache", type(self).__name__, "another layer fills it; each has its own")
+        self.owner = id(layer)
         length = self.length
         for name, kv in self.raw.items():
             require_rows(f"cache.raw[{name!r}]", kv, batch, length, "tokens")

@@ -6,6 +6,7 @@ in the same words (kernels/checks.py).
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nsa_lite.blocks import num_select_blocks
 
@@ -26,18 +27,18 @@ def readable(x: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
         return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if is_functorch_wrapped_tensor(x):
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def require_range(argument: str, values: Tensor, low: int, high: int, rule: str = "") -> None:
-    """Raise if a number lies outside low .. high, where the numbers are readable."""
+def require_range(argument: str, values: Tensor, low: int, high: int, rule: str) -> None:
+    """Raise if a number lies outside low .. high, the rule's {}, where numbers are readable."""
     if values.numel() and readable(values):
         lowest = int(values.min())
         highest = int(values.max())
         inside = lowest >= low and highest <= high
-        require(inside, argument, f"{lowest} .. {highest}", f"must lie in {low} .. {high}{rule}")
+        require(inside, argument, f"{lowest} .. {highest}", rule, high)
 
 
 def require(ok: bool, argument: str, value: object, rule: str, *sizes: object) -> None:
@@ -193,7 +194,7 @@ def require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, start
     require(fits, "ids.shape", tuple(ids.shape), rule, expected)
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
     last = num_select_blocks(start + q.shape[2], select_block_size) - 1
-    require_range("ids", ids, -1, last, ", the blocks of this sequence")
+    require_range("ids", ids, -1, last, "must lie in -1 .. {}, the blocks of this sequence")
     if readable(ids):
         ordered = ids.sort(dim=-1).values
         twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)

@@ -72,7 +72,8 @@ def compressed_attention(
     """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
 
     Returns the output and the natural log-sum-exp; a query that sees no block (t < l - 1) gets
-    0 and -inf. Blocks that the last query does not see are not read. Errors: ValueError or TypeError that names the argument.
+    0 and -inf. Blocks that the last query does not see are not read.
+    Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
     require_geometry(block_size, stride)

@@ -188,7 +188,8 @@ def selected_attention(
 ) -> Float[Tensor, "B H T Dv"]:
     """Attention to the raw tokens of the selected blocks, causal inside the own block (Eq. 12).
 
-    An id of -1 is padding; the others of a query differ. Keys from start + T on are not read. Memory grows with T n l', not T x T.
+    An id of -1 is padding; the others of a query must differ. Keys from start + T on are not read.
+    Memory grows with T n l', not T x T.
     Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
@@ -232,7 +233,7 @@ def gather_blocks(
     table = x.reshape(-1, select_block_size * width)  # one row a block, of every batch and group
     row = torch.arange(batch * groups, device=x.device).view(batch, groups, 1, 1) * blocks
     rows = embedding(ids.long().clamp(min=0) + row, table)
-    return rows.view(batch, groups, ids.shape[2], -1, width)
+    return rows.reshape(batch, groups, ids.shape[2], -1, width)
 
 
 def selected_mask(

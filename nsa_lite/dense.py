@@ -83,9 +83,10 @@ def newest_attention(
         k = pad(k, (0, more))
     if more < 0:
         v = pad(v, (0, -more))
-    whole = length == total
-    mask = None if whole or length == 1 else causal_lower_right(length, total)
-    out = scaled_dot_product_attention(
-        q, k, v, mask, is_causal=whole, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    options = dict(scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    if length == total:
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    else:
+        mask = None if length == 1 else causal_lower_right(length, total)
+        out = scaled_dot_product_attention(q, k, v, mask, **options)
     return out[..., :value_width]

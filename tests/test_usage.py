@@ -312,7 +312,7 @@ def agree(compiled, layer, lengths):
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["nsa", "dense", "nsa-kl", "nsa-bce", "nsa-straight-through"])
+@pytest.mark.parametrize("kind", ["nsa", "dense", "nsa-bce", "nsa-straight-through"])
 def test_a_compiled_layer_agrees_at_every_length_from_one_compilation(kind, fresh_dynamo):
     counter = CompileCounterWithBackend("aot_eager")
     layer = built(kind)
@@ -324,14 +324,14 @@ def test_a_compiled_layer_agrees_at_every_length_from_one_compilation(kind, fres
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_the_default_compilation_agrees(fresh_dynamo):
     layer = built("nsa")
-    compiled = torch.compile(layer)
-    agree(lambda x: compiled(x, return_loss=True), layer, (75, 42))
+    compiled = torch.compile(layer)  # one length: a minute of g++; the others need no more of it
+    agree(lambda x: compiled(x, return_loss=True), layer, (75,))
 
 
 def test_an_exported_layer_takes_other_lengths():
     layer = built("nsa").eval()
-    length = torch.export.Dim("T", min=42, max=4096)
-    exported = torch.export.export(layer, (stream(75),), dynamic_shapes=({1: length}, None))
+    length = torch.export.Dim.DYNAMIC
+    exported = torch.export.export(layer, (stream(75),), dynamic_shapes=({1: length},))
     x = stream(50)
     torch.testing.assert_close(exported.module()(x), layer(x), rtol=1e-5, atol=1e-6)
 

@@ -322,10 +322,11 @@ def test_a_compiled_layer_agrees_at_every_length_from_one_compilation(kind, fres
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@torch.no_grad()
 def test_the_default_compilation_agrees(fresh_dynamo):
-    layer = built("nsa")
-    compiled = torch.compile(layer)  # one length: a minute of g++; the others need no more of it
-    agree(lambda x: compiled(x, return_loss=True), layer, (75,))
+    """Forward, at one length: every kernel more costs seconds of a C++ compiler."""
+    layer, x = built("nsa"), stream(75)
+    torch.testing.assert_close(torch.compile(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
 def test_an_exported_layer_takes_other_lengths():

@@ -5,18 +5,25 @@ and S = T; when decoding, the queries are the newest positions and the keys are 
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nsa_lite.blocks import query_positions
 from nsa_lite.checks import (
+    autocasts,
     require_attention_inputs,
     require_int,
     require_keys_for_every_query,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class KV(NamedTuple):
@@ -29,6 +36,24 @@ class KV(NamedTuple):
 def accurate(x: Tensor) -> Tensor:
     """x in at least float32: half precision is for storage, sums need more digits."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def in_full_precision(
+    operation: Callable[Concatenate[Tensor, P], R],
+) -> Callable[Concatenate[Tensor, P], R]:
+    """The operation without autocast, which would round the factors of its products to 16 bits.
+
+    Its first argument, given by its place, is a tensor on the device that it runs on.
+    """
+
+    @wraps(operation)
+    def run(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not autocasts(x.device.type):
+            return operation(x, *args, **kwargs)
+        with torch.autocast(x.device.type, enabled=False):
+            return operation(x, *args, **kwargs)
+
+    return run
 
 
 def scale_of(scale: float | None, width: int) -> float:
@@ -51,6 +76,7 @@ def masked_softmax(
     return p, lse.masked_fill(~alive, -math.inf).squeeze(-1)
 
 
+@in_full_precision
 def attention_probabilities(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B G S D"],
@@ -63,6 +89,7 @@ def attention_probabilities(
     return masked_softmax(scores * scale_of(scale, k.shape[3]), mask)
 
 
+@in_full_precision
 def attend(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B G S D"],
@@ -90,6 +117,7 @@ def window_attention(
 ) -> Float[Tensor, "B H T Dv"]:
     """Causal attention to the last `window` keys, the query's own included; None is dense.
 
+    Keys behind the last query, from start + T on, are not read.
     Errors: ValueError or TypeError that names the argument. Source: section 3.3.3.
     """
     require_attention_inputs(q, k, v)
@@ -99,10 +127,17 @@ def window_attention(
     return attend_in_window(q, k, v, window, scale, start)
 
 
+def seen(x: Float[Tensor, "B G S D"], q: Tensor, start: int) -> Float[Tensor, "B G _ D"]:
+    """The keys or values up to the last query's position: what lies behind may be anything."""
+    return x[:, :, : start + q.shape[2]]
+
+
 def attend_in_window(
     q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, start: int
 ) -> Tensor:
     """window_attention without its checks; a window that cuts nothing off is dense."""
+    k = seen(k, q, start)
+    v = seen(v, q, start)
     if window is None or window >= start + q.shape[2]:
         s = torch.arange(k.shape[2], device=q.device)
         return attend(q, k, v, s <= query_positions(q, start)[:, None], scale)[0]
@@ -112,19 +147,35 @@ def attend_in_window(
 def attend_in_chunks(
     q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, start: int
 ) -> Tensor:
-    """attend_in_window for w queries at a time, which share at most 2w - 1 keys."""
-    k = accurate(k)  # chunks share keys: their gradients are added without rounding
-    v = accurate(v)
-    chunks = []
-    for first in range(0, q.shape[2], window):
-        chunk = q[:, :, first : first + window]
-        t = query_positions(chunk, start + first)[:, None]
-        low = max(0, start + first - window + 1)
-        s = torch.arange(low, start + first + chunk.shape[2], device=q.device)
-        keys = slice(low, low + len(s))
-        mask = (s <= t) & (s > t - window)
-        chunks.append(attend(chunk, k[:, :, keys], v[:, :, keys], mask, scale)[0])
-    return torch.cat(chunks, dim=2)
+    """attend_in_window with c = min(w, T) queries to a row of a batch, which share c + w - 1 keys.
+
+    Query r of a chunk reads its keys r .. r + w - 1, but for those before the sequence's first.
+    """
+    batch, _, length, _ = q.shape
+    size = min(window, length)
+    count = -(-length // size)
+    behind = count * size - length  # fills up the last chunk
+    chunks = pad(q, (0, 0, 0, behind)).unflatten(2, (count, size))  # (B, H, chunks, c, D)
+    r = torch.arange(size, device=q.device)[:, None]
+    s = torch.arange(size + window - 1, device=q.device)
+    first = torch.arange(count, device=q.device) * size + start - window + 1
+    mask = (s >= r) & (s < r + window) & (first[:, None, None] + s >= 0)  # (chunks, c, c + w - 1)
+    mask = mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None, None]
+    keys = shared_keys(k, start, window, size, behind)
+    values = shared_keys(v, start, window, size, behind)
+    out, _ = attend(chunks.transpose(1, 2).flatten(0, 1), keys, values, mask, scale)
+    out = out.unflatten(0, (batch, count)).transpose(1, 2)  # (B, H, chunks, c, Dv)
+    return out.flatten(2, 3)[:, :, :length]
+
+
+def shared_keys(
+    x: Float[Tensor, "B G S D"], start: int, window: int, size: int, behind: int
+) -> Float[Tensor, "B_chunks G keys D"]:
+    """The c + w - 1 keys, or values, that each chunk of c queries reads, 0 outside the sequence."""
+    before = window - 1 - start  # of the first query's window, keys that do not exist
+    x = accurate(x)  # chunks share keys: their gradients are added without rounding
+    x = pad(x[:, :, max(0, -before) :], (0, 0, max(0, before), behind))
+    return x.unfold(2, size + window - 1, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 
 def dense_attention(

@@ -58,17 +58,22 @@ def forced_blocks(
 
 
 def overlap_in_strides(
-    compressed: int, selected: int, block_size: int, stride: int, select_block_size: int
+    compressed: int,
+    selected: int,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "{compressed} {selected}"]:
     """How much of selection block j compression block i covers: |C_i ∩ S_j| / d (Eq. 9).
 
-    Whole numbers, as floats for a matrix product. With l=32, d=16, l'=64 a column holds 1 2 2 2 1:
+    Whole numbers, in float32 for a matrix product. With l=32, d=16, l'=64 a column holds 1 2 2 2 1:
     the weights that Eq. 9 reaches by summing p twice. Its printed index counts from 1: from 0 it is
     (l'/d) j + m - n.
     """
-    first_c = torch.arange(compressed)[:, None] * stride
-    first_s = torch.arange(selected)[None, :] * select_block_size
+    first_c = torch.arange(compressed, dtype=torch.float32, device=device)[:, None] * stride
+    first_s = torch.arange(selected, dtype=torch.float32, device=device) * select_block_size
     end_c = first_c + block_size
     end_s = first_s + select_block_size
     tokens = torch.minimum(end_c, end_s) - torch.maximum(first_c, first_s)
-    return (tokens.clamp(min=0) // stride).float()
+    return tokens.clamp(min=0) / stride

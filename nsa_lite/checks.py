@@ -6,21 +6,57 @@ in the same words (kernels/checks.py).
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from nsa_lite.blocks import num_select_blocks
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require(ok: bool, argument: str, value: object, rule: str) -> None:
-    """Raise a ValueError that names the argument, its value and the rule, unless `ok`."""
+def autocasts(device_type: str) -> bool:
+    """Whether torch.autocast is on for a type of device; some, such as "meta", have none."""
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a check may look at x's numbers: it may not where there are none yet.
+
+    Those of a graph that is compiled, exported or captured come later; a tensor on meta, a fake
+    one and one under vmap have none.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta":
+        return False
+    if is_functorch_wrapped_tensor(x):
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def require_range(argument: str, values: Tensor, low: int, high: int, rule: str) -> None:
+    """Raise if a number lies outside low .. high, the rule's {}, where numbers are readable."""
+    if values.numel() and readable(values):
+        lowest = int(values.min())
+        highest = int(values.max())
+        inside = lowest >= low and highest <= high
+        require(inside, argument, f"{lowest} .. {highest}", rule, high)
+
+
+def require(ok: bool, argument: str, value: object, rule: str, *sizes: object) -> None:
+    """Raise a ValueError that names the argument, its value and the rule, unless `ok`.
+
+    Each {} of the rule stands for one of `sizes`. A size is written out only when the rule is
+    broken: torch.compile takes a size that is written into a string for a constant.
+    """
     if not ok:
-        raise ValueError(f"{argument} = {value}: {rule}")
+        raise ValueError(f"{argument} = {value}: {rule.format(*sizes) if sizes else rule}")
 
 
 def require_int(argument: str, value: object, *, at_least: int) -> None:
-    """Raise unless `value` is an int (not a bool) of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Raise unless `value` is an int (not a bool) of at least `at_least`.
+
+    A size that torch.export leaves open is an int too.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{argument} = {value!r}: must be an int, got {type(value).__name__}")
     require(value >= at_least, argument, value, f"must be at least {at_least}")
 
@@ -54,11 +90,12 @@ def require_queries_and_keys(q: Tensor, k: Tensor, name: str = "k") -> None:
     empty = "must hold at least one query, and no axis may be empty"
     require(min(q.shape) >= 1, "q.shape", tuple(q.shape), empty)
     shape = tuple(k.shape)
-    require(k.shape[0] == q.shape[0], f"{name}.shape", shape, f"batch must be q's, {q.shape[0]}")
-    require(k.shape[3] == q.shape[3], f"{name}.shape", shape, f"width must be q's, {q.shape[3]}")
+    require(k.shape[0] == q.shape[0], f"{name}.shape", shape, "batch must be q's, {}", q.shape[0])
+    require(k.shape[3] == q.shape[3], f"{name}.shape", shape, "width must be q's, {}", q.shape[3])
     heads, groups = q.shape[1], k.shape[1]
-    rule = f"query heads ({heads}) must be a multiple of {name}'s heads ({groups})"
-    require(groups >= 1 and heads % groups == 0, "q.shape", tuple(q.shape), rule)
+    rule = f"query heads ({{}}) must be a multiple of {name}'s heads ({{}})"
+    fits = groups >= 1 and heads % groups == 0
+    require(fits, "q.shape", tuple(q.shape), rule, heads, groups)
 
 
 def require_attention_inputs(
@@ -72,16 +109,17 @@ def require_attention_inputs(
     require_queries_and_keys(q, k, k_name)
     require_float_tensor(v_name, v, "B, G, S, Dv")
     require_alike(v_name, v, "q", q)
-    rule = f"batch, heads and length must be {k_name}'s, {tuple(k.shape[:3])}"
-    require(v.shape[:3] == k.shape[:3], f"{v_name}.shape", tuple(v.shape), rule)
+    expected = tuple(k.shape[:3])
+    rule = f"batch, heads and length must be {k_name}'s, {{}}"
+    require(v.shape[:3] == expected, f"{v_name}.shape", tuple(v.shape), rule, expected)
 
 
 def require_keys_for_every_query(q: Tensor, k: Tensor, start: int, name: str = "k") -> None:
     """Raise unless the S keys reach the last query's position, start + T - 1."""
     require_int("start", start, at_least=0)
     last = start + q.shape[2]
-    rule = f"must hold at least start + T = {last} keys, one for each position up to the last query"
-    require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule)
+    rule = "must hold at least start + T = {} keys, one for each position up to the last query"
+    require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule, last)
 
 
 def require_geometry(block_size: int, stride: int, select_block_size: int | None = None) -> None:
@@ -112,8 +150,9 @@ def require_counts(num_selected: int, num_initial: int, num_local: int) -> None:
 def require_lse(lse: Tensor, q: Tensor) -> None:
     """Raise unless lse is a float (B, H, T) on q's device."""
     require_float_tensor("lse", lse, "B, H, T")
-    rule = f"must be (B, H, T) = {tuple(q.shape[:3])}"
-    require(lse.shape == q.shape[:3], "lse.shape", tuple(lse.shape), rule)
+    expected = tuple(q.shape[:3])
+    fits = lse.shape == expected
+    require(fits, "lse.shape", tuple(lse.shape), "must be (B, H, T) = {}", expected)
     require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
@@ -140,31 +179,35 @@ def require_score(score: Tensor, select_block_size: int, start: int) -> None:
     require(shape[2] >= 1, "score.shape", shape, "must hold at least one query")
     last = start + shape[2]
     blocks = num_select_blocks(last, select_block_size)
-    rule = f"{last} tokens lie in {blocks} blocks of {select_block_size}"
-    require(shape[3] == blocks, "score.shape", shape, rule)
+    rule = "{} tokens lie in {} blocks of {}"
+    require(shape[3] == blocks, "score.shape", shape, rule, last, blocks, select_block_size)
 
 
 def require_ids(ids: Tensor, q: Tensor, k: Tensor, select_block_size: int, start: int) -> None:
-    """Raise unless ids is int (B, G, T, n) on q's device and names blocks of this sequence."""
+    """Raise unless ids is int (B, G, T, n) on q's device and names blocks, none twice in a row.
+
+    The numbers are looked at only where they are readable.
+    """
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
         got = getattr(ids, "dtype", type(ids).__name__)
         raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
     expected = (k.shape[0], k.shape[1], q.shape[2])
     fits = ids.dim() == 4 and ids.shape[:3] == expected
-    rule = f"must be (B, G, T, n) with (B, G, T) = {expected}"
-    require(fits, "ids.shape", tuple(ids.shape), rule)
+    rule = "must be (B, G, T, n) with (B, G, T) = {}"
+    require(fits, "ids.shape", tuple(ids.shape), rule, expected)
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
-    if ids.numel():
-        last = num_select_blocks(start + q.shape[2], select_block_size) - 1
-        low = int(ids.min())
-        high = int(ids.max())
-        rule = f"must lie in -1 .. {last}, the blocks of this sequence"
-        require(low >= -1 and high <= last, "ids", f"{low} .. {high}", rule)
+    last = num_select_blocks(start + q.shape[2], select_block_size) - 1
+    require_range("ids", ids, -1, last, "must lie in -1 .. {}, the blocks of this sequence")
+    if readable(ids):
+        ordered = ids.sort(dim=-1).values
+        twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+        rule = "a query's ids must differ from one another, but for -1"
+        require(not twice.any(), "ids", ids[twice.any(-1)][:1].tolist(), rule)
 
 
 def require_gates(gates: Tensor, q: Tensor) -> None:
     """Raise unless gates is a float (B, H, T, 3) for the queries q (B, H, T, D)."""
     require_float_tensor("gates", gates, "B, H, T, 3")
     expected = (*q.shape[:3], 3)
-    rule = f"must be {expected}: one gate for each branch and head"
-    require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule)
+    rule = "must be {}: one gate for each branch and head"
+    require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule, expected)

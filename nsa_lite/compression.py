@@ -54,9 +54,8 @@ def split_blocks(
 
     Block i is x[:, :, i*d : i*d + l].
     """
-    count = num_compressed(x.shape[2], block_size, stride)
-    if count == 0:
-        return x.new_empty(*x.shape[:2], 0, block_size, x.shape[3])
+    if x.shape[2] < block_size:  # no block, but one that x gets its gradient (of 0) through
+        return x[:, :, :0, None].expand(-1, -1, -1, block_size, -1)
     return x.unfold(2, block_size, stride).transpose(-1, -2)
 
 
@@ -73,12 +72,20 @@ def compressed_attention(
     """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
 
     Returns the output and the natural log-sum-exp; a query that sees no block (t < l - 1) gets
-    0 and -inf. Errors: ValueError or TypeError that names the argument.
+    0 and -inf. Blocks that the last query does not see are not read.
+    Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
     require_geometry(block_size, stride)
     require_int("start", start, at_least=0)
     return attend_compressed(q, k, v, block_size, stride, scale, start)
+
+
+def finished_blocks(
+    x: Float[Tensor, "B G N D"], q: Tensor, block_size: int, stride: int, start: int
+) -> Float[Tensor, "B G _ D"]:
+    """The compressed keys or values that the last query sees: what lies behind may be anything."""
+    return x[:, :, : num_compressed(start + q.shape[2], block_size, stride)]
 
 
 def attend_compressed(
@@ -91,5 +98,7 @@ def attend_compressed(
     start: int,
 ) -> tuple[Tensor, Tensor]:
     """compressed_attention without its checks."""
+    k = finished_blocks(k, q, block_size, stride, start)
+    v = finished_blocks(v, q, block_size, stride, start)
     mask = visible_compressed(query_positions(q, start), k.shape[2], block_size, stride)
     return attend(q, k, v, mask, scale)

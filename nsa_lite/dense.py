@@ -3,9 +3,11 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nsa_lite.attention import KV, window_attention
-from nsa_lite.cache import Cache
+from nsa_lite.cache import Cache, kept_on_error
 from nsa_lite.checks import require_int
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import join_heads, newest, require_input, split_heads, with_extras
@@ -15,6 +17,7 @@ from nsa_lite.rope import rotate
 class DenseAttention(nn.Module):
     """Causal attention to every key, or to the last `window`, with RoPE.
 
+    Dense attention is torch's own, which makes no T x T scores where torch has a fused kernel.
     x (B, T, C) -> y (B, T, C). Heads, widths, cache, `last` and what is returned as in
     NSAttention; the loss is 0 and the trace is None.
     """
@@ -40,6 +43,14 @@ class DenseAttention(nn.Module):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.query.weight)
+        with kept_on_error([cache]):
+            if cache is not None:
+                cache.require_whole(self, x.shape[0], blocks=0, inputs=False)
+            y = self.output(join_heads(self.attend(x, cache, last)))
+        return with_extras(y, None, None, return_loss, return_trace)
+
+    def attend(self, x: Tensor, cache: Cache | None, last: int | None) -> Tensor:
+        """The outputs (B, H, m, Dv) of the m = last newest tokens, all of them if last is None."""
         theta = self.config.rope_theta
         seen = 0 if cache is None else cache.length
         positions = torch.arange(seen, seen + x.shape[1], device=x.device)
@@ -50,6 +61,32 @@ class DenseAttention(nn.Module):
         asking = newest(x, last)
         positions = positions[-asking.shape[1] :]
         q = rotate(split_heads(self.query(asking), self.config.heads), positions, theta)
+        if self.window is None:
+            return newest_attention(q, *kv)
         start = kv.k.shape[2] - asking.shape[1]
-        out = window_attention(q, *kv, window=self.window, start=start)
-        return with_extras(self.output(join_heads(out)), None, None, return_loss, return_trace)
+        return window_attention(q, *kv, window=self.window, start=start)
+
+
+def newest_attention(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G S D"], v: Float[Tensor, "B G S Dv"]
+) -> Float[Tensor, "B H T Dv"]:
+    """dense_attention of the T newest of S tokens (start = S - T), by torch's own kernels.
+
+    Theirs want one width: the narrower of D and Dv is filled up with zeros, which add nothing.
+    """
+    length, total = q.shape[2], k.shape[2]
+    scale = q.shape[3] ** -0.5
+    value_width = v.shape[3]
+    more = value_width - q.shape[3]
+    if more > 0:
+        q = pad(q, (0, more))
+        k = pad(k, (0, more))
+    if more < 0:
+        v = pad(v, (0, -more))
+    options = dict(scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    if length == total:
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    else:
+        mask = None if length == 1 else causal_lower_right(length, total)
+        out = scaled_dot_product_attention(q, k, v, mask, **options)
+    return out[..., :value_width]

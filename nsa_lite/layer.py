@@ -11,8 +11,15 @@ from torch.nn.functional import linear
 
 from nsa_lite.attention import KV
 from nsa_lite.backend import Operations, operations_of, require_backend
-from nsa_lite.cache import Cache
-from nsa_lite.checks import require, require_alike, require_float_tensor, require_int
+from nsa_lite.blocks import num_compressed
+from nsa_lite.cache import Cache, kept_on_error
+from nsa_lite.checks import (
+    autocasts,
+    require,
+    require_alike,
+    require_float_tensor,
+    require_int,
+)
 from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
 from nsa_lite.gates import BRANCHES, Gate
@@ -70,7 +77,9 @@ class NSAttention(nn.Module):
     them. With last=m only the m newest tokens are queries: y is (B, m, C), and the others cost
     their keys, values and phi only. return_loss and return_trace add the rule's loss (a scalar)
     and a Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's
-    Eq. 8-11: it gets Known and returns a Choice.
+    Eq. 8-11: it gets Known and returns a Choice. Sequences of a batch may end early: padding behind
+    their last token changes nothing before it, as long as it is finite (NaN or infinity there may
+    turn into NaN in tokens before it, for 0 * NaN is NaN); leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -78,6 +87,7 @@ class NSAttention(nn.Module):
         self, config: NSAConfig, *, choose: Rule | None = None, backend: str = "auto"
     ) -> None:
         super().__init__()
+        require_rule(choose)
         require_backend(backend)
         self.config = config
         self.backend = backend
@@ -103,11 +113,20 @@ class NSAttention(nn.Module):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.query.weight)
-        projected = self.project(x, cache, last)
-        blocks = self.compress(projected.raw["compressed"], cache)
-        out, loss, trace = self.attend(projected, blocks, return_trace)
-        y = self.output(join_heads(out))
+        with kept_on_error([cache]):
+            self.require_cache(cache, x)
+            projected = self.project(x, cache, last)
+            blocks = self.compress(projected.raw["compressed"], cache)
+            out, loss, trace = self.attend(projected, blocks, return_trace)
+            y = self.output(join_heads(out))
         return with_extras(y, loss, trace, return_loss, return_trace)
+
+    def require_cache(self, cache: Cache | None, x: Tensor) -> None:
+        """Raise unless the cache is this layer's, whole, and holds as many sequences as x."""
+        if cache is not None:
+            c = self.config
+            blocks = num_compressed(cache.length, c.block_size, c.stride)
+            cache.require_whole(self, x.shape[0], blocks, inputs=self.choose is not None)
 
     def project(self, x: Tensor, cache: Cache | None, last: int | None) -> Projected:
         """One linear map for each of query, keys and values; all but phi's keys are rotated."""
@@ -163,7 +182,7 @@ class NSAttention(nn.Module):
         choose = None
         loss = None
         if self.choose is not None:
-            choice = self.choose(Known(self.config, x, q, raw["selected"].k, start))
+            choice = decided(self.choose, Known(self.config, x, q, raw["selected"].k, start))
             attention = choice.attention or attention
             choose = partial(chosen_before, choice.ids)
             loss = choice.loss
@@ -182,6 +201,24 @@ class NSAttention(nn.Module):
         return out, loss, trace
 
 
+def require_rule(choose: object) -> None:
+    """Raise unless `choose` is None or can be asked: a function or a module, but no class."""
+    a_class = isinstance(choose, type)
+    if a_class or not (choose is None or callable(choose)):
+        got = f"the class {choose.__name__}" if a_class else type(choose).__name__
+        raise TypeError(f"choose: must be a function or a module that is made already, got {got}")
+
+
+def decided(choose: Rule, known: Known) -> Choice:
+    """What a rule decides. Errors: TypeError if it is no rule, or returns no Choice."""
+    require_rule(choose)
+    choice = choose(known)
+    if not isinstance(choice, Choice):
+        name = getattr(choose, "__name__", type(choose).__name__)
+        raise TypeError(f"choose: {name} must return a Choice, got {type(choice).__name__}")
+    return choice
+
+
 def chosen_before(ids: Tensor, lse: Tensor) -> Tensor:  # noqa: ARG001  what `choose` is given
     """The `choose` of nsa_attention for blocks that are known already."""
     return ids
@@ -193,7 +230,7 @@ def require_input(x: Tensor, weight: Tensor) -> None:
     require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
     width = weight.shape[1]
     require(x.shape[2] == width, "x.shape", tuple(x.shape), f"C must be config.dim = {width}")
-    if not torch.is_autocast_enabled(weight.device.type):  # autocast mixes dtypes on purpose
+    if not autocasts(weight.device.type):  # autocast mixes dtypes on purpose
         require_alike("x", x, "weight", weight)
 
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from nsa_lite.cache import Cache
-from nsa_lite.checks import require, require_int
+from nsa_lite.cache import Cache, kept_on_error
+from nsa_lite.checks import require, require_int, require_range
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import NSAttention, with_extras
 from nsa_lite.traces import Trace
@@ -45,7 +45,7 @@ class Block(nn.Module):
         dim = config.dim
         self.norm_attention = nn.RMSNorm(dim)
         self.norm_mlp = nn.RMSNorm(dim)
-        self.attention = attention(config)
+        self.attention = made(attention, config)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(
@@ -62,6 +62,19 @@ class Block(nn.Module):
         y, loss, *traced = given
         x = x[:, -y.shape[1] :] + y
         return x + self.mlp(self.norm_mlp(x)), loss, traced
+
+
+def made(attention: MakeAttention, config: NSAConfig) -> nn.Module:
+    """The layer that `attention` makes. Errors: TypeError if it makes none, or is one itself."""
+    name = getattr(attention, "__name__", type(attention).__name__)
+    if isinstance(attention, nn.Module) or not callable(attention):
+        raise TypeError(
+            f"attention: must make a layer of an NSAConfig, as NSAttention does, got a {name}"
+        )
+    layer = attention(config)
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"attention: {name} must make an nn.Module, got {type(layer).__name__}")
+    return layer
 
 
 class DecoderLM(nn.Module):
@@ -94,21 +107,18 @@ class DecoderLM(nn.Module):
         self.require_tokens(tokens)
         layers = len(self.blocks)
         given = [None] * layers if caches is None else caches
-        require(
-            len(given) == layers,
-            "len(caches)",
-            len(given),
-            f"must hold one for each of {layers} layers",
-        )
+        rule = f"must hold one for each of {layers} layers"
+        require(len(given) == layers, "len(caches)", len(given), rule)
         x = self.embedding(tokens)
         x = x.sum(dim=2) if tokens.dim() == 3 else x
         losses = []
         traces = []
-        for block, cache in zip(self.blocks, given, strict=True):
-            at_end = block is self.blocks[-1]  # the layers below feed every position's keys
-            x, loss, trace = block(x, cache, last if at_end else None, return_traces)
-            losses.append(loss)
-            traces += [t for t in trace if t is not None]
+        with kept_on_error(given):
+            for block, cache in zip(self.blocks, given, strict=True):
+                at_end = block is self.blocks[-1]  # the layers below feed every position's keys
+                x, loss, trace = block(x, cache, last if at_end else None, return_traces)
+                losses.append(loss)
+                traces += [t for t in trace if t is not None]
         logits = self.unembedding(self.norm(x))
         return with_extras(logits, torch.stack(losses).sum(), traces, return_loss, return_traces)
 
@@ -124,12 +134,8 @@ class DecoderLM(nn.Module):
         fits = tokens.dim() in (2, 3) and tokens.shape[1] >= 1
         rule = "must be (B, T) or (B, T, S) with at least one token"
         require(fits, "tokens.shape", tuple(tokens.shape), rule)
-        if tokens.numel():
-            low = int(tokens.min())
-            high = int(tokens.max())
-            top = self.config.vocab_size - 1
-            rule = f"must lie in 0 .. vocab_size - 1 = {top}"
-            require(low >= 0 and high <= top, "tokens", f"{low} .. {high}", rule)
+        top = self.config.vocab_size - 1
+        require_range("tokens", tokens, 0, top, "must lie in 0 .. vocab_size - 1 = {}")
 
 
 @torch.no_grad()

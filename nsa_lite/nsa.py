@@ -59,7 +59,9 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
     """Eq. 5: the gated sum of the three branches; each has its own keys and values.
 
     `choose` may replace the choice of Eq. 8-11: it gets the compressed branch's lse and returns
-    ids. With return_branches the Branches come too.
+    ids. With return_branches the Branches come too. Keys and values that the last query does not
+    see are not read. Sequences of a batch may end early: padding behind the last token changes
+    nothing before it, as long as it is finite (a NaN there may reach it, for 0 * NaN is NaN).
     Errors: ValueError or TypeError that names the argument.
     """
     require_branches(q, compressed, selected, window, start)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
-from nsa_lite.attention import accurate, masked_softmax, scale_of
+from nsa_lite.attention import accurate, in_full_precision, masked_softmax, scale_of, seen
 from nsa_lite.blocks import (
     forced_blocks,
     num_select_blocks,
@@ -25,9 +25,13 @@ from nsa_lite.checks import (
     require_score,
     require_scoring,
 )
+from nsa_lite.compression import finished_blocks
+
+BEHIND_ALL = 2**31 - 1  # where no block is: sorted by id, it comes last
 
 
 @torch.no_grad()
+@in_full_precision
 def compressed_probabilities(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B G N D"],
@@ -80,13 +84,27 @@ def importance_of(
     start: int,
 ) -> Tensor:
     """block_importance without its checks."""
+    k = finished_blocks(k, q, block_size, stride, start)
     p = compressed_probabilities(
         q, k, lse, block_size=block_size, stride=stride, scale=scale, start=start
     )
-    p = p.sum(dim=2)  # Eq. 10: probabilities are summed over the group's heads, not logits
     blocks = num_select_blocks(start + q.shape[2], select_block_size)
-    overlap = overlap_in_strides(k.shape[2], blocks, block_size, stride, select_block_size)
-    return p @ overlap.to(p)
+    return shared_out(p, blocks, block_size, stride, select_block_size)
+
+
+@in_full_precision
+def shared_out(
+    p: Float[Tensor, "B G R T N"],
+    blocks: int,
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+) -> Float[Tensor, "B G T {blocks}"]:
+    """What the selection blocks get of compressed ones' probabilities, all heads' (Eq. 9-10)."""
+    overlap = overlap_in_strides(
+        p.shape[-1], blocks, block_size, stride, select_block_size, p.device
+    )
+    return p.sum(dim=2) @ overlap.to(p)  # Eq. 10 sums probabilities, not logits
 
 
 def choose_blocks(
@@ -127,10 +145,10 @@ def best_blocks(
     rank = score.nan_to_num(nan=0.0).masked_fill(forced, math.inf).masked_fill(~legal, -math.inf)
     order = rank.sort(dim=-1, descending=True, stable=True).indices[..., :num_selected]
     # The best n may hold blocks that start after t when few are legal: mask them again.
-    chosen = order.masked_fill(~legal.expand_as(rank).gather(-1, order), blocks)
+    chosen = order.masked_fill(~legal.expand_as(rank).gather(-1, order), BEHIND_ALL)
     ids = chosen.sort(dim=-1).values
-    ids = pad(ids, (0, num_selected - ids.shape[-1]), value=blocks)
-    return ids.masked_fill(ids == blocks, -1).int()
+    ids = pad(ids, (0, num_selected - ids.shape[-1]), value=BEHIND_ALL)
+    return ids.masked_fill(ids == BEHIND_ALL, -1).int()
 
 
 def select_blocks(  # noqa: PLR0913  the paper's sizes
@@ -170,7 +188,8 @@ def selected_attention(
 ) -> Float[Tensor, "B H T Dv"]:
     """Attention to the raw tokens of the selected blocks, causal inside the own block (Eq. 12).
 
-    An id of -1 is padding. Memory grows with T n l', not T x T.
+    An id of -1 is padding; the others of a query must differ. Keys from start + T on are not read.
+    Memory grows with T n l', not T x T.
     Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
@@ -180,6 +199,7 @@ def selected_attention(
     return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 
 
+@in_full_precision
 def attend_to_blocks(
     q: Tensor,
     k: Tensor,
@@ -191,8 +211,8 @@ def attend_to_blocks(
 ) -> Tensor:
     """selected_attention without its checks; the scale may differ from key to key (keys = n l')."""
     scale = scale_of(scale, q.shape[3]) if scale is None else scale
-    keys = gather_blocks(k, ids, select_block_size)
-    values = gather_blocks(v, ids, select_block_size)
+    keys = gather_blocks(seen(k, q, start), ids, select_block_size)
+    values = gather_blocks(seen(v, q, start), ids, select_block_size)
     mask = selected_mask(ids, query_positions(q, start), select_block_size)
     q = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
     # Keys first: their gradient then has the gathered layout, which saves a copy of all blocks.
@@ -208,11 +228,12 @@ def gather_blocks(
     """The tokens of each query's blocks, keys = n l' of them; -1 reads block 0, to be masked."""
     batch, groups, length, width = x.shape
     blocks = num_select_blocks(length, select_block_size)
-    x = pad(accurate(x), (0, 0, 0, blocks * select_block_size - length))
+    x = accurate(x).contiguous()  # first: torch.compile expects that a pad of nothing copies
+    x = pad(x, (0, 0, 0, blocks * select_block_size - length))
     table = x.reshape(-1, select_block_size * width)  # one row a block, of every batch and group
     row = torch.arange(batch * groups, device=x.device).view(batch, groups, 1, 1) * blocks
     rows = embedding(ids.long().clamp(min=0) + row, table)
-    return rows.view(batch, groups, ids.shape[2], -1, width)
+    return rows.reshape(batch, groups, ids.shape[2], -1, width)
 
 
 def selected_mask(

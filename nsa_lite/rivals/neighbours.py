@@ -16,6 +16,7 @@ from nsa_lite.attention import (
     accurate,
     attend,
     attention_probabilities,
+    in_full_precision,
     masked_softmax,
     scale_of,
 )
@@ -186,12 +187,14 @@ def _causal(q: Tensor) -> Tensor:
     return t <= t[:, None]
 
 
+@in_full_precision
 def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     """Scaled products of each head's queries with its group's keys: (B, G, R, T, S)."""
     q = accurate(q).unflatten(1, (k.shape[1], -1))
     return torch.einsum("bgrtd,bgsd->bgrts", q, accurate(k)) * scale_of(scale, k.shape[3])
 
 
+@in_full_precision
 def _read_out(p: Tensor, v: Tensor) -> Tensor:
     """Each row's mean of the values, weighed by p (B, G, R, T, S): (B, H, T, Dv)."""
     return torch.einsum("bgrts,bgsv->bgrtv", p, accurate(v)).flatten(1, 2).to(v.dtype)
@@ -203,5 +206,6 @@ def _require_sequence(q: Tensor, k: Tensor, v: Tensor) -> None:
         k.shape[2] == q.shape[2],
         "k.shape",
         tuple(k.shape),
-        f"must hold one key for each of {q.shape[2]} queries",
+        "must hold one key for each of {} queries",
+        q.shape[2],
     )

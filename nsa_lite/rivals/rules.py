@@ -10,7 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nsa_lite.attention import accurate, attention_probabilities, masked_softmax
+from nsa_lite.attention import (
+    accurate,
+    attention_probabilities,
+    in_full_precision,
+    masked_softmax,
+    seen,
+)
 from nsa_lite.blocks import (
     forced_blocks,
     num_select_blocks,
@@ -77,8 +83,7 @@ def by_bound(known: Known) -> Choice:
 def by_block_mean(known: Known) -> Choice:
     """MoBA's score: the query times the mean of the block's keys (arXiv 2502.13189)."""
     means = whole_blocks(known).mean(-2)  # (B, G, blocks, D)
-    q = accurate(known.q).unflatten(1, (means.shape[1], -1))
-    return Choice(best(known, vote(known, torch.einsum("bgrtd,bgjd->bgrtj", q, means))))
+    return Choice(best(known, vote(known, products(known.q, means))))
 
 
 def nothing(known: Known) -> Choice:
@@ -98,6 +103,7 @@ def block_mass(
     q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G S D"], select_block_size: int, start: int = 0
 ) -> Float[Tensor, "B G T blocks"]:
     """Dense causal attention's probability in each block, summed over the group's heads."""
+    k = seen(k, q, start)
     causal = torch.arange(k.shape[2], device=k.device) <= query_positions(q, start)[:, None]
     p = attention_probabilities(q, k, causal, None)[0].sum(dim=2)
     p = pad(p, (0, -k.shape[2] % select_block_size))
@@ -117,15 +123,22 @@ def block_ranges(known: Known) -> tuple[Tensor, Tensor]:
     return keys.amin(-2), keys.amax(-2)
 
 
+@in_full_precision
+def products(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G blocks D"]
+) -> Float[Tensor, "B G R T blocks"]:
+    """Each query head times its group's keys, one a block, not scaled."""
+    return torch.einsum("bgrtd,bgjd->bgrtj", accurate(q).unflatten(1, (k.shape[1], -1)), k)
+
+
 def page_bound(
     q: Float[Tensor, "B H T D"],
     low: Float[Tensor, "B G pages D"],
     high: Float[Tensor, "B G pages D"],
 ) -> Float[Tensor, "B G R T pages"]:
     """Quest's bound u = sum_c max(q_c m_c, q_c M_c), never below the best q.k of the page."""
-    q = accurate(q).unflatten(1, (low.shape[1], -1))
-    up = torch.einsum("bgrtd,bgjd->bgrtj", q.clamp(min=0), high)
-    down = torch.einsum("bgrtd,bgjd->bgrtj", q.clamp(max=0), low)  # largest at the lowest key
+    up = products(q.clamp(min=0), high)
+    down = products(q.clamp(max=0), low)  # largest at the lowest key
     return up + down
 
 

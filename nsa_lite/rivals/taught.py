@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from nsa_lite.attention import KV, attention_probabilities, masked_softmax, window_attention
-from nsa_lite.blocks import overlap_in_strides, query_positions, visible_compressed
+from nsa_lite.attention import (
+    KV,
+    attention_probabilities,
+    in_full_precision,
+    masked_softmax,
+    window_attention,
+)
+from nsa_lite.blocks import query_positions, visible_compressed
 from nsa_lite.compression import Phi, compressed_attention
 from nsa_lite.config import NSAConfig
 from nsa_lite.gates import gated_sum
@@ -20,7 +26,7 @@ from nsa_lite.layer import Choice, Known, split_heads
 from nsa_lite.nsa import Branches, Choose
 from nsa_lite.rivals.rules import best, candidates, chosen, forced, num_blocks, true_mass
 from nsa_lite.rope import rotate
-from nsa_lite.selection import attend_to_blocks
+from nsa_lite.selection import attend_to_blocks, shared_out
 
 SMALLEST = 1e-9  # a score's logarithm stays finite
 
@@ -50,9 +56,8 @@ class Indexer(nn.Module):
         i = torch.arange(k.shape[2], device=k.device)
         k = rotate(k, i * c.stride, c.rope_theta)
         visible = visible_compressed(t, len(i), c.block_size, c.stride)
-        p = attention_probabilities(q, k, visible, None)[0].sum(2)
-        sizes = (c.block_size, c.stride, c.select_block_size)
-        return p @ overlap_in_strides(len(i), num_blocks(known), *sizes).to(p)
+        p, _ = attention_probabilities(q, k, visible, None)
+        return shared_out(p, num_blocks(known), c.block_size, c.stride, c.select_block_size)
 
     def logits(self, known: Known) -> Float[Tensor, "B G T blocks"]:
         """z, of which a softmax over the candidates gives each its share of the importance."""
@@ -103,6 +108,7 @@ class GumbelTopK(StraightThrough):
         return z - torch.empty_like(z).exponential_().log() if self.training else z
 
 
+@in_full_precision
 def bce_over_softmax(
     z: Float[Tensor, "*rows blocks"],
     target: Bool[Tensor, "*rows blocks"],
@@ -133,8 +139,8 @@ def kl_to_mass(
 def mean_where_it_matters(known: Known, loss: Float[Tensor, "B G T"]) -> Float[Tensor, ""]:
     """Mean over the queries with more candidates than free places, 0 if there are none."""
     free = known.config.num_selected - forced(known).sum(-1)
-    matters = candidates(known).sum(-1) > free
-    return loss[..., matters].mean() if matters.any() else loss.new_zeros(())
+    matters = (candidates(known).sum(-1) > free).expand_as(loss)
+    return loss.masked_fill(~matters, 0.0).sum() / matters.sum().clamp(min=1)
 
 
 def straight_through(

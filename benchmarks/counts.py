@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.block_sparse_attention import union_tile
+from kernels.block_sparse_attention import reader_row, reader_tile, union_tile
 from kernels.flash_attention import row_tile, token_chunks
 from kernels.importance import blocks_in_a_tile
 from kernels.tile_sizes import TileSizes, padded, row_name, tile_sizes
@@ -219,9 +219,9 @@ def flash_kernel(sizes: Sizes, what: str, keys: Keys, pairs: float) -> Work:
     return attention(sizes, what, tiles, pairs, count, parts)
 
 
-def neighbours(config: NSAConfig) -> int:
-    """How many tokens share a program of the selected branch: with their heads, 64 rows at most."""
-    return union_tile(config.group_size)[1]
+def neighbours(sizes: Sizes) -> int:
+    """How many tokens share a program of the selected forward and dq, and its walk over a union."""
+    return union_tile(sizes.config.group_size, sizes.tile("selected_forward").BLOCK_M)[1]
 
 
 def expected_union(config: NSAConfig, length: int, U: int, keep: float = 0.0) -> float:
@@ -250,9 +250,9 @@ def selected(sizes: Sizes, pairs: float, union: float, U: int | None = None) -> 
     """selected_forward, selected_dq and selected_dkdv; `union` blocks a program on average.
 
     U tokens share a program; None takes what the kernels take. The bytes of ids and of lists of
-    readers are left out: at most 2%.
+    readers are left out: at most 4% of the memory.
     """
-    U = neighbours(sizes.config) if U is None else U
+    U = neighbours(sizes) if U is None else U
     M = max(16, U * row_tile(sizes.config.group_size, 1)[0])
     N = padded(sizes.config.select_block_size)
     steps = sizes.groups * -(-sizes.length // U) * union  # programs x blocks
@@ -270,13 +270,14 @@ def selected_dkdv(sizes: Sizes, pairs: float) -> Work:
     their rows until the next block asks for them has to load them again.
     """
     l_sel = sizes.config.select_block_size
-    M = padded(sizes.config.group_size)  # rows: one reader's, in a tile of 16 at least
+    tile = sizes.tile(reader_row(sizes.config.group_size))
+    heads, together = reader_tile(sizes.config.group_size, tile.BLOCK_M)
     N = padded(l_sel)
     blocks = num_select_blocks(sizes.length, l_sel)
     n = min(sizes.config.num_selected, blocks)
     readers = n * sizes.length - l_sel * n * (n - 1) // 2  # the first blocks' tokens see fewer
     chunks = sizes.groups * readers // CHUNK + sizes.groups * blocks  # at most
-    tiles = Tiles(M, N, sizes.tile("selected_dkdv").hold, sizes.groups * readers * M * N)
+    tiles = Tiles(heads * together, N, tile.hold, sizes.groups * readers * heads * N)
     return attention(
         sizes, "dk dv", tiles, pairs, sizes.length, parts=chunks / (sizes.groups * blocks)
     )
@@ -337,7 +338,7 @@ def works(sizes: Sizes, union: float | None = None) -> dict[str, dict[str, Work]
     config, length = sizes.config, sizes.length
     pairs = sequence_cost(config, length).tokens | sequence_cost(config, length, "dense").tokens
     if union is None:
-        union = expected_union(config, length, neighbours(config))
+        union = expected_union(config, length, neighbours(sizes))
     keys = {
         "dense": Keys(1, 1, None),
         "window": Keys(1, 1, config.window),

@@ -99,9 +99,10 @@ def counted(config: str, length: int, ids: str = "random") -> dict[str, dict[str
     layer = NSAConfig(
         heads=sizes.heads, kv_heads=sizes.groups, head_dim=sizes.width, value_dim=sizes.value
     )
-    neighbours = counts.neighbours(layer)
+    counted_sizes = counts.Sizes(layer, length)
+    neighbours = counts.neighbours(counted_sizes)
     union = counts.expected_union(layer, length, neighbours, KEEP.get(ids, 0.0))
-    return counts.works(counts.Sizes(layer, length), union)
+    return counts.works(counted_sizes, union)
 
 
 def timed_together(branch: str, what: str, kernels: dict[str, Work]) -> tuple[str, list[Work]]:

@@ -100,13 +100,14 @@ def main() -> None:
     )
     args = parser.parse_args()
     config = NSAConfig(head_dim=args.width)
-    union = expected_union(config, args.length, neighbours(config), args.keep)
+    sizes = Sizes(config, args.length)
+    union = expected_union(config, args.length, neighbours(sizes), args.keep)
     print(
         f"{config.heads} heads, {config.kv_heads} groups, {args.length} tokens, bf16; "
-        f"{neighbours(config)} neighbours read {union:.1f} blocks together"
+        f"{neighbours(sizes)} neighbours read {union:.1f} blocks together"
     )
     print(f"computed bounds, no timings; the device's rates: {H100['source']}\n")
-    print(table(works(Sizes(config, args.length), union)))
+    print(table(works(sizes, union)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import triton.language as tl
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import (
     check_ids,
@@ -60,6 +61,7 @@ from kernels.online_softmax import (
     score_gradient_by_key,
 )
 from kernels.rows import (
+    Rows,
     TileRows,
     add_rows,
     batch_and_group,
@@ -218,6 +220,7 @@ def selected_dq(
     DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    HEADS: tl.constexpr = triton.next_power_of_2(WIDTHS.R)
     PARTS: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
     at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
     t = sizes.start + at.token  # [M]
@@ -229,7 +232,7 @@ def selected_dq(
     o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
-    by_row += place_in_tiles(at, TILE.BLOCK_H, 1)  # one token's heads a tile: selected_dkdv's
+    by_row += place_in_tiles(at, HEADS, 1)  # one token's heads a tile: selected_dkdv's
     lse, delta, gate = prepare_gradient(
         o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
@@ -259,7 +262,7 @@ def chunk_of_readers(readers, list_id, CHUNK: tl.constexpr):
 
 @triton.jit
 def readers_of_a_step(readers, b, g, first, end, R: tl.constexpr, TILE: tl.constexpr):
-    """The TileRows of BLOCK_T readers, from `first` on: rows reader after reader, not by heads.
+    """The TileRows of BLOCK_T readers, from `first` on; here a reader's heads lie together.
 
     A last step that readers do not fill reads the last one again, all of it masked.
     """
@@ -381,10 +384,12 @@ def add_chunks(
 def union_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
     """How many heads and tokens share a program and its walk over the union of their blocks.
 
-    As many tokens as fill BLOCK_M rows, if an entry has a bit for each.
+    As many tokens as fill BLOCK_M rows, if an entry has a bit for each. For R = 1 it has not: half
+    of the 64 rows that the fast matrix unit takes stay empty.
     """
     heads = power_of_two(R)
-    return heads, max(1, min(NEIGHBOURS, BLOCK_M // heads))
+    tokens = max(1, min(NEIGHBOURS, BLOCK_M // heads))
+    return max(heads, min(64, BLOCK_M) // tokens), tokens
 
 
 def reader_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
@@ -396,6 +401,11 @@ def reader_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
 def reader_row(R: int) -> str:
     """The line of selected_dkdv: groups of fewer than 16 heads, whose readers share products."""
     return "selected_dkdv_small" if power_of_two(R) < 16 else "selected_dkdv"
+
+
+def readers_argument(x: Tensor, heads: int, tokens: int) -> TensorDescriptor | Rows:
+    """What `load_readers` takes for x: a descriptor for one reader at a time, else rows."""
+    return descriptor(x, heads, 1) if tokens == 1 else rows(x)
 
 
 def num_blocks(q: Tensor, blocks: Blocks) -> int:
@@ -457,7 +467,7 @@ def block_sparse_gradients(
     M = heads * tokens
     tuned = tuned.with_rows(M)
     BLOCK_N = padded(blocks.select_block_size)
-    row_lse, row_delta = room_for_numbers(q, k.shape[1], heads, 1)
+    row_lse, row_delta = room_for_numbers(q, k.shape[1], power_of_two(widths.R), 1)
     dq = torch.empty_like(q) if gated is None else gated.dq
     launch(
         selected_dq,
@@ -499,10 +509,10 @@ def block_gradients(
     launch(
         selected_dkdv,
         (len(who.chunk_list),),
-        group_argument(q, heads, 1, tokens == 1),
+        readers_argument(q, heads, tokens),
         descriptor(k, 1, BLOCK_N),
         descriptor(v, 1, BLOCK_N),
-        group_argument(dout, heads, 1, tokens == 1),
+        readers_argument(dout, heads, tokens),
         row_lse,
         row_delta,
         who,

@@ -70,24 +70,25 @@ def list_union(
 ):
     """The union of the n blocks of each of BLOCK_T neighbouring tokens.
 
-    Tiles: all ids, BLOCK_T * n padded to [BLOCK_E], beside those of one token, n padded to
-    [BLOCK_S]; which are the same, [BLOCK_E, BLOCK_S].
+    Tiles: all ids, BLOCK_T * n padded to [BLOCK_E], beside some of one token's, [BLOCK_S]; which
+    are the same, [BLOCK_E, BLOCK_S].
     """
     e = tl.arange(0, BLOCK_E)
-    s = tl.arange(0, BLOCK_S)
     first = tl.program_id(0) * BLOCK_T
     ids += (tl.program_id(1).to(tl.int64) * T + first) * n
     count = tl.minimum(T - first, BLOCK_T) * n
     block = tl.load(ids + e, mask=e < count, other=-1)
     real = (block >= 0) & (block < num_blocks)
     who = tl.zeros([BLOCK_E], tl.int64)
-    for u in range(BLOCK_T):
-        theirs = tl.load(ids + u * n + s, mask=(s < n) & (u * n < count), other=-1)
-        who |= tl.max((block[:, None] == theirs[None, :]).to(tl.int32), 1).to(tl.int64) << u
-    # New: no token before names it, and neither did its own, which might name a block twice.
-    earlier = (s[None, :] < (e % n)[:, None]) & real[:, None]
-    own = tl.load(ids + (e - e % n)[:, None] + s[None, :], mask=earlier, other=-1)
-    again = tl.max((block[:, None] == own).to(tl.int32), 1)
+    again = tl.zeros([BLOCK_E], tl.int32)  # its own token named it before
+    for some in range(0, n, BLOCK_S):
+        s = some + tl.arange(0, BLOCK_S)
+        for u in range(BLOCK_T):
+            theirs = tl.load(ids + u * n + s, mask=(s < n) & (u * n < count), other=-1)
+            who |= tl.max((block[:, None] == theirs[None, :]).to(tl.int32), 1).to(tl.int64) << u
+        earlier = (s[None, :] < (e % n)[:, None]) & real[:, None]
+        own = tl.load(ids + (e - e % n)[:, None] + s[None, :], mask=earlier, other=-1)
+        again |= tl.max((block[:, None] == own).to(tl.int32), 1)
     before = who & ((1 << (e // n).to(tl.int64)) - 1)
     new = real & (again == 0) & (before == 0)
     slot = tl.cumsum(new.to(tl.int32), 0) - 1
@@ -106,7 +107,6 @@ def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
     )
     counts = torch.empty(batch, groups, tiles, dtype=torch.int32, device=ids.device)
     BLOCK_E = padded(neighbours * n)
-    BLOCK_S = padded(n)
     launch(
         list_union,
         grid_of(tiles, batch, groups),
@@ -119,8 +119,8 @@ def union(ids: Tensor, neighbours: int, blocks: int) -> Union:
         n=n,
         BLOCK_T=neighbours,
         BLOCK_E=BLOCK_E,
-        BLOCK_S=BLOCK_S,
-        num_warps=max(1, min(8, BLOCK_E * BLOCK_S // 1024)),
+        BLOCK_S=16,
+        num_warps=max(1, min(16, BLOCK_E // 64)),
     )
     return Union(entries, counts)
 

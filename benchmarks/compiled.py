@@ -194,11 +194,19 @@ def table(**sizes) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--heads", type=int, default=64, help="of queries (64)")
+    parser.add_argument("--groups", type=int, default=4, help="of heads that share keys (4)")
     parser.add_argument("--width", type=int, default=128, help="of queries and keys (128)")
     parser.add_argument("--value", type=int, default=128, help="of values (128)")
     parser.add_argument("--arch", type=int, default=90, help="compute capability x 10 (90)")
     args = parser.parse_args()
-    rows = table(arch=args.arch, width=args.width, value=args.value)
+    rows = table(
+        arch=args.arch,
+        heads=args.heads,
+        groups=args.groups,
+        width=args.width,
+        value=args.value,
+    )
     if args.json:
         print(json.dumps(rows, indent=1))
         return

@@ -7,12 +7,12 @@ does the selected branch's work on ids. Tiles are counted on average, not one by
 on all this is within 2% of the tiles that the kernels walk and the bytes that they load.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from kernels.block_sparse_attention import COLUMNS_HELD, union_tile
+from kernels.block_sparse_attention import reader_row, reader_tile, union_tile
 from kernels.flash_attention import row_tile, token_chunks
 from kernels.importance import blocks_in_a_tile
 from kernels.tile_sizes import TileSizes, columns, padded, row_name, tile_sizes, widest
@@ -219,9 +219,9 @@ def flash_kernel(sizes: Sizes, what: str, keys: Keys, pairs: float) -> Work:
     return attention(sizes, what, tiles, pairs, count, parts)
 
 
-def neighbours(config: NSAConfig) -> int:
-    """How many tokens share a program of the selected branch: with their heads, 64 rows at most."""
-    return union_tile(config.group_size)[1]
+def neighbours(sizes: Sizes) -> int:
+    """How many tokens share a program of the selected forward and dq, and its walk over a union."""
+    return union_tile(sizes.config.group_size, sizes.tile("selected_forward").BLOCK_M)[1]
 
 
 def expected_union(config: NSAConfig, length: int, U: int, keep: float = 0.0) -> float:
@@ -250,9 +250,9 @@ def selected(sizes: Sizes, pairs: float, union: float, U: int | None = None) -> 
     """selected_forward, selected_dq and selected_dkdv; `union` blocks a program on average.
 
     U tokens share a program; None takes what the kernels take. The bytes of ids and of lists of
-    readers are left out: at most 2%.
+    readers are left out: at most 4% of the memory.
     """
-    U = neighbours(sizes.config) if U is None else U
+    U = neighbours(sizes) if U is None else U
     return selected_walks(sizes, pairs, union, U) | {"dk dv": selected_dkdv(sizes, pairs)}
 
 
@@ -275,22 +275,17 @@ def selected_dkdv(sizes: Sizes, pairs: float) -> Work:
     their rows until the next block asks for them has to load them again.
     """
     l_sel = sizes.config.select_block_size
-    M = padded(sizes.config.group_size)  # rows: one reader's, in a tile of 16 at least
+    tile = sizes.tile(reader_row(sizes.config.group_size))
+    heads, together = reader_tile(sizes.config.group_size, tile.BLOCK_M)
     N = padded(l_sel)
     blocks = num_select_blocks(sizes.length, l_sel)
     n = min(sizes.config.num_selected, blocks)
     readers = n * sizes.length - l_sel * n * (n - 1) // 2  # the first blocks' tokens see fewer
     chunks = sizes.groups * readers // CHUNK + sizes.groups * blocks  # at most
-    hold = sizes.tile("selected_dkdv").hold
-    hold_k = hold and sizes.width <= COLUMNS_HELD.value
-    tiles = Tiles(M, N, hold_k, sizes.groups * readers * M * N)
-    work = attention(
+    tiles = Tiles(heads * together, N, tile.hold, sizes.groups * readers * heads * N)
+    return attention(
         sizes, "dk dv", tiles, pairs, sizes.length, parts=chunks / (sizes.groups * blocks)
     )
-    if hold_k or not hold:
-        return work
-    v_held = sizes.groups * readers * sizes.bytes(N * sizes.numbers((0, 1)))  # k is not
-    return replace(work, shared=work.shared - v_held)
 
 
 def selection(sizes: Sizes, pairs: float) -> dict[str, Work]:
@@ -348,7 +343,7 @@ def works(sizes: Sizes, union: float | None = None) -> dict[str, dict[str, Work]
     config, length = sizes.config, sizes.length
     pairs = sequence_cost(config, length).tokens | sequence_cost(config, length, "dense").tokens
     if union is None:
-        union = expected_union(config, length, neighbours(config))
+        union = expected_union(config, length, neighbours(sizes))
     keys = {
         "dense": Keys(1, 1, None),
         "window": Keys(1, 1, config.window),

@@ -96,10 +96,10 @@ def seconds(
 
 def counted(config: str, length: int, ids: str = "random") -> dict[str, dict[str, Work]]:
     """The counted work of one config's kernels, for ids of that coherence."""
-    layer = CONFIGS[config].layer()
-    neighbours = counts.neighbours(layer)
-    union = counts.expected_union(layer, length, neighbours, KEEP.get(ids, 0.0))
-    return counts.works(counts.Sizes(layer, length), union)
+    sizes = counts.Sizes(CONFIGS[config].layer(), length)
+    neighbours = counts.neighbours(sizes)
+    union = counts.expected_union(sizes.config, length, neighbours, KEEP.get(ids, 0.0))
+    return counts.works(sizes, union)
 
 
 def timed_together(branch: str, what: str, kernels: dict[str, Work]) -> tuple[str, list[Work]]:

@@ -138,7 +138,7 @@ def main() -> None:
     config = CONFIGS[args.config].layer()
     widths = f"{config.head_dim} and {config.value_dim} wide"
     print(f"{config.heads} heads, {config.kv_heads} groups, {widths}, {args.length} tokens, bf16")
-    for U in args.tokens or [neighbours(config)]:
+    for U in args.tokens or [neighbours(Sizes(config, args.length))]:
         union = expected_union(config, args.length, U, args.keep)
         print(f"{U} neighbours read {union:.1f} blocks together")
     print(f"computed bounds, no timings; the device's rates: {H100['source']}\n")
@@ -149,8 +149,9 @@ def chosen(config: NSAConfig, args: argparse.Namespace) -> dict[str, dict[str, W
     """The kernels that the command asks for."""
     if args.tokens:
         return sharing(config, args.length, args.keep, args.tokens)
-    union = expected_union(config, args.length, neighbours(config), args.keep)
-    return works(Sizes(config, args.length), union)
+    sizes = Sizes(config, args.length)
+    union = expected_union(config, args.length, neighbours(sizes), args.keep)
+    return works(sizes, union)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.tune                            every line of HALF, config A
     python -m benchmarks.tune flash_dkdv selected_dq     some of them
+    python -m benchmarks.tune --config B                 of the selected branch, 4 heads a group
     python -m benchmarks.tune --config paper             those of WIDE, at the paper's widths
 
 kernels/tile_sizes.py holds the fastest of these; after a change of a kernel or of Triton, look
@@ -36,7 +37,9 @@ KERNELS = {  # line of the table -> the branch to run, the kernel to time
     "selected_forward": ("selected", "selected_forward"),
     "selected_dq": ("selected", "selected_dq"),
     "selected_dkdv": ("selected", "selected_dkdv"),
+    "selected_dkdv_small": ("selected", "selected_dkdv"),
 }
+SHARED_UNION = ("selected_forward", "selected_dq")  # they take as many rows
 
 
 def flat(*tiles: tuple[int, int, int, int], hold: bool = False) -> list[TileSizes]:
@@ -44,11 +47,16 @@ def flat(*tiles: tuple[int, int, int, int], hold: bool = False) -> list[TileSize
     return [TileSizes(*tile, hold=hold) for tile in tiles]
 
 
-def walks(*tiles: tuple[int, int], hold: bool = False) -> list[TileSizes]:
-    """Tiles of the selected branch, whose sizes follow from the blocks: (warps, stages)."""
-    return [TileSizes(None, None, *tile, hold=hold) for tile in tiles]
+def walks(*tiles: tuple[int, int, int], hold: bool = False) -> list[TileSizes]:
+    """Tiles of the selected branch, whose keys follow from the blocks: (BLOCK_M, warps, stages)."""
+    return [TileSizes(rows, None, warps, stages, hold=hold) for rows, warps, stages in tiles]
 
 
+TRIED_SELECTED = {
+    "selected_forward": walks((64, 4, 3), (64, 4, 2), (128, 8, 3), (128, 8, 2)),
+    "selected_dq": walks((64, 4, 3), (64, 4, 2), (128, 8, 3), (128, 8, 2), hold=True)
+    + walks((64, 4, 2), (128, 8, 2)),
+}
 TRIED = {
     "flash_forward": flat((128, 128, 8, 3), (128, 64, 4, 2), (128, 64, 8, 3))
     + flat((128, 128, 8, 3), (64, 64, 4, 3), hold=True),
@@ -63,9 +71,12 @@ TRIED = {
     "flash_dkdv_window": flat((64, 128, 8, 3), (64, 128, 8, 2), (32, 128, 8, 4), (64, 64, 4, 2))
     + flat((32, 64, 4, 4), hold=True),
     "block_scores": flat((64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)),
-    "selected_forward": walks((4, 3), (4, 2), (4, 1), (8, 2)),
-    "selected_dq": walks((4, 3), (4, 2), hold=True) + walks((4, 2)),
-    "selected_dkdv": walks((4, 4), (4, 3), (4, 2), hold=True) + walks((4, 8)),
+    **TRIED_SELECTED,
+    "selected_dkdv": walks((16, 4, 4), (16, 4, 3), (16, 4, 2), hold=True) + walks((16, 4, 8)),
+}
+TRIED_SMALL = TRIED_SELECTED | {
+    "selected_dkdv_small": walks((16, 4, 4), (16, 4, 6), (16, 4, 8), hold=True)
+    + walks((16, 4, 8), (32, 4, 4), (32, 4, 6), (64, 8, 4)),
 }
 TRIED_WIDE = {
     "flash_forward": flat((128, 128, 8, 2), (128, 64, 8, 3))
@@ -79,11 +90,17 @@ TRIED_WIDE = {
     "flash_dkdv": flat((32, 64, 4, 3), (64, 64, 8, 3), (64, 64, 8, 2), (32, 128, 8, 4)),
     "flash_dkdv_window": flat((32, 64, 4, 3), (64, 64, 8, 3), (64, 64, 8, 2), (32, 128, 8, 4)),
     "block_scores": flat((64, 128, 4, 2), (64, 64, 4, 2), (64, 128, 8, 2), (128, 128, 8, 2)),
-    "selected_forward": walks((4, 2), (8, 3)),
-    "selected_dq": walks((4, 2), (8, 4), hold=True) + walks((4, 1), (8, 3)),
-    "selected_dkdv": walks((4, 3), (4, 2), hold=True) + walks((4, 7), (4, 4)),
+    "selected_forward": walks((64, 4, 2), (64, 8, 3)),
+    "selected_dq": walks((64, 4, 2), (64, 8, 4), hold=True) + walks((64, 4, 1), (64, 8, 3)),
+    "selected_dkdv": walks((16, 4, 3), (16, 4, 2), hold=True) + walks((16, 4, 7), (16, 4, 4)),
 }
-TABLES = {"A": (HALF, TRIED), "paper": (WIDE, TRIED_WIDE)}
+TABLES = {"A": (HALF, TRIED), "B": (HALF, TRIED_SMALL), "paper": (WIDE, TRIED_WIDE)}
+
+
+def changes(table: dict[str, TileSizes], row: str, tile: TileSizes) -> dict[str, TileSizes]:
+    """The lines of a table that trying a tile changes: who shares its union takes its rows too."""
+    others = SHARED_UNION if row in SHARED_UNION else ()
+    return {other: table[other].with_rows(tile.BLOCK_M) for other in others} | {row: tile}
 
 
 def branches(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Callable[[], object]]:
@@ -136,27 +153,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(KERNELS)}")
     parser.add_argument("--config", choices=TABLES, default="A")
     args = parser.parse_args(arguments)
-    if unknown := set(args.rows) - set(KERNELS):
-        parser.error(f"row = {unknown.pop()}: must be one of {', '.join(KERNELS)}")
+    table, tried = TABLES[args.config]
+    if unknown := set(args.rows) - set(tried):
+        parser.error(f"row = {unknown.pop()}: must be one of {', '.join(tried)}")
     if not torch.cuda.is_available():
         print("error: no CUDA device: times of interpreted kernels mean nothing", file=sys.stderr)
         return 2
     sizes = CONFIGS[args.config]
-    table, tried = TABLES[args.config]
     x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
     runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
-    for row in args.rows or KERNELS:
+    for row in args.rows or tried:
         branch, kernel = KERNELS[row]
-        chosen = table[row]
+        chosen = dict(table)
         for tile in tried[row]:
-            table[row] = tile
+            table.update(changes(chosen, row, tile))
             try:
                 found = f"{milliseconds(runs[branch], kernel):8.2f} ms"
             except Exception as error:  # too large, or refused by the compiler
                 found = f"{type(error).__name__}: {error}".split("\n")[0][:80]
-            mark = "  <- chosen" if tile == chosen else ""
+            mark = "  <- chosen" if tile == chosen[row] else ""
             print(f"{row:20} {tile} {found}{mark}", flush=True)
-        table[row] = chosen
+        table.update(chosen)
     return 0
 
 

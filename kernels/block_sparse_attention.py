@@ -5,15 +5,15 @@
                            rows of tokens that did not choose it are masked
 
     dk, dv         a program owns a block and a chunk of its readers, gathered from all over
-                   the sequence: a token's R rows each
-                       block j:  readers (last token first) | chunk | chunk | ..
-                                                                 \\    |    /
-                                                 sum in this order -> dk, dv of block j
+                   the sequence: a token's R rows each, several tokens a product for small R
+                       block j:  readers (first token first) | chunk | chunk | ..
+                                                                  \\    |    /
+                                                  sum in this order -> dk, dv of block j
 
 The paper's kernel (section 3.4) has a program for each token and group: a block is then loaded for
-R rows only. Here BLOCK_T neighbouring tokens, 4 at most, share a program, and load once what they
-have in common: at least the forced blocks. For R = 16 they fill the 64 rows that the H100's fast
-matrix unit wants.
+R rows only. Here BLOCK_T neighbouring tokens, 32 at most, share a program, and load once what they
+have in common: at least the forced blocks. Four tokens for R = 16, or 16 for R = 4, fill the 64
+rows that the H100's fast matrix unit wants.
 
 Every query reads block 0, so its list is as long as the sequence: chunks keep any one program from
 walking all of it, and their sums are added in list order, so two runs agree bit by bit.
@@ -22,7 +22,6 @@ H query heads in G groups of R = H / G; T queries, S keys. Read rows.py (why the
 are rows of one tile), online_softmax.py and union_and_readers.py first.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import (
     check_ids,
@@ -70,6 +70,8 @@ from kernels.pieces import (
     zeros,
 )
 from kernels.rows import (
+    Rows,
+    TileRows,
     batch_and_group,
     empty_gradient,
     empty_key_gradient,
@@ -92,7 +94,6 @@ from kernels.tile_sizes import (
     widths_of,
 )
 from kernels.union_and_readers import (
-    BITS,
     CHUNK,
     NEIGHBOURS,
     Readers,
@@ -106,7 +107,6 @@ from kernels.union_and_readers import (
 # copy into the loop and fills the registers anew in every step. So two products must use it: dq
 # cuts its walk into two loops, dk and dv take two readers a step.
 PRODUCTS_OF_HELD = tl.constexpr(2)
-COLUMNS_HELD = tl.constexpr(256)  # of k and v: with more of them dk and dv hold v alone, or spill
 
 
 class Blocks(NamedTuple):
@@ -156,8 +156,8 @@ class ChunkSums(NamedTuple):
 def read_entry(union, entry, at, t, TILE: tl.constexpr, SELECT_BLOCK_SIZE: tl.constexpr):
     """The first key of one block of a union, and which of its keys each row may read [M, N]."""
     block_and_bits = tl.load(union.entries + entry)
-    first = block_and_bits // BITS * SELECT_BLOCK_SIZE
-    chosen = ((block_and_bits >> (at.token % TILE.BLOCK_T)) & 1) > 0
+    first = (block_and_bits >> TILE.BLOCK_T).to(tl.int32) * SELECT_BLOCK_SIZE
+    chosen = ((block_and_bits.to(tl.int32) >> (at.token % TILE.BLOCK_T)) & 1) > 0
     limit = tl.where(chosen & at.mask, t, -1)  # the last key to read; -1: none of this block
     if TILE.BLOCK_N > SELECT_BLOCK_SIZE:  # the tile reaches into the next block
         limit = tl.minimum(limit, first + SELECT_BLOCK_SIZE - 1)
@@ -246,6 +246,7 @@ def selected_dq(
     DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
+    HEADS: tl.constexpr = triton.next_power_of_2(WIDTHS.R)
     PARTS: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
     at = rows_of_a_tile(tl.program_id(0) * TILE.BLOCK_T, sizes, WIDTHS.R, TILE)
     t = sizes.start + at.token  # [M]
@@ -257,7 +258,7 @@ def selected_dq(
     o_tile = load_group(out, at, WIDTHS.R, DV, BLOCK_DV, False)  # [M, DV]
     number = number_offsets(at, sizes, WIDTHS.R)
     by_row = tl.program_id(1).to(tl.int64) * numbers.stride
-    by_row += place_in_tiles(at, WIDTHS.BLOCK_R, 1)  # one token's heads a tile: selected_dkdv's
+    by_row += place_in_tiles(at, HEADS, 1)  # one token's heads a tile: selected_dkdv's
     lse, delta, gate = prepare_gradient(
         o_tile, do_tile, numbers, gating, number, by_row, at.mask, BRANCH
     )
@@ -286,11 +287,37 @@ def chunk_of_readers(readers, list_id, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def readers_of_a_step(readers, b, g, first, end, R: tl.constexpr, TILE: tl.constexpr):
+    """The TileRows of BLOCK_T readers, from `first` on; here a reader's heads lie together.
+
+    A last step that readers do not fill reads the last one again, all of it masked.
+    """
+    row = tl.arange(0, TILE.BLOCK_H * TILE.BLOCK_T)
+    head = row % TILE.BLOCK_H
+    reader = first + row // TILE.BLOCK_H if TILE.BLOCK_T > 1 else first
+    token = tl.load(readers.indices + tl.minimum(reader, end - 1))
+    return TileRows(b, g, token, token, head, (reader < end) & (head < R))
+
+
+@triton.jit
+def load_readers(
+    x, at, R: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, TILE: tl.constexpr
+):
+    """The rows `at` of x as a tile [M, BLOCK_WIDTH]: a box of one token's, else gathered."""
+    if TILE.BLOCK_T == 1:
+        tile = load_tile(x, at.b, at.g * R, at.first, TILE.BLOCK_H, WIDTH, BLOCK_WIDTH)
+    else:
+        offsets = row_offsets(x.strides, at.b, at.g * R + at.head, at.token)
+        tile = load_pieces(x.ptr, offsets, at.mask, WIDTH, BLOCK_WIDTH)
+    return tile
+
+
+@triton.jit
 def selected_dkdv(
-    desc_q,
+    q,  # with BLOCK_T = 1 a descriptor, else Rows; dout too
     desc_k,
     desc_v,
-    desc_dout,
+    dout,
     row_lse,
     row_delta,
     readers,
@@ -303,16 +330,15 @@ def selected_dkdv(
 ):
     """dk and dv of one block, from one chunk of its readers; a reader is a token's R rows.
 
-    Tiles: k and dk [N, D], v and dv [N, DV], a reader's q [M, D] and dout [M, DV], the scores
-    [N, M]. M = BLOCK_H is R padded, N = BLOCK_N is l' padded.
+    Tiles: k and dk [N, D], v and dv [N, DV], q [M, D] and dout [M, DV] of BLOCK_T readers, the
+    scores [N, M]. M = BLOCK_H * BLOCK_T, where BLOCK_H is R padded, and N is l' padded.
     """
-    M: tl.constexpr = TILE.BLOCK_H
     BLOCK_N: tl.constexpr = TILE.BLOCK_N
     D: tl.constexpr = WIDTHS.D
     DV: tl.constexpr = WIDTHS.DV
     BLOCK_D: tl.constexpr = WIDTHS.BLOCK_D
     BLOCK_DV: tl.constexpr = WIDTHS.BLOCK_DV
-    STEP: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
+    PARTS: tl.constexpr = PRODUCTS_OF_HELD if TILE.HOLD else 1
     chunk = tl.program_id(0)
     list_id = tl.load(readers.chunk_list + chunk)
     if list_id >= readers.lists:
@@ -322,26 +348,23 @@ def selected_dkdv(
     g = batch_group % sizes.G
     begin, end = chunk_of_readers(readers, list_id, CHUNK)
     tl.assume(end > begin)  # not knowing it, the assembler lets each product wait
-    group_rows = batch_group.to(tl.int64) * sizes.T * M  # where this group's rows begin
-    first_key = list_id % readers.blocks * SELECT_BLOCK_SIZE
+    group_rows = batch_group.to(tl.int64) * sizes.T * TILE.BLOCK_H  # where this group's rows begin
+    key = list_id % readers.blocks * SELECT_BLOCK_SIZE
     column = tl.arange(0, BLOCK_N)
     key_mask = column < SELECT_BLOCK_SIZE
-    head = tl.arange(0, M)
-    HOLD_K: tl.constexpr = TILE.HOLD and D + DV <= COLUMNS_HELD
-    k_tile = hold(load_tile(desc_k, b, g, first_key, BLOCK_N, D, BLOCK_D), key_mask, HOLD_K)
-    v_tile = hold(load_tile(desc_v, b, g, first_key, BLOCK_N, DV, BLOCK_DV), key_mask, TILE.HOLD)
+    k_tile = hold(load_tile(desc_k, b, g, key, BLOCK_N, D, BLOCK_D), key_mask, TILE.HOLD)
+    v_tile = hold(load_tile(desc_v, b, g, key, BLOCK_N, DV, BLOCK_DV), key_mask, TILE.HOLD)
 
     dk = zeros(BLOCK_N, D, BLOCK_D)
     dv = zeros(BLOCK_N, DV, BLOCK_DV)
-    for some in range(begin, end, STEP):
-        for i in tl.static_range(STEP):
-            # A last step that readers do not fill loads the last one again, all of it masked.
-            token = tl.load(readers.indices + tl.minimum(some + i, end - 1))
-            q_tile = load_tile(desc_q, b, g * WIDTHS.R, token, M, D, BLOCK_D)  # [M, D]
-            do_tile = load_tile(desc_dout, b, g * WIDTHS.R, token, M, DV, BLOCK_DV)  # [M, DV]
-            limit = tl.where(some + i < end, sizes.start + token, -1)
-            mask = (first_key + column <= limit)[:, None] & (head < WIDTHS.R)[None, :]
-            row = group_rows + token * M + head
+    for some in range(begin, end, PARTS * TILE.BLOCK_T):
+        for i in tl.static_range(PARTS):
+            at = readers_of_a_step(readers, b, g, some + i * TILE.BLOCK_T, end, WIDTHS.R, TILE)
+            q_tile = load_readers(q, at, WIDTHS.R, D, BLOCK_D, TILE)  # [M, D]
+            do_tile = load_readers(dout, at, WIDTHS.R, DV, BLOCK_DV, TILE)  # [M, DV]
+            limit = tl.where(at.mask, sizes.start + at.token, -1)  # the last key to read
+            mask = (key + column)[:, None] <= limit[None, :]
+            row = group_rows + at.token * TILE.BLOCK_H + at.head
             lse = tl.load(row_lse + row)  # less log2(gate): p is gate * p then, dk and dv gated
             delta = tl.load(row_delta + row)
             p, ds = score_gradient_by_key(
@@ -386,14 +409,37 @@ def add_chunks(
 # --- their launches ---
 
 
-def union_tile(R: int) -> tuple[int, int]:
+def union_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
     """How many heads and tokens share a program and its walk over the union of their blocks.
 
-    64 rows are what the fast matrix unit takes, 16 the least that any product takes.
+    As many tokens as fill BLOCK_M rows, if an entry has a bit for each. For R = 1 it has not: half
+    of the 64 rows that the fast matrix unit takes stay empty.
     """
     heads = power_of_two(R)
-    tokens = max(1, min(NEIGHBOURS, 64 // heads))
-    return max(heads, 16 // tokens), tokens
+    tokens = max(1, min(NEIGHBOURS, BLOCK_M // heads))
+    return max(heads, min(64, BLOCK_M) // tokens), tokens
+
+
+def tokens_of_a_union(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """How many neighbouring tokens share a program."""
+    widths = widths_of(q, k, v)
+    return union_tile(widths.R, tile_sizes_of("selected_forward", widths, q.dtype).BLOCK_M)[1]
+
+
+def reader_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
+    """How many heads and readers are the rows of a product of dk and dv: about BLOCK_M."""
+    heads = power_of_two(R)
+    return heads, max(1, BLOCK_M // heads)
+
+
+def reader_row(R: int) -> str:
+    """The line of selected_dkdv: groups of fewer than 16 heads, whose readers share products."""
+    return "selected_dkdv_small" if power_of_two(R) < 16 else "selected_dkdv"
+
+
+def readers_argument(x: Tensor, heads: int, tokens: int) -> TensorDescriptor | Rows:
+    """What `load_readers` takes for x: a descriptor for one reader at a time, else rows."""
+    return descriptor(x, heads, 1) if tokens == 1 else rows(x)
 
 
 def num_blocks(q: Tensor, blocks: Blocks) -> int:
@@ -419,9 +465,10 @@ def block_sparse(
     q, k, v = prepared(q, k, v, blocks)
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
-    heads, tokens = union_tile(widths.R)
-    BLOCK_N = padded(blocks.select_block_size)
     tuned = tile_sizes_of("selected_forward", widths, q.dtype)
+    heads, tokens = union_tile(widths.R, tuned.BLOCK_M)
+    tuned = tuned.with_rows(heads * tokens)
+    BLOCK_N = padded(blocks.select_block_size)
     shared = union(ids, tokens, num_blocks(q, blocks))
     launch(
         selected_forward,
@@ -457,11 +504,12 @@ def block_sparse_gradients(
     out, lse = saved[3:]
     dout = rows_contiguous(dout)
     widths = widths_of(q, k, v)
-    heads, tokens = union_tile(widths.R)
-    M = heads * tokens
-    BLOCK_N = padded(blocks.select_block_size)
     tuned = tile_sizes_of("selected_dq", widths, q.dtype)
-    row_lse, row_delta = room_for_numbers(q, k.shape[1], widths.BLOCK_R, 1)
+    heads, tokens = union_tile(widths.R, tuned.BLOCK_M)
+    M = heads * tokens
+    tuned = tuned.with_rows(M)
+    BLOCK_N = padded(blocks.select_block_size)
+    row_lse, row_delta = room_for_numbers(q, k.shape[1], power_of_two(widths.R), 1)
     dq = empty_gradient(saved.q) if gated is None else gated.dq
     launch(
         selected_dq,
@@ -499,11 +547,10 @@ def block_gradients(
     """Write dk and dv of each block from its readers, whose chunks are added up in order."""
     q, k, v, dout = read
     widths = widths_of(q, k, v)
-    heads = widths.BLOCK_R
+    tuned = tile_sizes_of(reader_row(widths.R), widths, q.dtype)
+    heads, tokens = reader_tile(widths.R, tuned.BLOCK_M)
     BLOCK_N = padded(blocks.select_block_size)
-    tuned = tile_sizes_of("selected_dkdv", widths, q.dtype)
-    step = heads * PRODUCTS_OF_HELD.value if tuned.hold else heads
-    hold_k = tuned.hold and widths.D + widths.DV <= COLUMNS_HELD.value
+    step = heads * tokens * (PRODUCTS_OF_HELD.value if tuned.hold else 1)
     who = readers(ids, num_blocks(q, blocks), CHUNK)
     sums = ChunkSums(
         *(
@@ -514,26 +561,20 @@ def block_gradients(
     launch(
         selected_dkdv,
         (len(who.chunk_list),),
-        descriptor(q, heads, 1),
+        readers_argument(q, heads, tokens),
         descriptor(k, 1, BLOCK_N),
         descriptor(v, 1, BLOCK_N),
-        descriptor(dout, heads, 1),
+        readers_argument(dout, heads, tokens),
         row_lse,
         row_delta,
         who,
         sums,
         sizes_of(q, k, blocks),
         WIDTHS=widths,
-        TILE=Tile(heads, 1, BLOCK_N, tuned.hold),
+        TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         CHUNK=CHUNK,
-        **fit(
-            replace(tuned, hold=hold_k),
-            widths,
-            q.dtype,
-            kept=(BLOCK_N, BLOCK_N),
-            step=(step, step),
-        ).launch_options(),
+        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(step, step)).launch_options(),
     )
     key_count = k.shape[2]
     add_up(sums.dk, dk[:, :, :key_count], who, blocks)
@@ -604,7 +645,7 @@ def attend_to_blocks_backward(
 
 @attend_to_blocks.register_fake
 def _(q, k, v, ids, *_):
-    return *empty_output(q, v.shape[3]), *empty_union(ids, union_tile(q.shape[1] // k.shape[1])[1])
+    return *empty_output(q, v.shape[3]), *empty_union(ids, tokens_of_a_union(q, k, v))
 
 
 @attend_to_blocks_backward.register_fake

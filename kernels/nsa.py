@@ -21,7 +21,7 @@ from kernels.block_sparse_attention import (
     Mix,
     block_sparse,
     block_sparse_gradients,
-    union_tile,
+    tokens_of_a_union,
 )
 from kernels.checks import (
     check_counts,
@@ -125,7 +125,7 @@ def attend_to_branches_backward(
 @attend_to_branches.register_fake
 def _(q, _gates, pairs, _compressed, ids, *_):
     _, _, k_s, v_s, _, v_w = pairs
-    tokens = union_tile(q.shape[1] // k_s.shape[1])[1]
+    tokens = tokens_of_a_union(q, k_s, v_s)
     selected = empty_output(q, v_s.shape[3])
     window = empty_output(q, v_w.shape[3])
     return torch.empty_like(window[0]), *selected, *window, *empty_union(ids, tokens)

@@ -21,14 +21,20 @@ class TileSizes:
 
     hold: what a program owns waits in registers, not in shared memory. The matrix unit then reads
     half as much from there, and more stages fit: tiles on their way at once.
-    The selected branch takes its rows from the group and its keys from the blocks: None here.
+    The selected branch takes its keys from the blocks: None here. Forward and dq share one union,
+    so they have the same BLOCK_M.
     """
 
-    BLOCK_M: int | None
+    BLOCK_M: int
     BLOCK_N: int | None
     warps: int
     stages: int
     hold: bool = False
+
+    def with_rows(self, rows: int) -> "TileSizes":
+        """The tile with so many rows, and as many warps for each; 4 warps at least."""
+        warps = max(4, self.warps * rows // self.BLOCK_M)
+        return replace(self, BLOCK_M=rows, warps=warps)
 
     def launch_options(self) -> dict[str, int]:
         """What Triton wants to know at a launch."""
@@ -69,22 +75,24 @@ HALF = {  # half precision, keys and values up to 128 wide
     "flash_dkdv":           TileSizes(      64,      64,     4,      2),  # two programs overlap
     "flash_dkdv_window":    TileSizes(      64,     128,     8,      3),
     "block_scores":         TileSizes(      64,     128,     4,      2),
-    "selected_forward":     TileSizes(    None,    None,     4,      3),  # block, keys, product
-    "selected_dq":          TileSizes(    None,    None,     4,      3, hold=True),
-    "selected_dkdv":        TileSizes(    None,    None,     4,      4, hold=True),
+    "selected_forward":     TileSizes(      64,    None,     4,      3),  # block, keys, product
+    "selected_dq":          TileSizes(      64,    None,     4,      3, hold=True),
+    "selected_dkdv":        TileSizes(      16,    None,     4,      4, hold=True),  # one reader
+    "selected_dkdv_small":  TileSizes(      16,    None,     4,      6, hold=True),  # a few
 }
 WIDE = {  # half precision, up to 192 columns: three pieces of 64 (pieces.py)
     #                                  BLOCK_M  BLOCK_N  warps  stages
-    "flash_forward":        TileSizes(     128,     128,     8,      2),
-    "flash_forward_window": TileSizes(      64,      32,     4,      4, hold=True),
+    "flash_forward":        TileSizes(     128,     128,     8,      2, hold=True),
+    "flash_forward_window": TileSizes(      64,      64,     4,      2, hold=True),
     "flash_dq":             TileSizes(      64,      32,     4,      4, hold=True),
-    "flash_dq_window":      TileSizes(      64,      32,     4,      4, hold=True),
+    "flash_dq_window":      TileSizes(      64,      32,     4,      3),
     "flash_dkdv":           TileSizes(      32,      64,     4,      3),
-    "flash_dkdv_window":    TileSizes(      32,      64,     4,      3),
+    "flash_dkdv_window":    TileSizes(      32,     128,     8,      4),
     "block_scores":         TileSizes(      64,     128,     4,      2),
-    "selected_forward":     TileSizes(    None,    None,     4,      2),
-    "selected_dq":          TileSizes(    None,    None,     4,      2, hold=True),
-    "selected_dkdv":        TileSizes(    None,    None,     4,      3, hold=True),  # v alone
+    "selected_forward":     TileSizes(      64,    None,     4,      2),
+    "selected_dq":          TileSizes(      64,    None,     4,      2, hold=True),
+    "selected_dkdv":        TileSizes(      16,    None,     4,      4),
+    "selected_dkdv_small":  TileSizes(      16,    None,     4,      4),
 }
 WIDEST = {  # half precision, 256 columns; dk and dv spill
     #                                  BLOCK_M  BLOCK_N  warps  stages
@@ -95,9 +103,10 @@ WIDEST = {  # half precision, 256 columns; dk and dv spill
     "flash_dkdv":           TileSizes(      64,     128,     8,      2),
     "flash_dkdv_window":    TileSizes(      64,     128,     8,      2),
     "block_scores":         TileSizes(      64,     128,     8,      1),
-    "selected_forward":     TileSizes(    None,    None,     4,      3),
-    "selected_dq":          TileSizes(    None,    None,     4,      3),
-    "selected_dkdv":        TileSizes(    None,    None,     4,      8),  # of one token's rows
+    "selected_forward":     TileSizes(      64,    None,     4,      3),
+    "selected_dq":          TileSizes(      64,    None,     4,      3),
+    "selected_dkdv":        TileSizes(      16,    None,     4,      8),  # of one token's rows
+    "selected_dkdv_small":  TileSizes(      16,    None,     4,      8),
 }
 FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
     #                                  BLOCK_M  BLOCK_N  warps  stages
@@ -108,9 +117,10 @@ FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
     "flash_dkdv":           TileSizes(      32,      32,     4,      1),
     "flash_dkdv_window":    TileSizes(      32,      32,     4,      1),
     "block_scores":         TileSizes(      32,     128,     4,      1),
-    "selected_forward":     TileSizes(    None,    None,     8,      1),
-    "selected_dq":          TileSizes(    None,    None,     8,      1),
-    "selected_dkdv":        TileSizes(    None,    None,     8,      2),
+    "selected_forward":     TileSizes(      64,    None,     8,      1),
+    "selected_dq":          TileSizes(      64,    None,     8,      1),
+    "selected_dkdv":        TileSizes(      16,    None,     8,      2),
+    "selected_dkdv_small":  TileSizes(      16,    None,     8,      2),
 }
 # fmt: on
 

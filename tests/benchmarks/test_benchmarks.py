@@ -271,9 +271,20 @@ def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
 
 def test_the_chosen_tiles_are_among_those_tried():
     for table, rows in tune.TABLES.values():
-        assert set(rows) == set(table)
         for row, tried in rows.items():
             assert table[row] in tried, row
+    (half, tried), (_, of_small_groups), (wide, of_wide) = tune.TABLES.values()
+    assert set(half) == set(tried) | set(of_small_groups)
+    assert set(wide) == set(of_wide) | {"selected_dkdv_small"}  # no config is wide and small
+
+
+def test_trying_more_rows_gives_them_to_both_kernels_of_a_union():
+    table = tune.TABLES["A"][0]
+    tile = tune.TileSizes(128, None, warps=8, stages=2)
+    changed = tune.changes(table, "selected_forward", tile)
+    assert changed["selected_forward"] == tile
+    assert changed["selected_dq"] == table["selected_dq"].with_rows(128)
+    assert tune.changes(table, "flash_dq", tile) == {"flash_dq": tile}
 
 
 def test_tuning_runs_every_branch_and_names_its_kernels(capsys):

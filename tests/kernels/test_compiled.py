@@ -67,6 +67,20 @@ def test_products_run_on_the_fast_unit_and_registers_last():
         assert row["waits"] < row["HGMMA"] or row["HGMMA"] == 0, row
 
 
+def test_small_groups_fill_the_fast_unit_too():
+    """4 heads a group: 16 tokens share a program, 4 readers a product."""
+    table = rows("--heads", "32", "--groups", "8")
+    selected = [row for row in table if row["kernel"].startswith("selected")]
+    assert {row["kernel"] for row in selected} == {
+        "selected_forward",
+        "selected_dq",
+        "selected_dkdv",
+    }
+    for row in selected:
+        assert row["HMMA"] == 0 < row["waits"] < row["HGMMA"], row
+        assert row["spills"] == 0 and row["shared"] <= 113 * 1024, row  # two share a processor
+
+
 @pytest.mark.parametrize("width, value", [(192, 128), (96, 96)])
 def test_widths_in_pieces_are_multiplied_as_well(width, value):
     """No column is padded to a power of two, and no product waits for the one before it.

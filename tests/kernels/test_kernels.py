@@ -4,6 +4,7 @@ Every input lies inside a larger buffer of NaN, and every buffer that a kernel i
 NaN, so that a read or an omission outside the mask shows.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -234,6 +235,42 @@ def test_group_sizes_that_do_not_fill_a_tile(heads):
     c = case(R=heads, T=9, G=2)
     compare("window_attention", tensors(c), window=5)
     compare("selected_attention", tensors(c), ids=random_ids(c, 2), select_block_size=8)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 4, 5, 8, 16])
+def test_groups_of_every_size_share_unions_and_products(heads):
+    """More tokens than share a program, and lists of readers that no step divides."""
+    c = case(R=heads, T=37, G=2, D=24)
+    compare("selected_attention", tensors(c), ids=random_ids(c, 3), select_block_size=8)
+
+
+@pytest.mark.parametrize("heads", [1, 4, 16])
+def test_more_rows_a_program_give_the_same(heads, monkeypatch):
+    c = case(R=heads, T=37)
+    ids = random_ids(c, 3)
+    for name in ("selected_forward", "selected_dq"):
+        monkeypatch.setitem(FLOAT32, name, FLOAT32[name].with_rows(128))
+    several = replace(FLOAT32["selected_dkdv_small"], BLOCK_M=32)
+    monkeypatch.setitem(FLOAT32, "selected_dkdv_small", several)
+    tokens = min(32, 128 // heads)
+    assert block_sparse_attention.union_tile(heads, 128) == (max(heads, 2), tokens)
+    compare("selected_attention", tensors(c), ids=ids, select_block_size=8)
+
+
+@pytest.mark.parametrize("heads", [4, 16])
+def test_tokens_behind_change_no_bit_of_the_selected_branch(heads, monkeypatch):
+    """Padding with finite garbage, which chooses real blocks: outputs and gradients stay."""
+    monkeypatch.setattr(block_sparse_attention, "CHUNK", 12)
+    real, c = 21, case(R=heads, T=38)
+    ids = random_ids(c, 3)
+    inputs = [x.contiguous() for x in tensors(c)]
+    found = []
+    for length in (real, c["T"]):
+        leaves = [x[:, :, :length].clone().requires_grad_() for x in inputs]
+        out = kernels.selected_attention(*leaves, ids[:, :, :length], select_block_size=8)
+        out[:, :, :real].square().sum().backward()
+        found.append([x[:, :, :real] for x in (out, *(leaf.grad for leaf in leaves))])
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -471,6 +508,30 @@ def test_the_layer_is_the_same_on_both_backends():
     assert_alike([y_], [y], 1e-5)
     for a, b in zip(layer.parameters(), other.parameters(), strict=True):
         assert_alike([b.grad], [a.grad], 1e-4)
+
+
+def test_forward_and_dq_take_as_many_rows():
+    """They walk over the same union."""
+    for table in (HALF, WIDE, FLOAT32):
+        assert table["selected_forward"].BLOCK_M == table["selected_dq"].BLOCK_M
+
+
+def test_tiles_of_the_selected_branch_fill_the_matrix_unit():
+    """64 rows with 32 neighbours at most, and never fewer than the 16 that a product takes."""
+    tile = {R: block_sparse_attention.union_tile(R, 64) for R in (1, 2, 3, 4, 16, 17, 64)}
+    assert tile[1] == (2, 32)
+    assert tile[2] == (2, 32)
+    assert tile[3] == tile[4] == (4, 16)
+    assert tile[16] == (16, 4)
+    assert tile[17] == (32, 2)
+    assert tile[64] == (64, 1)
+    for table in (HALF, WIDE, FLOAT32):
+        for R in range(1, 65):
+            row = table[block_sparse_attention.reader_row(R)]
+            heads, together = block_sparse_attention.reader_tile(R, row.BLOCK_M)
+            assert heads >= R and heads * together >= 16
+            # A reader of 16 heads is a box, which the copy engine loads.
+            assert (together == 1) == (heads >= 16)
 
 
 @pytest.mark.parametrize("row", ["flash_dkdv", "flash_dkdv_window"])

@@ -82,6 +82,13 @@ def test_tile_sizes_are_frozen_and_complete():
                 tile.stages = 1
 
 
+def test_fewer_rows_take_fewer_warps():
+    tile = tile_sizes.TileSizes(128, 64, warps=8, stages=3, hold=True)
+    assert tile.with_rows(64) == tile_sizes.TileSizes(64, 64, warps=4, stages=3, hold=True)
+    assert tile.with_rows(32).warps == 4
+    assert tile.with_rows(64).with_rows(128) == tile
+
+
 def test_stages_are_lowered_to_what_fits():
     tile = tile_sizes.TileSizes(64, 64, warps=8, stages=3)
     assert tile_sizes.fit_stages(tile, kept=100, step=50, shared=200).stages == 2

@@ -47,7 +47,7 @@ from kernels.descriptors import (
     place_in_tiles,
     room_for_numbers,
 )
-from kernels.launching import grid_of, launch, operation
+from kernels.launching import grid_of, in_batches, launch, operation
 from kernels.online_softmax import (
     LOG2E,
     GatedBranch,
@@ -84,13 +84,15 @@ from kernels.rows import (
     rows_of_a_tile,
 )
 from kernels.tile_sizes import (
+    PRODUCTS_OF_HELD,
     Tile,
     cdiv,
-    fit,
     padded,
     piece_width,
     power_of_two,
-    tile_sizes_of,
+    tile_for,
+    tile_sizes,
+    widest,
     widths_of,
 )
 from kernels.union_and_readers import (
@@ -102,11 +104,6 @@ from kernels.union_and_readers import (
     readers,
     union,
 )
-
-# A held tile waits in registers (descriptors.hold). If one product alone uses it, Triton moves the
-# copy into the loop and fills the registers anew in every step. So two products must use it: dq
-# cuts its walk into two loops, dk and dv take two readers a step.
-PRODUCTS_OF_HELD = tl.constexpr(2)
 
 
 class Blocks(NamedTuple):
@@ -423,7 +420,8 @@ def union_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
 def tokens_of_a_union(q: Tensor, k: Tensor, v: Tensor) -> int:
     """How many neighbouring tokens share a program."""
     widths = widths_of(q, k, v)
-    return union_tile(widths.R, tile_sizes_of("selected_forward", widths, q.dtype).BLOCK_M)[1]
+    tile = tile_sizes("selected_forward", widest(widths.D, widths.DV), q.dtype)
+    return union_tile(widths.R, tile.BLOCK_M)[1]
 
 
 def reader_tile(R: int, BLOCK_M: int) -> tuple[int, int]:
@@ -465,10 +463,9 @@ def block_sparse(
     q, k, v = prepared(q, k, v, blocks)
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
-    tuned = tile_sizes_of("selected_forward", widths, q.dtype)
+    tuned = tile_for("selected_forward", widths, q, block=blocks.select_block_size)
     heads, tokens = union_tile(widths.R, tuned.BLOCK_M)
-    tuned = tuned.with_rows(heads * tokens)
-    BLOCK_N = padded(blocks.select_block_size)
+    BLOCK_N = tuned.BLOCK_N
     shared = union(ids, tokens, num_blocks(q, blocks))
     launch(
         selected_forward,
@@ -484,9 +481,7 @@ def block_sparse(
         WIDTHS=widths,
         TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         SELECTION=Selection(blocks.select_block_size, ids.shape[3]),
-        **fit(
-            tuned, widths, q.dtype, kept=(heads * tokens, 0), step=(BLOCK_N, BLOCK_N)
-        ).launch_options(),
+        **tuned.launch_options(),
     )
     return Saved(q, k, v, out, lse), shared
 
@@ -504,11 +499,9 @@ def block_sparse_gradients(
     out, lse = saved[3:]
     dout = rows_contiguous(dout)
     widths = widths_of(q, k, v)
-    tuned = tile_sizes_of("selected_dq", widths, q.dtype)
+    tuned = tile_for("selected_dq", widths, q, block=blocks.select_block_size)
     heads, tokens = union_tile(widths.R, tuned.BLOCK_M)
-    M = heads * tokens
-    tuned = tuned.with_rows(M)
-    BLOCK_N = padded(blocks.select_block_size)
+    BLOCK_N = tuned.BLOCK_N
     row_lse, row_delta = room_for_numbers(q, k.shape[1], power_of_two(widths.R), 1)
     dq = empty_gradient(saved.q) if gated is None else gated.dq
     launch(
@@ -528,7 +521,7 @@ def block_sparse_gradients(
         TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         SELECTION=Selection(blocks.select_block_size, ids.shape[3]),
         BRANCH=0 if gated is None else gated.branch,
-        **fit(tuned, widths, q.dtype, kept=(M, M), step=(BLOCK_N, BLOCK_N)).launch_options(),
+        **tuned.launch_options(),
     )
     dk, dv = (empty_key_gradient(x, k.shape[2]) for x in saved[1:3])
     block_gradients(Read(q, k, v, dout), ids, row_lse, row_delta, blocks, dk, dv)
@@ -547,10 +540,9 @@ def block_gradients(
     """Write dk and dv of each block from its readers, whose chunks are added up in order."""
     q, k, v, dout = read
     widths = widths_of(q, k, v)
-    tuned = tile_sizes_of(reader_row(widths.R), widths, q.dtype)
+    tuned = tile_for(reader_row(widths.R), widths, q, block=blocks.select_block_size)
     heads, tokens = reader_tile(widths.R, tuned.BLOCK_M)
-    BLOCK_N = padded(blocks.select_block_size)
-    step = heads * tokens * (PRODUCTS_OF_HELD.value if tuned.hold else 1)
+    BLOCK_N = tuned.BLOCK_N
     who = readers(ids, num_blocks(q, blocks), CHUNK)
     sums = ChunkSums(
         *(
@@ -574,7 +566,7 @@ def block_gradients(
         TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         SELECT_BLOCK_SIZE=blocks.select_block_size,
         CHUNK=CHUNK,
-        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(step, step)).launch_options(),
+        **tuned.launch_options(),
     )
     key_count = k.shape[2]
     add_up(sums.dk, dk[:, :, :key_count], who, blocks)
@@ -603,6 +595,7 @@ def add_up(sums: Tensor, dx: Tensor, who: Readers, blocks: Blocks) -> None:
 
 
 @operation
+@in_batches
 def attend_to_blocks(
     q: Tensor,
     k: Tensor,
@@ -619,6 +612,7 @@ def attend_to_blocks(
 
 
 @operation
+@in_batches
 def attend_to_blocks_backward(
     q: Tensor,
     k: Tensor,

@@ -46,7 +46,7 @@ from kernels.descriptors import (
     place_in_tiles,
     room_for_numbers,
 )
-from kernels.launching import grid_of, launch, operation
+from kernels.launching import grid_of, in_batches, launch, operation
 from kernels.online_softmax import (
     LOG2E,
     GatedBranch,
@@ -72,7 +72,7 @@ from kernels.rows import (
     rows_of_a_tile,
     tokens_and_heads,
 )
-from kernels.tile_sizes import Tile, cdiv, fit, power_of_two, row_name, tile_sizes_of, widths_of
+from kernels.tile_sizes import Tile, cdiv, power_of_two, tile_for, widths_of
 from kernels.visible_keys import Keys, count_keys, key_range, may_read, token_range
 
 ENOUGH = 1024  # programs (key tiles x groups) from which on no walk of dk and dv is cut
@@ -321,7 +321,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
     q, k, v = prepared(q, k, v, run)
     out, lse = empty_output(q, v.shape[3])
     widths = widths_of(q, k, v)
-    tuned = tile_sizes_of(row_name("flash_forward", run.keys.window), widths, q.dtype)
+    tuned = tile_for("flash_forward", widths, q, window=run.keys.window)
     heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
     BLOCK_N = tuned.BLOCK_N
     launch(
@@ -336,9 +336,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:
         KEYS=run.keys,
         WIDTHS=widths,
         TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
-        **fit(
-            tuned, widths, q.dtype, kept=(heads * tokens, 0), step=(BLOCK_N, BLOCK_N)
-        ).launch_options(),
+        **tuned.launch_options(),
     )
     return Saved(q, k, v, out, lse)
 
@@ -352,11 +350,10 @@ def flash_gradients(
     dout = rows_contiguous(dout)
     dlse = None if dlse is None else dlse.contiguous()
     widths = widths_of(q, k, v)
-    tuned = tile_sizes_of(row_name("flash_dq", run.keys.window), widths, q.dtype)
+    tuned = tile_for("flash_dq", widths, q, window=run.keys.window)
     heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
     BLOCK_N = tuned.BLOCK_N
-    M = heads * tokens
-    key_tuned = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
+    key_tuned = tile_for("flash_dkdv", widths, q, window=run.keys.window)
     key_tile_t = row_tile(widths.R, key_tuned.BLOCK_M)[1]
     row_lse, row_delta = room_for_numbers(q, k.shape[1], heads, key_tile_t)
     dq = empty_gradient(saved.q) if gated is None else gated.dq
@@ -377,7 +374,7 @@ def flash_gradients(
         TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         KEY_TILE_T=key_tile_t,
         BRANCH=0 if gated is None else gated.branch,
-        **fit(tuned, widths, q.dtype, kept=(M, M), step=(BLOCK_N, BLOCK_N)).launch_options(),
+        **tuned.launch_options(),
     )
     dk, dv = (empty_key_gradient(x, k.shape[2]) for x in saved[1:3])
     key_gradients(Read(q, k, v, dout), row_lse, row_delta, run, dk, dv)
@@ -391,7 +388,7 @@ def key_gradients(
     q, k, v, dout = read
     batch, groups, key_count, _ = k.shape
     widths = widths_of(q, k, v)
-    tuned = tile_sizes_of(row_name("flash_dkdv", run.keys.window), widths, q.dtype)
+    tuned = tile_for("flash_dkdv", widths, q, window=run.keys.window)
     BLOCK_N = tuned.BLOCK_N
     key_tiles = cdiv(key_count, BLOCK_N)
     heads, tokens = row_tile(widths.R, tuned.BLOCK_M)
@@ -416,7 +413,7 @@ def key_gradients(
         WIDTHS=widths,
         TILE=Tile(heads, tokens, BLOCK_N, tuned.hold),
         CHUNK=chunk,
-        **fit(tuned, widths, q.dtype, kept=(BLOCK_N, BLOCK_N), step=(M, M)).launch_options(),
+        **tuned.launch_options(),
     )
     if chunks > 1:
         for x, parts in zip(whole, sums, strict=True):
@@ -456,6 +453,7 @@ def run_of(
 
 
 @operation
+@in_batches
 def attend_to_keys(
     q: Tensor,
     k: Tensor,
@@ -472,6 +470,7 @@ def attend_to_keys(
 
 
 @operation
+@in_batches
 def attend_to_keys_backward(
     q: Tensor,
     k: Tensor,

@@ -34,11 +34,11 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.descriptors import descriptor, load_tile
-from kernels.launching import grid_of, launch, operation
+from kernels.launching import grid_of, in_batches, launch, operation
 from kernels.online_softmax import LOG2E, load_lse
 from kernels.pieces import load_pieces, products
 from kernels.rows import row_offsets, rows
-from kernels.tile_sizes import cdiv, power_of_two, tile_sizes, widths_of
+from kernels.tile_sizes import cdiv, power_of_two, tile_for, widths_of
 from kernels.visible_keys import Keys, may_read
 
 
@@ -186,11 +186,12 @@ def importance_scores(
     q: Tensor, k: Tensor, lse: Tensor, keys: Keys, select_block_size: int, scale: float, start: int
 ) -> Tensor:
     """Eq. 8-10: (2, B, G, T, blocks) float32, a block's own part and what it passes on."""
-    batch, heads, length, width = q.shape
+    batch, _, length, _ = q.shape
     groups, key_count = k.shape[1:3]
     blocks = cdiv(start + length, select_block_size)
     score = torch.empty(2, batch, groups, length, blocks, device=q.device)
-    sizes = tile_sizes("block_scores", width, q.dtype)
+    widths = widths_of(q, k, k)._replace(DV=0)  # no values are read
+    sizes = tile_for("block_scores", widths, q)
     blocks_of_tile = blocks_in_a_tile(sizes.BLOCK_N, select_block_size, keys.stride)
     tiles = cdiv(blocks, blocks_of_tile), cdiv(length, sizes.BLOCK_M)
     launch(
@@ -202,7 +203,7 @@ def importance_scores(
         score,
         Sizes(batch, groups, length, key_count, blocks, start, scale),
         KEYS=keys,
-        WIDTHS=widths_of(q, k, k),
+        WIDTHS=widths,
         TILE=ScoreTile(sizes.BLOCK_M, sizes.BLOCK_N, blocks_of_tile),
         SELECT_BLOCK_SIZE=select_block_size,
         **sizes.launch_options(),
@@ -242,6 +243,7 @@ def best_blocks(score: Tensor, choice: Choice, start: int) -> Tensor:
 
 
 @operation
+@in_batches
 def choose_blocks(
     q: Tensor,
     k: Tensor,

@@ -5,14 +5,16 @@ and FakeTensor then take it as one step that they need not look into: they ask i
 for the shapes of its outputs, and autograd asks what it was registered with for its gradient.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 
 import torch
 from torch.library import CustomOpDef, custom_op
+from torch.utils._pytree import tree_leaves, tree_map_only
 from triton import KernelInterface
 
+MOST_PROGRAMS = 65_535  # on a grid's second axis, CUDA's limit
 Grid = tuple[int, ...]
 Starter = Callable[[KernelInterface, Grid, tuple, dict], None]
 
@@ -48,6 +50,40 @@ def grid_of(programs: int, batch: int, groups: int, chunks: int = 1) -> Grid:
     `batch_and_group` of rows.py reads it back.
     """
     return (programs, batch * groups, chunks)
+
+
+def in_batches(run: Callable) -> Callable:
+    """Let `run` take any batch: part after part, where a grid's second axis ends before its groups.
+
+    All tensors that it takes and returns begin with the batch; the fewest heads are the groups.
+    """
+
+    @wraps(run)
+    def run_all(*args: object) -> object:
+        tensors = [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
+        batch = len(tensors[0])
+        most = MOST_PROGRAMS // min(x.shape[1] for x in tensors)
+        if batch <= most:
+            return run(*args)
+        parts = [run(*of_batch(args, i, i + most)) for i in range(0, batch, most)]
+        if isinstance(parts[0], torch.Tensor):
+            return joined(parts)
+        return tuple(joined(same) for same in zip(*parts, strict=True))
+
+    return run_all
+
+
+def of_batch(args: tuple, first: int, end: int) -> tuple:
+    """The arguments with these entries of the batch only."""
+    return tree_map_only(torch.Tensor, lambda x: x[first:end], args)
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The parts of a batch in one tensor, laid out as they are."""
+    first = parts[0]
+    shape = (sum(len(part) for part in parts), *first.shape[1:])
+    whole = torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=first.device)
+    return torch.cat(parts, out=whole)
 
 
 def operation(run: Callable) -> CustomOpDef:

@@ -35,7 +35,7 @@ from kernels.checks import (
 )
 from kernels.flash_attention import Run, attend_to_keys, flash, flash_gradients, run_of
 from kernels.importance import choose_blocks
-from kernels.launching import operation
+from kernels.launching import in_batches, operation
 from kernels.online_softmax import GatedBranch, Gates, Saved
 from kernels.rows import empty_gradient, empty_output
 from kernels.union_and_readers import Union, empty_union
@@ -73,6 +73,7 @@ class Plan(NamedTuple):
 
 
 @operation
+@in_batches
 def attend_to_branches(
     q: Tensor,
     gates: Tensor,
@@ -98,6 +99,7 @@ def attend_to_branches(
 
 
 @operation
+@in_batches
 def attend_to_branches_backward(
     q: Tensor,
     gates: Tensor,

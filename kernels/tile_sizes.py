@@ -10,9 +10,17 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
-SHARED = 225 * 1024  # bytes of fast memory on a multiprocessor, less what Triton needs beside tiles
+SHARED = 225 * 1024  # an H100's, for tensors that are on no device: kernels compiled or interpreted
+BESIDE = 2 * 1024  # bytes of fast memory that Triton needs beside tiles
+SMALLEST = 32  # rows or keys: the copy engine takes no fewer numbers at a time (descriptors.py)
+
+# A held tile waits in registers (descriptors.hold). If one product alone uses it, Triton moves the
+# copy into the loop and fills the registers anew in every step. So two products must use it: dq
+# cuts its walk into two loops, dk and dv take two readers a step.
+PRODUCTS_OF_HELD = tl.constexpr(2)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,14 @@ def row_name(kernel: str, window: int | None) -> str:
     return kernel if window is None else f"{kernel}_window"
 
 
-def fit_stages(tile: TileSizes, kept: int, step: int, shared: int = SHARED) -> TileSizes:
+def shared_memory(device: torch.device) -> int:
+    """Bytes of fast memory that the tiles of one program may fill, on this device."""
+    if device.type != "cuda":
+        return SHARED
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - BESIDE
+
+
+def fit_stages(tile: TileSizes, kept: int, step: int, shared: int) -> TileSizes:
     """The tile with as many stages as fit: `step` bytes each, beside `kept` bytes.
 
     kept: what a program keeps in shared memory for all its walk; nothing with `hold`. step: what
@@ -202,21 +217,60 @@ def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
     return Widths(R, D, DV, padded(R), piece_width(D), piece_width(DV))
 
 
-def tile_sizes_of(kernel: str, widths: Widths, dtype: torch.dtype) -> TileSizes:
-    """The tile sizes of a kernel for rows of these widths and this type."""
-    return tile_sizes(kernel, widest(widths.D, widths.DV), dtype)
+def needs(kernel: str, tile: TileSizes, R: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How many (rows of D, rows of Dv) a kernel keeps for all its walk, and loads in a step."""
+    M = tile.BLOCK_M if kernel == "block_scores" else max(tile.BLOCK_M, power_of_two(R))
+    N = tile.BLOCK_N
+    a_reader_or_two = M * (PRODUCTS_OF_HELD.value if tile.hold else 1)
+    return {
+        "flash_forward": ((M, 0), (N, N)),
+        "flash_dq": ((M, M), (N, N)),
+        "flash_dkdv": ((N, N), (M, M)),
+        "block_scores": ((N, 0), (M, 0)),
+        "selected_forward": ((M, 0), (N, N)),
+        "selected_dq": ((M, M), (N, N)),
+        "selected_dkdv": ((N, N), (a_reader_or_two, a_reader_or_two)),
+        "selected_dkdv_small": ((N, N), (a_reader_or_two, a_reader_or_two)),
+    }[kernel]
 
 
-def fit(
-    tile: TileSizes,
-    widths: Widths,
-    dtype: torch.dtype,
-    kept: tuple[int, int],
-    step: tuple[int, int],
-) -> TileSizes:
-    """As fit_stages, with `kept` and `step` as (rows of D, rows of Dv)."""
-    kept_bytes, step_bytes = (
-        (of_d * columns(widths.D) + of_dv * columns(widths.DV)) * dtype.itemsize
-        for of_d, of_dv in (kept, step)
+def smaller(tile: TileSizes) -> TileSizes | None:
+    """The tile with half as many keys or rows, whichever are more; None below 32 of both."""
+    larger = "BLOCK_N" if tile.BLOCK_N >= tile.BLOCK_M else "BLOCK_M"
+    size = getattr(tile, larger) // 2
+    return replace(tile, **{larger: size}) if size >= SMALLEST else None
+
+
+def fit(tile: TileSizes, kernel: str, widths: Widths, itemsize: int, shared: int) -> TileSizes:
+    """The tile, or a smaller one, with as many stages as fit into `shared` bytes.
+
+    The selected branch's tiles are as large as its blocks: they fit or they do not.
+    Errors: ValueError if none fits.
+    """
+    kept, step = (
+        (of_d * columns(widths.D) + of_dv * columns(widths.DV)) * itemsize
+        for of_d, of_dv in needs(kernel, tile, widths.R)
     )
-    return fit_stages(tile, kept_bytes, step_bytes)
+    another = None if kernel.startswith("selected") else smaller(tile)
+    if another is not None and (0 if tile.hold else kept) + step > shared:
+        return fit(another, kernel, widths, itemsize, shared)
+    return fit_stages(tile, kept, step, shared)
+
+
+def tile_for(
+    kernel: str,
+    widths: Widths,
+    q: Tensor,
+    *,
+    window: int | None = None,
+    block: int | None = None,
+) -> TileSizes:
+    """The tile of a kernel for rows of these widths, of q's type and on q's device.
+
+    With a window the kernel has a line of its own; `block` is l', whose keys are one tile.
+    Errors: ValueError if it does not fit there.
+    """
+    tile = tile_sizes(row_name(kernel, window), widest(widths.D, widths.DV), q.dtype)
+    if block is not None:
+        tile = replace(tile, BLOCK_N=padded(block))
+    return fit(tile, kernel, widths, q.dtype.itemsize, shared_memory(q.device))

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 import nsa_lite
+from kernels import launching
 from kernels.block_sparse_attention import attend_to_blocks
 from kernels.flash_attention import attend_to_keys
 from kernels.gates import add_gated
@@ -303,3 +304,36 @@ def test_rotation_is_the_references_and_its_gradient_turns_back():
     found, wanted = (torch.autograd.grad((y * weight).sum(), x) for y in (got, expected))
     torch.testing.assert_close(found, wanted)
     assert got.transpose(1, 2).is_contiguous()  # a token's heads side by side
+
+
+# --- limits of a launch ---
+
+
+def test_a_batch_beyond_the_limit_of_a_grid_is_cut_and_joined(monkeypatch):
+    """As on a device whose second axis ends at 4 programs: 3 sequences of 2 groups are too many."""
+    inputs = [x.detach().repeat(3, 1, 1, 1) for x in itertools.chain(*map(as_list, arguments()))]
+    inputs = [(x + torch.randn_like(x[:, :1, :1, :1])).requires_grad_() for x in inputs]
+    run = of_branches(lambda *x: kernels.nsa_attention(*x, **SIZES))
+    expected = [run(*inputs), *gradients(run, inputs)]
+    monkeypatch.setattr(launching, "MOST_PROGRAMS", 4)
+    seen = []
+    with launching.launching_by(grids_seen(seen)):
+        got = [run(*inputs), *gradients(run, inputs)]
+    assert max(grid[1] for grid in seen if len(grid) == 3) <= 4
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+
+
+def as_list(x):
+    return [x] if isinstance(x, torch.Tensor) else list(x)
+
+
+def grids_seen(seen):
+    """A starter that keeps each grid."""
+    before = launching.starter
+
+    def start(kernel, grid, arguments, options):
+        seen.append(grid)
+        before(kernel, grid, arguments, options)
+
+    return start

@@ -4,9 +4,12 @@ Where nsa_lite has the same rule, it says so in the same words.
 """
 
 import os
+from functools import cache
 
 import torch
 from torch import Tensor
+
+from kernels.tile_sizes import HALF, tile_for, widths_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -97,16 +100,43 @@ def why_not(
 ) -> str | None:
     """Why the kernels cannot run on such tensors and sizes, or None if they can."""
     reasons = {
-        f"{dtype}: the kernels take float16, bfloat16 and float32": dtype
-        in (torch.float16, torch.bfloat16, torch.float32),
-        f"{group_size} heads a group: they take 64": group_size <= 64,
-        f"widths {head_dim} and {value_dim}: they take 256": max(head_dim, value_dim) <= 256,
-        f"blocks of {select_block_size}: they take 256": select_block_size <= 256,
-        f"{num_selected} blocks a query: they take 64": num_selected <= 64,
-        f"{device}: they take CUDA devices from compute capability 8.0 on": device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= (8, 0),
+        f"{dtype}: the kernels take float16, bfloat16 and float32": dtype == torch.float64,
+        f"{group_size} heads a group: they take 64": group_size > 64,
+        f"widths {head_dim} and {value_dim}: they take 256": max(head_dim, value_dim) > 256,
+        f"blocks of {select_block_size}: they take 256": select_block_size > 256,
+        f"{num_selected} blocks a query: they take 64": num_selected > 64,
+        f"{device}: they take CUDA devices": device.type != "cuda",
     }
-    return next((reason for reason, holds in reasons.items() if not holds), None)
+    for reason, holds in reasons.items():
+        if holds:
+            return reason
+    if torch.cuda.get_device_properties(device).major < 8:
+        return f"{device}: they take CUDA devices from compute capability 8.0 on"
+    if torch.compiler.is_compiling():
+        return None  # while it traces, torch.compile can only compare
+    return why_no_tile_fits(device, dtype, group_size, head_dim, value_dim, select_block_size)
+
+
+@cache
+def why_no_tile_fits(
+    device: torch.device,
+    dtype: torch.dtype,
+    group_size: int,
+    head_dim: int,
+    value_dim: int,
+    select_block_size: int,
+) -> str | None:
+    """What tile_for says where a kernel's tiles are too large for the device's fast memory."""
+    q = torch.empty(1, group_size, 1, head_dim, dtype=dtype, device=device)
+    widths = widths_of(q, q[:, :1], q.new_empty(1, 1, 1, value_dim))
+    try:
+        for kernel in HALF:
+            block = select_block_size if kernel.startswith("selected") else None
+            window = 1 if kernel.endswith("_window") else None
+            tile_for(kernel.removesuffix("_window"), widths, q, window=window, block=block)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_runs_here(argument: str, x: Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nsa_lite.attention import window_attention
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
 from nsa_lite.nsa import nsa_attention
@@ -19,13 +20,14 @@ BACKENDS = ("auto", "torch", "triton")
 
 
 class Operations(NamedTuple):
-    """What a layer asks its backend for."""
+    """What layers ask their backend for."""
 
     nsa_attention: Callable
+    window_attention: Callable
     rotate: Callable
 
 
-PLAIN = Operations(nsa_attention, rotate)
+PLAIN = Operations(nsa_attention, window_attention, rotate)
 
 
 def require_backend(backend: str) -> None:
@@ -52,10 +54,9 @@ def operations_of(backend: str, x: Tensor, config: NSAConfig) -> Operations:
     if backend == "auto" and not kernels_run(x.device, x.dtype, sizes):
         return PLAIN
     kernels = kernels_or_why_not()
-    return Operations(kernels.nsa_attention, kernels.rotate)
+    return Operations(kernels.nsa_attention, kernels.window_attention, kernels.rotate)
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, while it traces
 def kernels_run(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> bool:
     """Whether the kernels are here and take such tensors and sizes (why_not of kernels)."""
     try:

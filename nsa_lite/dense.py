@@ -3,21 +3,21 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nsa_lite.attention import KV, window_attention
+from nsa_lite.attention import KV
+from nsa_lite.backend import operations_of
 from nsa_lite.cache import Cache, kept_on_error
 from nsa_lite.checks import require_int
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import join_heads, newest, require_input, split_heads, with_extras
-from nsa_lite.rope import rotate
 
 
 class DenseAttention(nn.Module):
     """Causal attention to every key, or to the last `window`, with RoPE.
 
-    Dense attention is torch's own, which makes no T x T scores where torch has a fused kernel.
+    Dense attention is torch's own, which makes no T x T scores where torch has a fused kernel; the
+    window's, and RoPE, are the kernels' on a CUDA device, where they can run.
     x (B, T, C) -> y (B, T, C). Heads, widths, cache, `last` and what is returned as in
     NSAttention; the loss is 0 and the trace is None.
     """
@@ -52,6 +52,7 @@ class DenseAttention(nn.Module):
     def attend(self, x: Tensor, cache: Cache | None, last: int | None) -> Tensor:
         """The outputs (B, H, m, Dv) of the m = last newest tokens, all of them if last is None."""
         theta = self.config.rope_theta
+        _, window_attention, rotate = operations_of("auto", x, self.config)
         seen = 0 if cache is None else cache.length
         positions = torch.arange(seen, seen + x.shape[1], device=x.device)
         k = rotate(split_heads(self.key(x), self.config.kv_heads), positions, theta)
@@ -87,6 +88,7 @@ def newest_attention(
     if length == total:
         out = scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     else:
-        mask = None if length == 1 else causal_lower_right(length, total)
+        seen = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)
+        mask = None if length == 1 else seen
         out = scaled_dot_product_attention(q, k, v, mask, **options)
     return out[..., :value_width]

@@ -22,7 +22,7 @@ from nsa_lite import (
     selected_attention,
     window_attention,
 )
-from nsa_lite.backend import attention_of
+from nsa_lite.backend import require_backend
 from nsa_lite.cost import cache_bytes, compression_flops, paper_tokens, sequence_cost, tokens_read
 from nsa_lite.rope import rotate
 
@@ -338,7 +338,7 @@ def test_options_of_the_layers():
     with refused(ValueError, "backend = 'cuda'", "one of", "torch"):
         NSAttention(SMALL, backend="cuda")
     with refused(ValueError, "backend = None", "one of", "torch"):
-        attention_of(None, torch.device("cpu"))
+        require_backend(None)
     for window, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with refused(error, f"window = {window}", "must be"):
             DenseAttention(SMALL, window=window)

@@ -175,3 +175,10 @@ def test_the_environment_check_runs_on_a_bare_python():
     done = run("-S", "nsa_lite/lab/environment.py")
     assert done.returncode == 1 and done.stderr == ""
     assert "[FAIL] torch not found : pip install torch" in done.stdout
+
+
+def test_the_course_does_not_import_the_compiler():
+    """torch._dynamo takes seconds, and imports triton before kernels can say how it is to run."""
+    code = "import sys, nsa_lite, nsa_lite.rivals.attentions; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr

@@ -18,7 +18,8 @@ from nsa_lite import (
     generate,
     loops,
 )
-from nsa_lite.backend import attention_of
+from nsa_lite.backend import PLAIN, operations_of
+from nsa_lite.layer import projected_together
 from nsa_lite.nsa import nsa_attention
 from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.rivals.rules import block_mass
@@ -298,9 +299,15 @@ def test_a_state_dict_carries_the_whole_model():
     assert torch.equal(other(tokens), model(tokens))
 
 
+def on(device, dtype=torch.bfloat16):
+    """A tensor as operations_of looks at it: on a device that need not be here."""
+    return types.SimpleNamespace(device=torch.device(device), dtype=dtype)
+
+
 def test_auto_and_torch_are_the_reference_on_a_cpu():
-    assert attention_of("auto", torch.device("cpu")) is nsa_attention
-    assert attention_of("torch", torch.device("cuda")) is nsa_attention
+    assert operations_of("auto", on("cpu"), SMALL) is PLAIN
+    assert operations_of("torch", on("cuda"), SMALL) is PLAIN
+    assert PLAIN.nsa_attention is nsa_attention
 
 
 def pretend_kernels(monkeypatch, **contents):
@@ -311,16 +318,37 @@ def pretend_kernels(monkeypatch, **contents):
     return module
 
 
+def pretend_ours(monkeypatch, why_not):
+    names = ("nsa_attention", "window_attention", "rotate")
+    pretend_kernels(monkeypatch, why_not=why_not, **dict.fromkeys(names, print))
+
+
 def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
-    pretend_kernels(monkeypatch, nsa_attention=print)
-    assert attention_of("auto", torch.device("cuda")) is print
-    assert attention_of("auto", torch.device("cpu")) is nsa_attention
-    assert attention_of("triton", torch.device("cpu")) is print
+    pretend_ours(monkeypatch, lambda *_: None)
+    assert operations_of("auto", on("cuda"), SMALL) == (print, print, print)
+    assert operations_of("auto", on("cpu"), SMALL) is PLAIN
+    assert operations_of("triton", on("cpu"), SMALL) == (print, print, print)
+
+
+def test_auto_is_the_reference_where_the_kernels_cannot_run(monkeypatch):
+    def why_not(device, dtype, *sizes):
+        assert sizes == (2, 4, 3, 4, SMALL.num_selected)  # heads a group, D, Dv, l', n
+        return None if dtype == torch.bfloat16 else "too exact"
+
+    pretend_ours(monkeypatch, why_not)
+    assert operations_of("auto", on("cuda"), SMALL) == (print, print, print)
+    assert operations_of("auto", on("cuda", torch.float64), SMALL) is PLAIN
+    assert operations_of("triton", on("cuda", torch.float64), SMALL) == (print, print, print)
 
 
 def test_auto_is_the_reference_on_a_gpu_without_kernels(monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels", None)
-    assert attention_of("auto", torch.device("cuda")) is nsa_attention
+    assert operations_of("auto", on("cuda"), SMALL) is PLAIN
+
+
+def test_auto_is_the_reference_where_another_package_has_the_name(monkeypatch):
+    pretend_kernels(monkeypatch, __file__="/elsewhere.py")
+    assert operations_of("auto", on("cuda"), SMALL) is PLAIN
 
 
 def test_triton_without_kernels_says_what_to_do(monkeypatch):
@@ -371,3 +399,18 @@ def test_nsa_attention_is_its_branches_times_the_gates_on_its_own():
     ]
     only_first = loops.selected_attention(q.detach(), k, v, ids, select_block_size=4)
     torch.testing.assert_close(read.selected, only_first)
+
+
+def test_maps_projected_together_are_those_maps_apart():
+    """A map that is more than a weight, an adapter say, is called itself."""
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    plain = [torch.nn.Linear(6, n, bias=False, dtype=torch.float64) for n in (3, 4, 5)]
+    for maps in (plain, [*plain, Adapter(6, 2, bias=False, dtype=torch.float64)]):
+        got = projected_together(x, maps)
+        for y, one in zip(got, maps, strict=True):
+            torch.testing.assert_close(y, one(x))

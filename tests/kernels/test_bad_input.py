@@ -182,3 +182,20 @@ def test_more_blocks_than_the_kernels_take_are_named_also_by_the_whole():
     sizes = dict(block_size=8, stride=4, select_block_size=8, window_size=4)
     with pytest.raises(ValueError, match="n must be 1 to 64"):
         kernels.nsa_attention(q, (short, short), (k, k), (k, k), gates, num_selected=65, **sizes)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(dtype=torch.float64), "float64"),
+        (dict(group_size=65), "65 heads a group"),
+        (dict(head_dim=257), "widths 257 and 128"),
+        (dict(select_block_size=320), "blocks of 320"),
+        (dict(num_selected=65), "65 blocks a query"),
+        (dict(device=torch.device("cpu")), "cpu"),
+    ],
+)
+def test_why_not_names_what_the_kernels_do_not_take(change, word):
+    sizes = dict(group_size=16, head_dim=128, value_dim=128, select_block_size=64, num_selected=16)
+    plain = dict(device=torch.device("cuda"), dtype=torch.bfloat16) | sizes
+    assert word in kernels.why_not(**plain | change)

@@ -97,3 +97,12 @@ def test_widths_in_pieces_are_multiplied_as_well(width, value):
 def test_the_widest_tensors_compile_and_fit():
     for row in rows("--width", "100", "--value", "256"):
         assert row["shared"] <= 227 * 1024, row
+
+
+@pytest.mark.parametrize("arch, largest", [(80, 163), (89, 99), (120, 99)])
+def test_every_kernel_compiles_for_other_devices_and_fits(arch, largest):
+    """An A100, an RTX 4090, an RTX 5090: less fast memory for a program than an H100's 227 KiB."""
+    table = rows("--arch", str(arch))
+    assert {row["kernel"] for row in table} >= WITH_PRODUCTS
+    for row in table:
+        assert row["shared"] <= largest * 1024, row

@@ -21,6 +21,7 @@ LAUNCHED = {
     "flash_dq",
     "flash_forward",
     "list_union",
+    "rotate_rows",
     "mix",
     "mix_backward",
     "selected_dkdv",
@@ -129,5 +130,17 @@ def test_a_row_of_192_columns_takes_192_in_shared_memory():
     kept = 128 * 192 * 2
     step = 128 * (192 + 128) * 2
     assert kept + 2 * step <= tile_sizes.SHARED < kept + 3 * step
-    fitted = tile_sizes.fit(tile, widths, torch.bfloat16, kept=(128, 0), step=(128, 128))
-    assert fitted.stages == 2
+    assert tile_sizes.fit(tile, "flash_forward", widths, 2, tile_sizes.SHARED).stages == 2
+
+
+def test_a_small_device_gets_fewer_rows_and_keys():
+    """As consumer GPUs are, which have 99 KiB a program; keys are halved first."""
+    widths = tile_sizes.Widths(R=16, D=128, DV=128, BLOCK_R=16, BLOCK_D=128, BLOCK_DV=128)
+    tile = tile_sizes.TileSizes(128, 128, warps=8, stages=3)
+    fitted = tile_sizes.fit(tile, "flash_forward", widths, 2, 97 * 1024)
+    # q of 128 rows takes 32 KiB, a step of 128 keys and values 64.
+    assert (fitted.BLOCK_M, fitted.BLOCK_N, fitted.stages) == (128, 128, 1)
+    fitted = tile_sizes.fit(tile, "flash_forward", widths, 2, 90 * 1024)
+    assert (fitted.BLOCK_M, fitted.BLOCK_N, fitted.stages) == (128, 64, 1)
+    with pytest.raises(ValueError, match="take smaller blocks or half precision"):
+        tile_sizes.fit(tile, "selected_forward", widths, 2, 90 * 1024)  # its blocks are as they are

@@ -53,6 +53,7 @@ def test_products_run_on_the_fast_unit_and_registers_last():
         "list_union",
         "add_chunks",
         "mix",
+        "rotate_rows",
         "mix_backward",
     }
     variants = {(row["kernel"], row["variant"]) for row in table}

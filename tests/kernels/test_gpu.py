@@ -5,7 +5,9 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 import nsa_lite
@@ -238,3 +240,103 @@ def test_memory_of_a_whole_layer_at_length_65536():
         x["q"], *pairs, x["gates"], **SIZES.choice(), window_size=512, choose=choose
     ).backward(x["dout"])
     assert torch.cuda.max_memory_allocated() <= 12 * 2**30
+
+
+def test_a_batch_of_70000_sequences():
+    """More programs than a grid's second axis takes; each sequence gets what it gets alone."""
+    make = torch.Generator("cuda").manual_seed(0)
+
+    def new(*shape):
+        x = torch.randn(shape, generator=make, device="cuda", dtype=torch.bfloat16)
+        return x.requires_grad_()
+
+    q, k, v = new(70_000, 1, 4, 16), new(70_000, 1, 4, 16), new(70_000, 1, 4, 16)
+    out = kernels.window_attention(q, k, v)
+    out.float().square().sum().backward()
+    few = [x.detach()[-9:].clone().requires_grad_() for x in (q, k, v)]
+    alone = kernels.window_attention(*few)
+    alone.float().square().sum().backward()
+    assert torch.equal(out[-9:], alone)
+    assert all(torch.equal(a.grad[-9:], b.grad) for a, b in zip((q, k, v), few, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_tensors_on_another_device_than_the_current_one():
+    """Forward and backward of everything on cuda:1 while cuda:0 is current, bit for bit."""
+    assert torch.cuda.current_device() == 0
+    config = nsa_lite.NSAConfig(dim=512, heads=16, kv_heads=1, head_dim=64, value_dim=64)
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(0)
+        layer = nsa_lite.NSAttention(config, backend="triton").to(torch.bfloat16)
+        x = torch.randn(1, 1500, 512, dtype=torch.bfloat16)
+        layer, x = layer.to(device), x.to(device).requires_grad_()
+        y = layer(x)
+        y.float().square().sum().backward()
+        found.append([t.cpu() for t in (y, x.grad, *(w.grad for w in layer.parameters()))])
+    assert torch.cuda.current_device() == 0
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpointed_layer_in_bfloat16_changes_no_bit():
+    config = nsa_lite.NSAConfig(dim=512, heads=16, kv_heads=1, head_dim=64, value_dim=64)
+    torch.manual_seed(0)
+    layer = nsa_lite.NSAttention(config).cuda().bfloat16()
+    x = torch.randn(1, 4096, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    found = []
+    for options in (None, dict(use_reentrant=False), dict(use_reentrant=True)):
+        layer.zero_grad()
+        x.grad = None
+        y = layer(x) if options is None else checkpoint(layer, x, **options)
+        y.float().square().sum().backward()
+        found.append([x.grad, *(w.grad for w in layer.parameters())])
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+def test_the_compiled_layer_is_the_layer():
+    """torch.compile, the whole graph, by the backend that "auto" takes; two lengths, one graph."""
+    config = nsa_lite.NSAConfig(dim=512, heads=16, kv_heads=1, head_dim=64, value_dim=64)
+    torch.manual_seed(0)
+    layer = nsa_lite.NSAttention(config).cuda().bfloat16()
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for length in (1500, 4096):
+        x = torch.randn(1, length, 512, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        leaves = [x, *layer.parameters()]
+        found = []
+        for run in (layer, compiled):
+            y = run(x)
+            found.append([y, *torch.autograd.grad(y.float().square().sum(), leaves)])
+        # Fused, what lies around the operations rounds less often, so a few blocks differ.
+        assert all(relative(a, b) <= 5e-2 for a, b in zip(*found, strict=True))
+    assert counter.frame_count == 1
+
+
+def test_autocast_chooses_as_bfloat16_does():
+    """In autocast the layer's choice of blocks is as near to float32's as in plain bfloat16."""
+    config = nsa_lite.NSAConfig(dim=512, heads=16, kv_heads=1, head_dim=64, value_dim=64)
+    torch.manual_seed(0)
+    layer = nsa_lite.NSAttention(config).cuda()
+    x = torch.randn(1, 4096, 512, device="cuda")
+    exact, trace = layer(x, return_trace=True)
+    plain, of_plain = layer.bfloat16()(x.bfloat16(), return_trace=True)
+    layer.float()
+    with torch.autocast("cuda", torch.bfloat16):
+        mixed, of_mixed = layer(x, return_trace=True)
+    others = [(t.ids != trace.ids).any(-1).float().mean() for t in (of_plain, of_mixed)]
+    assert others[1] <= 1.5 * others[0] + 1e-3
+    assert relative(mixed, exact) <= 1.5 * relative(plain, exact)
+
+
+def test_dense_layers_at_length_65536():
+    """Dense by torch's kernels, the window by ours: no T x T scores, forward and backward."""
+    config = nsa_lite.NSAConfig(dim=256, heads=4, kv_heads=1, head_dim=64, value_dim=64)
+    for window in (None, 512):
+        layer = nsa_lite.DenseAttention(config, window=window).cuda().bfloat16()
+        x = torch.randn(1, 65536, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        torch.cuda.reset_peak_memory_stats()
+        layer(x).float().square().mean().backward()
+        assert torch.cuda.max_memory_allocated() <= 4 * 2**30

@@ -102,7 +102,7 @@ turn.register_autograd(backward, setup_context=save)
 
 
 def rotate(
-    x: Float[Tensor, "B H T D"], positions: Int[Tensor, " T"], theta: float = 10_000.0
+    x: Float[Tensor, "B H T D"], positions: Int[Tensor, " T"], theta: int | float = 10_000.0
 ) -> Float[Tensor, "B H T D"]:
     """Rotate channel pairs (c, c + D/2) of x by position * theta^(-2c/D).
 
@@ -110,4 +110,4 @@ def rotate(
     """
     check_rotation(x, positions)
     check_width("x", x)
-    return turn(x, positions, theta, 1)
+    return turn(x, positions, float(theta), 1)

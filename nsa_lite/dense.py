@@ -73,12 +73,13 @@ def newest_attention(
 ) -> Float[Tensor, "B H T Dv"]:
     """dense_attention of the T newest of S tokens (start = S - T), by torch's own kernels.
 
-    Theirs want one width: the narrower of D and Dv is filled up with zeros, which add nothing.
+    Those of a CUDA device want one width: there the narrower of D and Dv is filled up with zeros,
+    which add nothing.
     """
     length, total = q.shape[2], k.shape[2]
     scale = q.shape[3] ** -0.5
     value_width = v.shape[3]
-    more = value_width - q.shape[3]
+    more = value_width - q.shape[3] if q.is_cuda else 0
     if more > 0:
         q = pad(q, (0, more))
         k = pad(k, (0, more))

@@ -299,9 +299,13 @@ def test_a_state_dict_carries_the_whole_model():
     assert torch.equal(other(tokens), model(tokens))
 
 
-def on(device, dtype=torch.bfloat16):
-    """A tensor as operations_of looks at it: on a device that need not be here."""
-    return types.SimpleNamespace(device=torch.device(device), dtype=dtype)
+def on(name, dtype=torch.bfloat16):
+    """A tensor that says it is on a device, which need not be here."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device(name)
+
+    return torch.zeros(1, dtype=dtype).as_subclass(Elsewhere)
 
 
 def test_auto_and_torch_are_the_reference_on_a_cpu():

@@ -63,7 +63,9 @@ def test_products_run_on_the_fast_unit_and_registers_last():
         assert (row["HGMMA"] > 0) == (row["kernel"] in WITH_PRODUCTS), row
         assert row["HMMA"] == 0 and row["shared"] <= 227 * 1024, row
         # dk and dv of a run of keys spill a few and are still the fastest of the tiles timed.
-        assert row["spills"] <= (16 if row["kernel"] == "flash_dkdv" else 0), row
+        # rotate_rows stores numbers only where it turns an angle beyond 105,615 into the circle.
+        stores = {"flash_dkdv": 16, "rotate_rows": 40}.get(row["kernel"], 0)
+        assert row["spills"] <= stores, row
         # As many waits as products: the assembler has put them one behind the other.
         assert row["waits"] < row["HGMMA"] or row["HGMMA"] == 0, row
 
@@ -91,7 +93,8 @@ def test_widths_in_pieces_are_multiplied_as_well(width, value):
     for row in rows("--width", str(width), "--value", str(value)):
         assert row["HMMA"] == 0 and row["shared"] <= 227 * 1024, row
         # 255 registers are all there are. In the walk itself dk and dv store three a step.
-        assert row["spills"] <= {"flash_dkdv": 20, "selected_dq": 4}.get(row["kernel"], 0), row
+        stores = {"flash_dkdv": 20, "selected_dq": 4, "rotate_rows": 70}.get(row["kernel"], 0)
+        assert row["spills"] <= stores, row
         assert row["waits"] < row["HGMMA"] or row["HGMMA"] == 0, row
 
 

@@ -239,9 +239,9 @@ def projected_together(x: Tensor, maps: list[nn.Module]) -> list[Tensor]:
 
     One product of all weights reads x once; backward, its gradient needs no sum over the maps.
     """
-    if any(type(one) is not nn.Linear for one in maps):  # an adapter, say, has more than a weight
+    weights = [one.weight for one in maps if type(one) is nn.Linear]
+    if len(weights) < len(maps):  # an adapter, say, has more than a weight
         return [one(x) for one in maps]
-    weights = [one.weight for one in maps]
     return list(linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1))
 
 

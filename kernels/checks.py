@@ -25,8 +25,11 @@ def require(ok: bool, argument: str, value: object, rule: str, *sizes: object) -
 
 
 def check_int(argument: str, value: object, *, at_least: int) -> None:
-    """Raise unless value is an int (not a bool) of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Raise unless value is an int (not a bool) of at least `at_least`.
+
+    A size that torch.export leaves open is an int too.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{argument} = {value!r}: must be an int, got {type(value).__name__}")
     require(value >= at_least, argument, value, f"must be at least {at_least}")
 

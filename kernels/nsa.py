@@ -181,7 +181,8 @@ def nsa_attention(
     Eq. 5: out = sum over the branches c of gates[..., c] * attention_c(q, k_c, v_c), with gates at
     least 0, as a sigmoid gives them. `choose` may replace the choice of Eq. 8-11: it gets the
     compressed branch's lse (B, H, T) and returns ids (B, G, T, n). With return_branches the
-    Branches come too.
+    Branches come too. Keys and values behind the last query are not read. Sequences of a batch may
+    end early: finite padding behind one changes nothing before it; leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
     pairs = {"compressed": compressed, "selected": selected, "window": window}

@@ -111,6 +111,14 @@ def test_one_compilation_serves_all_lengths(backend):
     assert counter.frame_count == 1
 
 
+def test_torch_export_takes_the_layer_with_an_open_length():
+    layer = small_layer()
+    length = torch.export.Dim("length", min=33, max=4096)
+    exported = torch.export.export(layer, (new(1, 42, 32),), dynamic_shapes={"x": {1: length}})
+    x = new(1, 61, 32)
+    torch.testing.assert_close(exported.module()(x), layer(x))
+
+
 # --- checkpointing ---
 
 

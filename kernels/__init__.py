@@ -13,7 +13,7 @@ float16. An operation is one file, from its kernels to its public function:
 
 What they share, in the order in which to read it: tile_sizes, rows, pieces (rows of 192 columns),
 descriptors, online_softmax, visible_keys (masks of a run of keys), union_and_readers (the selection
-from both sides), launching, checks.
+from both sides), launching, operations (what torch calls), checks.
 """
 
 import os

@@ -109,6 +109,7 @@ def why_not(
         f"blocks of {select_block_size}: they take 256": select_block_size > 256,
         f"{num_selected} blocks a query: they take 64": num_selected > 64,
         f"{device}: they take CUDA devices": device.type != "cuda",
+        f"{device}: there is none here": not torch.cuda.is_available(),  # as for a FakeTensor's
     }
     for reason, holds in reasons.items():
         if holds:

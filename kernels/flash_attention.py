@@ -46,7 +46,7 @@ from kernels.descriptors import (
     place_in_tiles,
     room_for_numbers,
 )
-from kernels.launching import grid_of, in_batches, launch, operation
+from kernels.launching import grid_of, launch
 from kernels.online_softmax import (
     LOG2E,
     GatedBranch,
@@ -59,6 +59,7 @@ from kernels.online_softmax import (
     score_gradient,
     score_gradient_by_key,
 )
+from kernels.operations import in_batches, operation
 from kernels.pieces import add_pieces, add_products, store_pieces, times, zeros
 from kernels.rows import (
     batch_and_group,

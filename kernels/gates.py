@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.checks import check_alike, check_float_tensor, check_gates, check_width, require
-from kernels.launching import launch, operation
+from kernels.launching import launch
+from kernels.operations import operation
 from kernels.rows import empty_beside, load_gate, load_rows, row_products, store_rows
 from kernels.tile_sizes import cdiv, padded
 

@@ -34,8 +34,9 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.descriptors import descriptor, load_tile
-from kernels.launching import grid_of, in_batches, launch, operation
+from kernels.launching import grid_of, launch
 from kernels.online_softmax import LOG2E, load_lse
+from kernels.operations import in_batches, operation
 from kernels.pieces import load_pieces, products
 from kernels.rows import row_offsets, rows
 from kernels.tile_sizes import cdiv, power_of_two, tile_for, widths_of

@@ -35,8 +35,8 @@ from kernels.checks import (
 )
 from kernels.flash_attention import Run, attend_to_keys, flash, flash_gradients, run_of
 from kernels.importance import choose_blocks
-from kernels.launching import in_batches, operation
 from kernels.online_softmax import GatedBranch, Gates, Saved
+from kernels.operations import in_batches, operation
 from kernels.rows import empty_gradient, empty_output
 from kernels.union_and_readers import Union, empty_union
 
@@ -182,7 +182,8 @@ def nsa_attention(
     least 0, as a sigmoid gives them. `choose` may replace the choice of Eq. 8-11: it gets the
     compressed branch's lse (B, H, T) and returns ids (B, G, T, n). With return_branches the
     Branches come too. Keys and values behind the last query are not read. Sequences of a batch may
-    end early: finite padding behind one changes nothing before it; leave it out of the loss.
+    end early: padding behind one, with finite scores, changes nothing before it; leave it out of
+    the loss.
     Errors: ValueError or TypeError that names the argument.
     """
     pairs = {"compressed": compressed, "selected": selected, "window": window}

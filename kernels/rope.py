@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.checks import check_rotation, check_width
-from kernels.launching import launch, operation
+from kernels.launching import launch
+from kernels.operations import operation
 from kernels.rows import empty_beside, load_rows, row_offsets, rows, rows_contiguous, store_rows
 from kernels.tile_sizes import cdiv, power_of_two
 

@@ -78,8 +78,8 @@ class NSAttention(nn.Module):
     their keys, values and phi only. return_loss and return_trace add the rule's loss (a scalar)
     and a Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's
     Eq. 8-11: it gets Known and returns a Choice. Sequences of a batch may end early: padding behind
-    their last token changes nothing before it, as long as it is finite (NaN or infinity there may
-    turn into NaN in tokens before it, for 0 * NaN is NaN); leave it out of the loss.
+    their last token changes nothing before it, as long as its scores are finite (NaN or infinity
+    there may turn into NaN in gradients before it, for 0 * NaN is NaN); leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
 

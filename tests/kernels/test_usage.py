@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 import nsa_lite
-from kernels import launching
+from kernels import launching, operations
 from kernels.block_sparse_attention import attend_to_blocks
 from kernels.flash_attention import attend_to_keys
 from kernels.gates import add_gated
@@ -56,7 +56,7 @@ def small_layer(**changes):
 # --- torch.library ---
 
 
-def operations():
+def every_operation():
     """Each operation of torch with arguments that fit it."""
     q, compressed, selected, window, gates = arguments()
     run = (8, 4, None, SCALE, 0)
@@ -77,10 +77,10 @@ def operations():
     }
 
 
-@pytest.mark.parametrize("name", operations())
+@pytest.mark.parametrize("name", every_operation())
 def test_torch_accepts_each_operation(name):
     """Schema, autograd, the shapes that a FakeTensor gets, and tracing with sizes left open."""
-    operation, args = operations()[name]
+    operation, args = every_operation()[name]
     assert set(opcheck(operation, args).values()) == {"SUCCESS"}
 
 
@@ -324,7 +324,7 @@ def test_a_batch_beyond_the_limit_of_a_grid_is_cut_and_joined(monkeypatch):
     inputs = [torch.cat([x, 0.5 * x, 0.25 * x]).requires_grad_() for x in one]
     run = of_branches(lambda *x: kernels.nsa_attention(*x, **SIZES))
     expected = [run(*inputs), *gradients(run, inputs)]
-    monkeypatch.setattr(launching, "MOST_PROGRAMS", 4)
+    monkeypatch.setattr(operations, "MOST_PROGRAMS", 4)
     seen = []
     with launching.launching_by(grids_seen(seen)):
         got = [run(*inputs), *gradients(run, inputs)]

@@ -545,12 +545,8 @@ def block_gradients(
     heads, tokens = reader_tile(widths.R, tuned.BLOCK_M)
     BLOCK_N = tuned.BLOCK_N
     who = readers(ids, num_blocks(q, blocks), CHUNK)
-    sums = ChunkSums(
-        *(
-            torch.empty(len(who.chunk_list), blocks.select_block_size, x.shape[3], device=x.device)
-            for x in (k, v)
-        )
-    )
+    shape = len(who.chunk_list), blocks.select_block_size
+    sums = ChunkSums(*(x.new_empty(*shape, x.shape[3], dtype=torch.float32) for x in (k, v)))
     launch(
         selected_dkdv,
         (len(who.chunk_list),),

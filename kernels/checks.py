@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from kernels.tile_sizes import HALF, tile_for, widths_of
 
@@ -144,7 +145,11 @@ def why_no_tile_fits(
 
 
 def check_runs_here(argument: str, x: Tensor) -> None:
-    """Raise unless the kernels run on x's device and with its type."""
+    """Raise unless the kernels run on x's device and with its type, and in backward mode."""
+    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
+        raise NotImplementedError(
+            f"{argument}: the kernels have no derivative in forward mode; nsa_lite has one"
+        )
     if x.dtype == torch.float64:
         raise TypeError(
             f"{argument}.dtype = {x.dtype}: the kernels take float16, bfloat16 and float32; "
@@ -215,6 +220,11 @@ def check_counts(num_selected: int, num_initial: int, num_local: int) -> None:
     forced = num_initial + num_local
     rule = f"must be at least num_initial + num_local = {forced}"
     require(num_selected >= forced, "num_selected", num_selected, rule)
+
+
+def check_most_blocks(num_selected: int) -> None:
+    """Raise unless a query reads no more blocks than the kernels take."""
+    require(num_selected <= 64, "num_selected", num_selected, "n must be 1 to 64")
 
 
 def check_lse(lse: Tensor, q: Tensor) -> None:

@@ -30,6 +30,7 @@ from kernels.checks import (
     check_geometry,
     check_inputs,
     check_lse,
+    check_most_blocks,
     check_start,
     scale_or_default,
 )
@@ -38,7 +39,7 @@ from kernels.launching import grid_of, launch
 from kernels.online_softmax import LOG2E, load_lse
 from kernels.operations import in_batches, operation
 from kernels.pieces import load_pieces, products
-from kernels.rows import row_offsets, rows
+from kernels.rows import row_offsets, rows, rows_contiguous
 from kernels.tile_sizes import cdiv, power_of_two, tile_for, widths_of
 from kernels.visible_keys import Keys, may_read
 
@@ -190,7 +191,7 @@ def importance_scores(
     batch, _, length, _ = q.shape
     groups, key_count = k.shape[1:3]
     blocks = cdiv(start + length, select_block_size)
-    score = torch.empty(2, batch, groups, length, blocks, device=q.device)
+    score = q.new_empty(2, batch, groups, length, blocks, dtype=torch.float32)
     widths = widths_of(q, k, k)._replace(DV=0)  # no values are read
     sizes = tile_for("block_scores", widths, q)
     blocks_of_tile = blocks_in_a_tile(sizes.BLOCK_N, select_block_size, keys.stride)
@@ -199,7 +200,7 @@ def importance_scores(
         block_scores,
         (*tiles, batch * groups),
         descriptor(q, 1, sizes.BLOCK_M),
-        rows(k),
+        rows(rows_contiguous(k)),
         lse.contiguous(),
         score,
         Sizes(batch, groups, length, key_count, blocks, start, scale),
@@ -299,6 +300,7 @@ def select_blocks(
     check_inputs(q, k)
     check_geometry(block_size, stride, select_block_size)
     check_counts(num_selected, num_initial, num_local)
+    check_most_blocks(num_selected)
     check_start(start)
     check_lse(lse, q)
     choice = select_block_size, num_selected, num_initial, num_local

@@ -31,6 +31,7 @@ from kernels.checks import (
     check_inputs,
     check_int,
     check_keys_reach,
+    check_most_blocks,
     scale_or_default,
 )
 from kernels.flash_attention import Run, attend_to_keys, flash, flash_gradients, run_of
@@ -193,6 +194,7 @@ def nsa_attention(
             check_keys_reach(q, k, start, name=f"{name}[0]")
     check_geometry(block_size, stride, select_block_size)
     check_counts(num_selected, num_initial, num_local)
+    check_most_blocks(num_selected)
     check_int("window_size", window_size, at_least=1)
     check_gates(gates, q)
     scale = scale_or_default(scale, q.shape[3])
@@ -204,7 +206,7 @@ def nsa_attention(
         ids = choose_blocks(q, compressed[0], lse, block_size, stride, *choice, scale, start)
     else:
         ids = choose(lse)
-    check_ids(ids, q, selected[0])  # its own too: the kernels take 64 blocks at most
+        check_ids(ids, q, selected[0])
     plan = Plan(block_size, stride, select_block_size, window_size, start)
     pairs = [*compressed, *selected, *window]
     out, out_s, _, out_w, *_ = attend_to_branches(q, gates, pairs, [out_c, lse], ids, plan, scale)

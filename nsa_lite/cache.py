@@ -24,6 +24,10 @@ class Cache:
         self.x: Tensor | None = None
         self.owner: int | None = None  # id of the layer that fills it
 
+    def __getstate__(self) -> dict:
+        """What a copy or a file of the cache has: a layer's id would mean nothing there."""
+        return vars(self) | {"owner": None}
+
     @property
     def length(self) -> int:
         """Tokens that the cache holds. Errors: ValueError if its branches do not agree."""

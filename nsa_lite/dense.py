@@ -42,7 +42,7 @@ class DenseAttention(nn.Module):
         return_loss: bool = False,
         return_trace: bool = False,
     ) -> Tensor | tuple:
-        require_input(x, self.query.weight)
+        require_input(x, self.config.dim, self.query)
         with kept_on_error([cache]):
             if cache is not None:
                 cache.require_whole(self, x.shape[0], blocks=0, inputs=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -74,12 +74,13 @@ class NSAttention(nn.Module):
     """Native Sparse Attention (Eq. 5): out = sum over branches of gate * branch.
 
     x (B, T, C) -> y (B, T, C). With a Cache x holds the next tokens only, and the cache grows by
-    them. With last=m only the m newest tokens are queries: y is (B, m, C), and the others cost
-    their keys, values and phi only. return_loss and return_trace add the rule's loss (a scalar)
-    and a Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's
-    Eq. 8-11: it gets Known and returns a Choice. Sequences of a batch may end early: padding behind
-    their last token changes nothing before it, as long as its scores are finite (NaN or infinity
-    there may turn into NaN in gradients before it, for 0 * NaN is NaN); leave it out of the loss.
+    them: do not checkpoint such a call, which would grow it twice. With last=m only the m newest
+    tokens are queries: y is (B, m, C), and the others cost their keys, values and phi only.
+    return_loss and return_trace add the rule's loss (a scalar) and a Trace, in this order. `choose`
+    is a rule for choosing blocks in place of the paper's Eq. 8-11: it gets Known and returns a
+    Choice. Sequences of a batch may end early: padding behind their last token changes nothing
+    before it, as long as its scores are finite (NaN or infinity there may turn into NaN in
+    gradients before it, for 0 * NaN is NaN); leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -112,7 +113,7 @@ class NSAttention(nn.Module):
         return_loss: bool = False,
         return_trace: bool = False,
     ) -> Tensor | tuple:
-        require_input(x, self.query.weight)
+        require_input(x, self.config.dim, self.query)
         with kept_on_error([cache]):
             self.require_cache(cache, x)
             projected = self.project(x, cache, last)
@@ -224,13 +225,18 @@ def chosen_before(ids: Tensor, lse: Tensor) -> Tensor:  # noqa: ARG001  what `ch
     return ids
 
 
-def require_input(x: Tensor, weight: Tensor) -> None:
-    """Raise unless x is (B, T, C), not empty, and fits a layer's first weight (..., C)."""
+def require_input(x: Tensor, width: int, first: nn.Module) -> None:
+    """Raise unless x is (B, T, C), not empty, C is `width`, and its type the first map's weight's.
+
+    The first map may have no such weight, as when it is wrapped in another or quantised.
+    """
     require_float_tensor("x", x, "B, T, C")
     require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
-    width = weight.shape[1]
     require(x.shape[2] == width, "x.shape", tuple(x.shape), f"C must be config.dim = {width}")
-    if not autocasts(weight.device.type):  # autocast mixes dtypes on purpose
+    weight = getattr(first, "weight", None)
+    if autocasts(x.device.type):  # autocast mixes dtypes on purpose
+        return
+    if isinstance(weight, Tensor) and weight.is_floating_point():
         require_alike("x", x, "weight", weight)
 
 
@@ -239,10 +245,19 @@ def projected_together(x: Tensor, maps: list[nn.Module]) -> list[Tensor]:
 
     One product of all weights reads x once; backward, its gradient needs no sum over the maps.
     """
-    weights = [one.weight for one in maps if type(one) is nn.Linear]
-    if len(weights) < len(maps):  # an adapter, say, has more than a weight
+    weights = [one.weight for one in maps if is_only_a_weight(one)]
+    if len(weights) < len(maps):
         return [one(x) for one in maps]
     return list(linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1))
+
+
+def is_only_a_weight(one: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a map is its weight and nothing else; adapters, hooks and pruned weights are more."""
+    if type(one) is not nn.Linear or type(one.weight) is not nn.Parameter or one.bias is not None:
+        return False
+    hooks = (one._forward_hooks, one._forward_pre_hooks, one._backward_hooks)
+    replaced = one._backward_pre_hooks or "forward" in vars(one)
+    return not (any(hooks) or replaced)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

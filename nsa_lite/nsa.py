@@ -81,7 +81,7 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
         require_ids(ids, q, selected[0], select_block_size, start)
     out_s = attend_to_blocks(q, *selected, ids, scale, select_block_size, start)
     out_w = attend_in_window(q, *window, window_size, scale, start)
-    out = gated_sum(gates, (out_c, out_s, out_w))
+    out = gated_sum(gates, (out_c, out_s, out_w)).to(q.dtype)
     if not return_branches:
         return out
     return out, Branches(*(x.detach() for x in (out_c, out_s, out_w, lse, ids)))

@@ -1,5 +1,6 @@
 """The layer and the decoder: the formula, causality, decoding, the trace, saving, the backends."""
 
+import copy
 import importlib.machinery
 import sys
 import types
@@ -7,6 +8,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 
 from nsa_lite import (
     BRANCHES,
@@ -418,3 +420,54 @@ def test_maps_projected_together_are_those_maps_apart():
         got = projected_together(x, maps)
         for y, one in zip(got, maps, strict=True):
             torch.testing.assert_close(y, one(x))
+
+
+def test_a_map_that_is_more_than_its_weight_is_called():
+    """A bias, a hook, a replaced forward and a pruned weight all have their say."""
+    x = torch.randn(1, 5, 6)
+
+    def plain():
+        return torch.nn.Linear(6, 4, bias=False)
+
+    seen = []
+    hooked = plain()
+    hooked.register_forward_hook(lambda *_: seen.append("hook"))
+    replaced = plain()
+    replaced.forward = lambda x: torch.zeros(1, 5, 4)
+    pruned = prune.random_unstructured(plain(), "weight", amount=0.5)
+    for one in (torch.nn.Linear(6, 4), hooked, replaced, pruned):
+        got = projected_together(x, [plain(), one])[1]
+        torch.testing.assert_close(got, one(x))
+    assert seen == ["hook", "hook"]
+
+
+@pytest.mark.parametrize("kind", ["nsa", "dense"])
+def test_a_wrapped_query_needs_no_weight(kind):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            return self.base(x)
+
+    layer, x = attention(kind), stream()
+    expected = layer(x)
+    layer.query = Wrapped(layer.query)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_copied_cache_goes_on_with_a_copied_layer():
+    layer, x, cache = attention(), stream(), Cache()
+    with torch.no_grad():
+        layer(x[:, :20], cache)
+        other, copied = copy.deepcopy((layer, cache))
+        torch.testing.assert_close(other(x[:, 20:], copied), layer(x[:, 20:], cache))
+
+
+def test_gates_of_another_type_do_not_change_the_outputs_type():
+    q, k, v = (torch.randn(1, 2, 20, 4) for _ in range(3))
+    gates = torch.rand(1, 2, 20, 3, dtype=torch.float64)
+    pairs = [(k[:, :, :9], v[:, :, :9]), (k, v), (k, v)]
+    sizes = dict(block_size=4, stride=2, select_block_size=4, num_selected=3, window_size=5)
+    assert nsa_attention(q, *pairs, gates, **sizes).dtype == torch.float32

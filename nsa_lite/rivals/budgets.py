@@ -156,7 +156,7 @@ class NeighbourAttention(DenseAttention):
         return_loss: bool = False,
         return_trace: bool = False,
     ) -> Tensor | tuple:
-        require_input(x, self.query.weight)
+        require_input(x, self.config.dim, self.query)
         require(cache is None, "cache", type(cache).__name__, "must be None: whole sequences only")
         c = self.config
         q = split_heads(self.query(x), c.heads)

@@ -253,6 +253,44 @@ def test_in_autocast_the_layer_computes_as_in_half_precision():
     assert error < 2e-2
 
 
+# --- tensors and settings as people have them ---
+
+
+def test_the_choice_takes_keys_in_any_layout():
+    q, (k, v), *_ = arguments()
+    q, k, v = (x.detach() for x in (q, k, v))
+    sizes = dict(block_size=8, stride=4)
+    lse = kernels.compressed_attention(q, k, v, **sizes)[1]
+    sizes |= dict(select_block_size=8, num_selected=1, num_local=0, num_initial=0)
+    strided = k.mT.contiguous().mT
+    assert not strided.is_contiguous()
+    expected = kernels.select_blocks(q, k, lse, **sizes)
+    assert torch.equal(kernels.select_blocks(q, strided, lse, **sizes), expected)
+
+
+def test_a_default_type_of_16_bits_rounds_no_sum():
+    """56 readers whose gradients add up beyond what float16 holds."""
+    q = k = torch.ones(1, 1, 56, 16, device=DEVICE)
+    v = q.clone().requires_grad_()
+    ids = torch.zeros(1, 1, 56, 1, dtype=torch.int32, device=DEVICE)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        out = kernels.selected_attention(q, k, v, ids, select_block_size=64)
+        out.backward(torch.full_like(out, 1e5))
+    finally:
+        torch.set_default_dtype(before)
+    expected = 1e5 * sum(1 / (t + 1) for t in range(56))  # of key 0: every token's share
+    assert v.grad[0, 0, 0, 0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_derivative_in_forward_mode_is_refused():
+    q, _, _, (k, v), _ = arguments()
+    tangent = torch.ones_like(q)
+    with pytest.raises(NotImplementedError, match="q: the kernels have no derivative in forward"):
+        torch.func.jvp(lambda q: kernels.window_attention(q, k, v), (q.detach(),), (tangent,))
+
+
 # --- operations counted ---
 
 

@@ -12,7 +12,7 @@ others if device and versions are the same.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -164,6 +164,14 @@ def show(row: dict) -> str:
     return place + "".join(f"{'-':>10}" if n is None else f"{n:10.3f}" for n in numbers)
 
 
+def keep_each(measured: Iterable[dict], record: dict, out: Path) -> None:
+    """Print and save each measurement as it comes in, so that it is kept if a later one fails."""
+    for row in measured:
+        record["rows"].append(row)
+        print(show(row), flush=True)
+        save(record, out)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -187,10 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     slow_cases = [(config, length) for config, length in cases if config in peers.IN_FULL]
     passes = [(False, case) for case in cases] + [(True, case) for case in slow_cases]
     for slow, (config, length) in passes:
-        for row in rows(config, length, a.ids or list(IDS), device, slow):
-            record["rows"].append(row)
-            print(show(row), flush=True)
-            save(record, a.out)  # kept if a later one fails
+        keep_each(rows(config, length, a.ids or list(IDS), device, slow), record, a.out)
     return 0
 
 

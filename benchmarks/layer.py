@@ -28,9 +28,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.bench import HEADING, NO_DEVICE, show
+from benchmarks.bench import HEADING, NO_DEVICE, keep_each
 from benchmarks.cases import CONFIGS, Sizes
-from benchmarks.records import RESULTS, about, begin, save
+from benchmarks.records import RESULTS, about, begin
 from nsa_lite import DenseAttention, NSAConfig, NSAttention
 from nsa_lite.show import tables
 from nsa_lite.show.tables import Column
@@ -268,10 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     record = begin(a.out, about(command, "benchmarks.layer"), replaced)
     print(HEADING)
     for length in lengths:
-        for row in rows(a.config, length, a.name or list(VARIANTS), device):
-            record["rows"].append(row)
-            print(show(row), flush=True)
-            save(record, a.out)  # kept if a later one fails
+        keep_each(rows(a.config, length, a.name or list(VARIANTS), device), record, a.out)
     return 0
 
 

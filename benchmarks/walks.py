@@ -1,4 +1,4 @@
-"""Three small kernels that do one thing only, so that it can be timed: benchmarks.ceilings.
+"""Two small kernels that do one thing only, so that it can be timed: benchmarks.ceilings.
 
 Tiles are 64 x 64 int32: 16 KB, as 64 keys of 128 bf16 are, and as wide in bytes. What was read is
 folded by exclusive or: an instruction a number, and a result that says which tiles were read.
@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import KernelInterface
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 ROWS = 64
@@ -33,8 +32,8 @@ def tile_number(program, step, programs, count, APART: tl.constexpr):
 
 
 @triton.jit
-def read_pointers(
-    x,
+def read_tiles(  # noqa: PLR0913  as in kernels: sizes are arguments too
+    source,  # with BOXES a descriptor, else a pointer
     out,
     count,
     steps,
@@ -42,35 +41,18 @@ def read_pointers(
     WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
     APART: tl.constexpr,
+    BOXES: tl.constexpr,
 ):
-    """A program reads `steps` tiles of x (count, ROWS * WIDTH) by pointers."""
+    """A program reads `steps` tiles of x (count, ROWS * WIDTH), by pointers or each as one box."""
     program = tl.program_id(0)
     numbers = tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)
     acc = tl.zeros([ROWS, WIDTH], tl.int32)
     for step in tl.range(0, steps, num_stages=STAGES):
         tile = tile_number(program, step, tl.num_programs(0), count, APART)
-        acc ^= tl.load(x + tile * (ROWS * WIDTH) + numbers)
-    tl.store(out + program * (ROWS * WIDTH) + numbers, acc)
-
-
-@triton.jit
-def read_boxes(
-    desc,
-    out,
-    count,
-    steps,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STAGES: tl.constexpr,
-    APART: tl.constexpr,
-):
-    """A program reads `steps` tiles of x (count * ROWS, WIDTH), each one box of a descriptor."""
-    program = tl.program_id(0)
-    numbers = tl.arange(0, ROWS)[:, None] * WIDTH + tl.arange(0, WIDTH)
-    acc = tl.zeros([ROWS, WIDTH], tl.int32)
-    for step in tl.range(0, steps, num_stages=STAGES):
-        tile = tile_number(program, step, tl.num_programs(0), count, APART)
-        acc ^= desc.load([tile * ROWS, 0])
+        if BOXES:
+            acc ^= source.load([tile * ROWS, 0])
+        else:
+            acc ^= tl.load(source + tile * (ROWS * WIDTH) + numbers)
     tl.store(out + program * (ROWS * WIDTH) + numbers, acc)
 
 
@@ -98,20 +80,20 @@ def walk_pointers(x: Tensor, walk: Walk) -> Tensor:
 
     Shapes: x (count, ROWS * WIDTH) int32.
     """
-    return walk_by(read_pointers, x, x, walk)
+    return walk_over(x, x, walk, boxes=False)
 
 
 def walk_boxes(x: Tensor, walk: Walk) -> Tensor:
     """The same by a tensor descriptor."""
     desc = TensorDescriptor.from_tensor(x.view(-1, WIDTH), [ROWS, WIDTH])
-    return walk_by(read_boxes, desc, x, walk)
+    return walk_over(desc, x, walk, boxes=True)
 
 
-def walk_by(kernel: KernelInterface, source: object, x: Tensor, walk: Walk) -> Tensor:
-    """Launch one of the two kernels on its source, which holds the tiles x."""
+def walk_over(source: TensorDescriptor | Tensor, x: Tensor, walk: Walk, *, boxes: bool) -> Tensor:
+    """Launch the walk over a source, which holds the tiles x."""
     out = x.new_empty(walk.programs, ROWS * WIDTH)  # a tile for each program
     launch(
-        kernel,
+        read_tiles,
         (walk.programs,),
         source,
         out,
@@ -121,6 +103,7 @@ def walk_by(kernel: KernelInterface, source: object, x: Tensor, walk: Walk) -> T
         WIDTH=WIDTH,
         STAGES=walk.stages,
         APART=walk.apart,
+        BOXES=boxes,
         num_warps=walk.warps,
     )
     return out

@@ -83,6 +83,7 @@ from kernels.rows import (
     rows,
     rows_contiguous,
     rows_of_a_tile,
+    rows_to_read,
 )
 from kernels.tile_sizes import (
     PRODUCTS_OF_HELD,
@@ -452,9 +453,8 @@ def sizes_of(q: Tensor, k: Tensor, blocks: Blocks) -> Sizes:
 
 
 def prepared(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v with contiguous rows, and of the keys those up to the last query's."""
-    last = blocks.start + q.shape[2]
-    return rows_contiguous(q), rows_contiguous(k[:, :, :last]), rows_contiguous(v[:, :, :last])
+    """What the kernels read: of the keys those up to the last query's."""
+    return rows_to_read(q, k, v, blocks.start + q.shape[2])
 
 
 def block_sparse(

@@ -71,6 +71,7 @@ from kernels.rows import (
     rows,
     rows_contiguous,
     rows_of_a_tile,
+    rows_to_read,
     tokens_and_heads,
 )
 from kernels.tile_sizes import Tile, cdiv, power_of_two, tile_for, widths_of
@@ -309,12 +310,9 @@ def sizes_of(q: Tensor, k: Tensor, run: Run) -> Sizes:
 
 
 def prepared(q: Tensor, k: Tensor, v: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v with contiguous rows, and of the keys those that the last query may read.
-
-    What lies behind them, the unwritten end of a cache, say, may hold anything.
-    """
-    last = count_keys(run.start + q.shape[2] - 1, k.shape[2], run.keys)
-    return rows_contiguous(q), rows_contiguous(k[:, :, :last]), rows_contiguous(v[:, :, :last])
+    """What the kernels read: of the keys those that end at or before the last query."""
+    count = count_keys(run.start + q.shape[2] - 1, k.shape[2], run.keys)
+    return rows_to_read(q, k, v, count)
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, run: Run) -> Saved:

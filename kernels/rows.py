@@ -54,6 +54,14 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def rows_to_read(q: Tensor, k: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v with contiguous rows; of the keys the first `count`, those that a query may read.
+
+    What lies behind them, the unwritten end of a cache, say, may hold anything.
+    """
+    return rows_contiguous(q), rows_contiguous(k[:, :, :count]), rows_contiguous(v[:, :, :count])
+
+
 def empty_beside(x: Tensor, width: int) -> Tensor:
     """Room for (B, H, T, width) beside x (B, H, T, any width).
 

@@ -52,14 +52,12 @@ class TileSizes:
 class Widths(NamedTuple):
     """Compile-time sizes of the rows: heads of a group, columns of q and k, columns of v and out.
 
-    BLOCK_R is R padded to what the matrix unit takes, BLOCK_D and BLOCK_DV are the columns of one
-    piece of D and of DV (pieces.py).
+    BLOCK_D and BLOCK_DV are the columns of one piece of D and of DV (pieces.py).
     """
 
     R: int
     D: int
     DV: int
-    BLOCK_R: int
     BLOCK_D: int
     BLOCK_DV: int
 
@@ -214,7 +212,7 @@ def widths_of(q: Tensor, k: Tensor, v: Tensor) -> Widths:
     R = q.shape[1] // k.shape[1]
     D = q.shape[3]
     DV = v.shape[3]
-    return Widths(R, D, DV, padded(R), piece_width(D), piece_width(DV))
+    return Widths(R, D, DV, piece_width(D), piece_width(DV))
 
 
 def needs(kernel: str, tile: TileSizes, R: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -151,8 +151,8 @@ class NSAttention(nn.Module):
         heads = [split_heads(y, c.kv_heads) for y in projected_together(x, maps)]
         k = dict(zip(BRANCHES, heads[:3], strict=True))
         v = dict(zip(BRANCHES, heads[3:], strict=True))
+        rotate = self.operations(x).rotate
         for branch in ("selected", "window"):  # phi sees the compressed branch's keys first
-            rotate = self.operations(x).rotate
             k[branch] = rotate(k[branch], positions, c.rope_theta)
         return {branch: KV(k[branch], v[branch]) for branch in BRANCHES}
 

@@ -124,7 +124,7 @@ def test_tiles_follow_from_the_columns():
 
 
 def test_a_row_of_192_columns_takes_192_in_shared_memory():
-    widths = tile_sizes.Widths(R=16, D=192, DV=128, BLOCK_R=16, BLOCK_D=64, BLOCK_DV=128)
+    widths = tile_sizes.Widths(R=16, D=192, DV=128, BLOCK_D=64, BLOCK_DV=128)
     tile = tile_sizes.TileSizes(128, 128, warps=8, stages=9)
     # 225 KiB hold q, 128 rows of 192 in 2 bytes, and two steps of 128 keys and values.
     kept = 128 * 192 * 2
@@ -135,7 +135,7 @@ def test_a_row_of_192_columns_takes_192_in_shared_memory():
 
 def test_a_small_device_gets_fewer_rows_and_keys():
     """As consumer GPUs are, which have 99 KiB a program; keys are halved first."""
-    widths = tile_sizes.Widths(R=16, D=128, DV=128, BLOCK_R=16, BLOCK_D=128, BLOCK_DV=128)
+    widths = tile_sizes.Widths(R=16, D=128, DV=128, BLOCK_D=128, BLOCK_DV=128)
     tile = tile_sizes.TileSizes(128, 128, warps=8, stages=3)
     fitted = tile_sizes.fit(tile, "flash_forward", widths, 2, 97 * 1024)
     # q of 128 rows takes 32 KiB, a step of 128 keys and values 64.

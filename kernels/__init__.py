@@ -8,6 +8,7 @@ float16. An operation is one file, from its kernels to its public function:
     block_sparse_attention   attention to the selected blocks (Eq. 12), and its gradients
     gates                    the gated sum (Eq. 5)
     nsa                      all of it in one function
+    decode                   all of it for a few new tokens, from a cache
     rope                     rotary position encoding of all heads in one pass
     flops                    how many operations each one needs
 
@@ -37,6 +38,7 @@ if not torch.cuda.is_available():
 
 from kernels.block_sparse_attention import selected_attention
 from kernels.checks import why_not
+from kernels.decode import decode_step
 from kernels.flash_attention import compressed_attention, window_attention
 from kernels.gates import gated_sum
 from kernels.importance import select_blocks
@@ -48,6 +50,7 @@ from kernels import flops  # noqa: F401  once all operations are there, torch's 
 
 __all__ = [
     "compressed_attention",
+    "decode_step",
     "gated_sum",
     "nsa_attention",
     "rotate",

@@ -238,6 +238,23 @@ def check_lse(lse: Tensor, q: Tensor) -> None:
     require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
+def check_lengths(lengths: Tensor, q: Tensor) -> None:
+    """Raise unless lengths is (B,) of int32 or int64, and q has 1 to 8 tokens a sequence.
+
+    Their values are not read: that would wait for the device.
+    """
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
+        got = getattr(lengths, "dtype", type(lengths).__name__)
+        raise TypeError(f"cache.lengths: must be an int32 or int64 tensor (B,), got {got}")
+    expected = (q.shape[0],)
+    shape = tuple(lengths.shape)
+    require(shape == expected, "cache.lengths.shape", shape, "must be (B,) = {}", expected)
+    rule = f"must be q.device = {q.device}"
+    require(lengths.device == q.device, "cache.lengths.device", lengths.device, rule)
+    rule = "must hold 1 to 8 new tokens a sequence"
+    require(q.shape[2] <= 8, "q.shape", tuple(q.shape), rule)
+
+
 def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
     """Raise unless ids is (B, G, T, n) of int32 or int64. Its values are not read: that would wait.
 

@@ -117,16 +117,28 @@ def block_scores(
         s = products(q_tile, k_tile)
         total += tl.exp2(s * (sizes.scale * LOG2E) - load_lse(lse, at, row_mask)[:, None])
     total = tl.where(key_mask[None, :] & seen, total, 0.0)  # Eq. 10: a sum of probabilities
-    # Eq. 9 by geometry: how many strides of the key lie in block j, and in the block after it.
-    after = tl.maximum(i * KEYS.stride + KEYS.block_size - SELECT_BLOCK_SIZE, 0) // KEYS.stride
     block = tl.program_id(0) * J + tl.arange(0, J)
     keep = row_mask[:, None] & (block < sizes.num_blocks)[None, :]
     for part in tl.static_range(2):
-        weight = after if part == 1 else KEYS.block_size // KEYS.stride - after
-        weighted = total * weight.to(tl.float32)[None, :]
-        sums = tl.sum(weighted.reshape(M, J, N // J), 2)
+        sums = sums_of_blocks(total, i, part, J, KEYS, SELECT_BLOCK_SIZE)
         row = (part * sizes.B * sizes.G + tl.program_id(2).to(tl.int64)) * sizes.T + token
         tl.store(score + row[:, None] * sizes.num_blocks + block[None, :], sums, mask=keep)
+
+
+@triton.jit
+def sums_of_blocks(
+    p, i, PART: tl.constexpr, J: tl.constexpr, KEYS: tl.constexpr, SELECT_BLOCK_SIZE: tl.constexpr
+):
+    """Eq. 9 within a tile p [M, N] of J blocks: [M, J].
+
+    i [N] counts the keys that begin in a block. PART 0 sums what lies in their own block, PART 1
+    what reaches into the block after it.
+    """
+    # By geometry: how many strides of a key lie in its block, and in the one after it.
+    after = tl.maximum(i * KEYS.stride + KEYS.block_size - SELECT_BLOCK_SIZE, 0) // KEYS.stride
+    weight = after if PART == 1 else KEYS.block_size // KEYS.stride - after
+    weighted = p * weight.to(tl.float32)[None, :]
+    return tl.sum(weighted.reshape(p.shape[0], J, p.shape[1] // J), 2)
 
 
 @triton.jit
@@ -142,7 +154,6 @@ def top_blocks(
 ):
     """The ids of one query's n best blocks, ascending. Tile: its scores [BLOCK_J]."""
     SELECTED: tl.constexpr = CHOICE.num_selected
-    FREE: tl.constexpr = SELECTED - CHOICE.num_initial - CHOICE.num_local
     token = first + tl.program_id(0)
     queries = tl.num_programs(1).to(tl.int64) * T
     query = tl.program_id(1).to(tl.int64) * T + token
@@ -153,22 +164,34 @@ def top_blocks(
         rank = tl.load(score + query * num_blocks + j, mask=taken, other=0.0)
         passed_on = score + (queries + query) * num_blocks + j - 1  # by the block before
         rank += tl.load(passed_on, mask=taken & (j > 0), other=0.0)
-        rank = tl.where(rank == rank, rank, 0.0)  # NaN would win every comparison, or none
-        forced = (j < CHOICE.num_initial) | (j > own - CHOICE.num_local)
-        rank = tl.where(forced, float("inf"), rank)
-        rank = tl.where(taken, rank, -1.0)
-        bar = float("inf")  # what the forced blocks have
-        for _ in range(FREE):
-            bar = tl.max(tl.where(rank < bar, rank, -1.0), 0)  # the next largest score
-        taken = taken & (rank >= bar)
-        if tl.sum(taken.to(tl.int32), 0) > SELECTED:
-            # Equal scores were taken together: now one by one, the lower id first.
-            for _ in range(SELECTED):
-                best = tl.min(tl.where(rank == tl.max(rank, 0), j, BLOCK_J), 0)
-                rank = tl.where(j == best, -2.0, rank)
-            taken = rank == -2.0
+        taken = best_of(rank, j, own, CHOICE, BLOCK_J)
     slot = tl.cumsum(taken.to(tl.int32), 0) - 1  # how many chosen ids are smaller
     tl.store(ids + query * SELECTED + slot, j, mask=taken)
+
+
+@triton.jit
+def best_of(rank, j, own, CHOICE: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Which of the blocks j [BLOCK_J] a query in block `own` reads, by their scores `rank`.
+
+    There are more than n that have begun.
+    """
+    SELECTED: tl.constexpr = CHOICE.num_selected
+    FREE: tl.constexpr = SELECTED - CHOICE.num_initial - CHOICE.num_local
+    rank = tl.where(rank == rank, rank, 0.0)  # NaN would win every comparison, or none
+    forced = (j < CHOICE.num_initial) | (j > own - CHOICE.num_local)
+    rank = tl.where(forced, float("inf"), rank)
+    rank = tl.where(j <= own, rank, -1.0)
+    bar = float("inf")  # what the forced blocks have
+    for _ in range(FREE):
+        bar = tl.max(tl.where(rank < bar, rank, -1.0), 0)  # the next largest score
+    taken = (j <= own) & (rank >= bar)
+    if tl.sum(taken.to(tl.int32), 0) > SELECTED:
+        # Equal scores were taken together: now one by one, the lower id first.
+        for _ in range(SELECTED):
+            best = tl.min(tl.where(rank == tl.max(rank, 0), j, BLOCK_J), 0)
+            rank = tl.where(j == best, -2.0, rank)
+        taken = rank == -2.0
+    return taken
 
 
 def blocks_in_a_tile(BLOCK_N: int, select_block_size: int, stride: int) -> int:

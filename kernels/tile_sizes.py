@@ -85,6 +85,7 @@ HALF = {  # half precision, keys and values up to 128 wide
     "selected_dq":          TileSizes(      64,    None,     4,      3, hold=True),
     "selected_dkdv":        TileSizes(      16,    None,     4,      4, hold=True),  # one reader
     "selected_dkdv_small":  TileSizes(      16,    None,     4,      6, hold=True),  # a few
+    "decode":               TileSizes(      64,      64,     4,      3),
 }
 WIDE = {  # half precision, up to 192 columns: three pieces of 64 (pieces.py)
     #                                  BLOCK_M  BLOCK_N  warps  stages
@@ -99,6 +100,7 @@ WIDE = {  # half precision, up to 192 columns: three pieces of 64 (pieces.py)
     "selected_dq":          TileSizes(      64,    None,     4,      2, hold=True),
     "selected_dkdv":        TileSizes(      16,    None,     4,      4),
     "selected_dkdv_small":  TileSizes(      16,    None,     4,      4),
+    "decode":               TileSizes(      64,      64,     4,      2),
 }
 WIDEST = {  # half precision, 256 columns; dk and dv spill
     #                                  BLOCK_M  BLOCK_N  warps  stages
@@ -113,6 +115,7 @@ WIDEST = {  # half precision, 256 columns; dk and dv spill
     "selected_dq":          TileSizes(      64,    None,     4,      3),
     "selected_dkdv":        TileSizes(      16,    None,     4,      8),  # of one token's rows
     "selected_dkdv_small":  TileSizes(      16,    None,     4,      8),
+    "decode":               TileSizes(      64,      64,     4,      2),
 }
 FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
     #                                  BLOCK_M  BLOCK_N  warps  stages
@@ -127,6 +130,7 @@ FLOAT32 = {  # no fast matrix unit for exact float32, and twice the bytes
     "selected_dq":          TileSizes(      64,    None,     8,      1),
     "selected_dkdv":        TileSizes(      16,    None,     8,      2),
     "selected_dkdv_small":  TileSizes(      16,    None,     8,      2),
+    "decode":               TileSizes(      64,      64,     4,      1),
 }
 # fmt: on
 
@@ -229,6 +233,7 @@ def needs(kernel: str, tile: TileSizes, R: int) -> tuple[tuple[int, int], tuple[
         "selected_dq": ((M, M), (N, N)),
         "selected_dkdv": ((N, N), (a_reader_or_two, a_reader_or_two)),
         "selected_dkdv_small": ((N, N), (a_reader_or_two, a_reader_or_two)),
+        "decode": ((M, 0), (N, N)),
     }[kernel]
 
 

@@ -1,0 +1,245 @@
+"""Time one decoding step beside public peers, in one process on one device.
+
+    python -m benchmarks.decode                     config A: every batch and context
+    python -m benchmarks.decode --batch 1 --length 65536 --name NSA
+
+One new token for each of `batch` sequences that hold `length` tokens, in microseconds (median):
+`graph_us` of a call inside a CUDA graph, which has many calls, each with a cache of its own, as a
+model has layers, so that no call finds in the L2 cache what the one before has read; `eager_us` of
+a call as Python makes it, each waiting for the one before. `bytes` is what a step must read.
+Writes benchmarks/results/decode.json in the form of benchmarks.bench.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import kernels
+from benchmarks.bench import NO_DEVICE
+from benchmarks.cases import CONFIGS, Sizes
+from benchmarks.records import RESULTS, about, save
+from nsa_lite.blocks import num_compressed
+
+CASES = (  # batch, context
+    *((1, length) for length in (4096, 8192, 16384, 32768, 65536, 131072, 262144)),
+    *((batch, 65536) for batch in (4, 16, 32)),
+)
+COLD = 128 * 2**20  # bytes that the calls of one graph read at least: more than an L2 cache holds
+REPEATS = 20
+Call = Callable[[], Tensor]
+Pair = tuple[Tensor, Tensor]
+
+
+class Held(NamedTuple):
+    """One layer's cache, its newest token included, and that token's query and gates."""
+
+    blocks: Pair
+    raw: dict[str, Pair]
+    lengths: Tensor
+    q: Tensor
+    gates: Tensor
+
+
+def held(sizes: Sizes, batch: int, length: int, device: str) -> Held:
+    """Random normal keys, values and queries."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+
+    def pair(rows: int) -> Pair:
+        shape = batch, sizes.groups, rows
+        return (
+            torch.randn(*shape, sizes.width, device=device, dtype=dtype),
+            torch.randn(*shape, sizes.value, device=device, dtype=dtype),
+        )
+
+    q = torch.randn(batch, sizes.heads, 1, sizes.width, device=device, dtype=dtype)
+    gates = torch.rand(batch, sizes.heads, 1, 3, device=device, dtype=dtype)
+    lengths = torch.full((batch,), length, device=device)
+    blocks = pair(num_compressed(length, sizes.block_size, sizes.stride))
+    return Held(blocks, {"selected": pair(length), "window": pair(length)}, lengths, q, gates)
+
+
+# --- who is timed ---
+
+
+def ours(x: Held, sizes: Sizes) -> Call:
+    """kernels.decode_step."""
+    return lambda: kernels.decode_step(x.q, x, x.gates, **sizes.choice(), window_size=sizes.window)
+
+
+def dense(backend: SDPBackend) -> Callable[[Held, Sizes], Call]:
+    """torch's attention of one query to all keys, held to one backend."""
+
+    def make(x: Held, sizes: Sizes) -> Call:  # noqa: ARG001  as the others
+        k, v = x.raw["selected"]
+
+        def call() -> Tensor:
+            with sdpa_kernel(backend):
+                return scaled_dot_product_attention(x.q, k, v, enable_gqa=True)
+
+        return call
+
+    return make
+
+
+def fla(x: Held, sizes: Sizes) -> Call:
+    """fla-core's NSA, which pools all keys anew in each call; without its window (peers.py)."""
+    from fla.ops.nsa.parallel import parallel_nsa
+
+    k, v = (y.transpose(1, 2).contiguous() for y in x.raw["selected"])
+    q = x.q.transpose(1, 2).contiguous()
+    gates = [x.gates[..., i].transpose(1, 2).contiguous() for i in range(3)]
+    return lambda: parallel_nsa(
+        q,
+        k,
+        v,
+        *gates,
+        block_counts=sizes.num_selected,
+        block_size=sizes.select_block_size,
+        window_size=0,
+    )
+
+
+WHO = {
+    "NSA": ours,
+    "FlashAttention-2": dense(SDPBackend.FLASH_ATTENTION),
+    "cuDNN": dense(SDPBackend.CUDNN_ATTENTION),
+    "fla-core NSA": fla,
+}
+
+
+# --- how ---
+
+
+def bytes_read(sizes: Sizes, batch: int, length: int, *, sparse: bool) -> int:
+    """What one step must read of the cache, in half precision."""
+    tokens = length
+    if sparse:
+        blocks = min(length, sizes.num_selected * sizes.select_block_size)
+        compressed = num_compressed(length, sizes.block_size, sizes.stride)
+        tokens = compressed + blocks + min(length, sizes.window)
+    return 2 * batch * sizes.groups * tokens * (sizes.width + sizes.value)
+
+
+def microseconds(run: Callable[[], object]) -> float:
+    """The median time of run() by device events, one after the other; by the clock on a CPU."""
+    if not torch.cuda.is_available():
+        began = time.perf_counter()
+        run()
+        return 1e6 * (time.perf_counter() - began)
+    for _ in range(3):
+        run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
+    for first, last in events:
+        first.record()
+        run()
+        last.record()
+    torch.cuda.synchronize()
+    return 1e3 * statistics.median(first.elapsed_time(last) for first, last in events)
+
+
+def in_a_graph(calls: list[Call]) -> float:
+    """Microseconds of one call in a CUDA graph of them all."""
+    if not torch.cuda.is_available():
+        return microseconds(calls[0])
+    for call in calls[:3]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return microseconds(graph.replay) / len(calls)
+
+
+def measure(name: str, sizes: Sizes, batch: int, length: int, device: str) -> dict[str, float]:
+    """Both times of one peer, and the bytes that bound them."""
+    amount = bytes_read(sizes, batch, length, sparse="NSA" in name)
+    copies = max(1, -(-COLD // amount)) if device == "cuda" else 1
+    layers = [held(sizes, batch, length, device) for _ in range(copies)]
+    calls = [WHO[name](layer, sizes) for layer in layers]
+    calls *= max(1, 8 // copies) if device == "cuda" else 1
+    for _ in range(20 if device == "cuda" else 0):
+        calls[0]()
+    eager = []
+    for _ in range(REPEATS if device == "cuda" else 1):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        calls[0]()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        eager.append(1e6 * (time.perf_counter() - began))
+    times = {"graph_us": in_a_graph(calls), "eager_us": statistics.median(eager)}
+    return times | {"bytes": amount}
+
+
+def rows(
+    config: str, cases: list[tuple[int, int]], names: list[str], device: str
+) -> Iterator[dict]:
+    """Every measurement; a peer that cannot run gives its reason."""
+    for batch, length in cases:
+        for name in names:
+            row = {"config": config, "batch": batch, "length": length, "name": name}
+            try:
+                yield row | measure(name, CONFIGS[config], batch, length, device)
+            except Exception as error:  # a refusal is a result too
+                yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+
+UNITS = ("graph_us", "eager_us", "bytes")
+HEADING = f"{'config':>6} {'batch':>6} {'context':>8} {'name':>18}" + "".join(
+    f"{u:>13}" for u in UNITS
+)
+
+
+def show(row: dict) -> str:
+    """One line of the table that is printed while the measurements come in."""
+    place = f"{row['config']:>6} {row['batch']:>6} {row['length']:>8} {row['name']:>18}"
+    if "refused" in row:
+        return f"{place}   {row['refused']}"
+    return place + "".join(f"{row[key]:13.1f}" for key in UNITS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode", description=__doc__.split("\n")[0]
+    )
+    p.add_argument("--config", choices=CONFIGS, default="A")
+    p.add_argument("--batch", type=int, action="append", help="repeat for several; with --length")
+    p.add_argument("--length", type=int, action="append", help="repeat for several")
+    p.add_argument("--name", choices=WHO, action="append", help="repeat for several")
+    p.add_argument("--out", type=Path, default=RESULTS / "decode.json")
+    a = p.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and a.config != "tiny":
+        print(NO_DEVICE, file=sys.stderr)
+        return 2
+    command = [x for x in arguments if x not in ("--out", str(a.out))]  # no part of what was run
+    cases = [(batch, length) for batch in a.batch or (1,) for length in a.length or (64,)]
+    cases = cases if a.batch or a.length or a.config == "tiny" else list(CASES)
+    record = about(command, "benchmarks.decode") | {"rows": []}
+    print(HEADING)
+    for row in rows(a.config, cases, a.name or list(WHO), device):
+        record["rows"].append(row)
+        print(show(row), flush=True)
+        save(record, a.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -370,7 +370,7 @@ def pages(record: dict) -> dict[Path, dict[str, str]]:
         root / "benchmarks/NOTES.md": {
             "floors": above + floors_table(record),
             "beside peers": above
-            + peers_table(record, everywhere, kinds=("random", "coherent .75"))
+            + peers_table(record, everywhere, kinds=("random", "coherent .75")),
         },
     }
 

@@ -272,7 +272,7 @@ def test_no_recorded_time_is_below_its_floor():
 
 
 def test_the_notes_table_gives_times_and_floors():
-    """The selected branch's line by ids, the whole's without floors, a dash for what did not run."""
+    """The selected branch by ids, the whole without floors, dashes for what did not run."""
     record = record_of(
         {
             ("window", "random", 65536): (4.0, 12.0),

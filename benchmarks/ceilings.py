@@ -10,7 +10,8 @@
                  in leaps, so that nobody reads what another has just read ("apart")
     exp2         one function of the softmax, in float32
 
-A ceiling is the best of its rows: a floor that some kernel beats is no floor.
+A ceiling is the best of its rows: a floor that some kernel beats is no floor. So L2's is "in turn";
+"apart" says what random reads can hope for, and kernels that share some of their reads exceed it.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -110,19 +111,38 @@ def timed_together(branch: str, what: str, kernels: dict[str, Work]) -> tuple[st
     return f"{branch} {what}", [kernels[part] for part in parts]
 
 
-def beside_floors(record: dict, config: str, length: int, ids: str = "random") -> str:
-    """Each branch's measured milliseconds, the floors of its tiles and of any kernel.
+class Beside(NamedTuple):
+    """A measured time and its floors, in milliseconds."""
+
+    branch: str
+    name: str
+    measured: float
+    tiles: float  # floor of these tiles
+    least: float  # floor of any kernel
+
+
+def beside(record: dict, config: str, length: int, ids: str = "random") -> list[Beside]:
+    """Each branch's measured times beside their floors, forward and backward.
 
     A backward is two kernels, dq and dk dv: their floors are added up. So are scores and top-n.
     """
     works = counted(config, length, ids)
-    rows = []
+    found = []
     for branch, times in seconds(record, config, length, ids).items():
         for what, time in times.items():
             name, kernels = timed_together(branch, what, works[branch])
             tiles = sum(floor(work) for work in kernels)
             least = sum(floor_of_any(work) for work in kernels)
-            rows.append((name, 1e3 * time, 1e3 * tiles, 1e3 * least, time / tiles))
+            found.append(Beside(branch, name, 1e3 * time, 1e3 * tiles, 1e3 * least))
+    return found
+
+
+def beside_floors(record: dict, config: str, length: int, ids: str = "random") -> str:
+    """The same as a table of plain text, with how far each time is above the floor of its tiles."""
+    rows = [
+        (x.name, x.measured, x.tiles, x.least, x.measured / x.tiles)
+        for x in beside(record, config, length, ids)
+    ]
     return tables.table(COLUMNS, rows)
 
 
@@ -298,6 +318,34 @@ def peers_table(
     return markdown(head, rows)
 
 
+def floors_table(record: dict, config: str = "A", length: int = 65536) -> str:
+    """Milliseconds forward / backward beside their floors, branch by branch, as markdown.
+
+    Below them the whole, and the peers.
+    """
+    head = ["forward / backward", "measured", "floor of these tiles", "floor of any kernel"]
+    found = {ids: beside(record, config, length, ids) for ids in IDS}
+    rows = [
+        floors_row(branch, "", found["random"])
+        for branch in ("window", "compressed", "selection", "dense")
+    ]
+    rows += [floors_row("selected", f", {ids}", found[ids]) for ids in IDS]
+    others = [(f"whole, {ids}", "NSA", ids) for ids in IDS]
+    others += [(label, name, ids) for label, (name, ids) in TIMES.items() if name != "NSA"]
+    for label, name, ids in others:
+        rows.append([label, written(both_ways(record, config, name, ids, length)), "", ""])
+    return markdown(head, rows)
+
+
+def floors_row(branch: str, which: str, found: list[Beside]) -> list[str]:
+    """One branch's line: its times, the floors of its tiles, of any kernel; dashes if not timed."""
+    own = [x for x in found if x.branch == branch]
+    label = {"selection": "scores + top-n, no backward", "dense": OUR_DENSE}.get(branch, branch)
+    columns = zip(*((x.measured, x.tiles, x.least) for x in own), strict=True)
+    cells = [" / ".join(map(readable, column)) for column in columns]
+    return [label + which, *(cells or ["-"] * 3)]
+
+
 def put(text: str, name: str, table: str) -> str:
     """A page's text with a table in place of what stood between its marks.
 
@@ -320,8 +368,9 @@ def pages(record: dict) -> dict[Path, dict[str, str]]:
             "beside peers": above + peers_table(record, ends(everywhere)),
         },
         root / "benchmarks/NOTES.md": {
+            "floors": above + floors_table(record),
             "beside peers": above
-            + peers_table(record, everywhere, kinds=("random", "coherent .75"))
+            + peers_table(record, everywhere, kinds=("random", "coherent .75")),
         },
     }
 

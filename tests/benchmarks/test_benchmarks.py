@@ -260,6 +260,41 @@ def test_measured_times_stand_beside_their_floors():
     assert three.startswith("scores + top-n") and "0.20" in three
 
 
+def test_no_recorded_time_is_below_its_floor():
+    """A floor that a kernel beats is no floor."""
+    record = draw.load()
+    for config, length in draw.places(record):
+        for ids in bench.IDS:
+            found = draw.beside(record, config, length, ids)
+            assert found, (config, length, ids)
+            for x in found:
+                assert x.measured > x.tiles >= x.least > 0, (config, length, ids, x)
+
+
+def test_the_notes_table_gives_times_and_floors():
+    """The selected branch by ids, the whole without floors, dashes for what did not run."""
+    record = record_of(
+        {
+            ("window", "random", 65536): (4.0, 12.0),
+            ("compressed", "random", 65536): (8.0, 24.0),
+            ("selected", "random", 65536): (16.0, 32.0),
+            ("selected", "coherent .75", 65536): (9.0, 20.0),
+            ("NSA", "random", 65536): (40.0, 80.0),
+        }
+    )
+    table = [cells(line) for line in draw.floors_table(record).splitlines()[2:]]
+    lines = {label: columns for label, *columns in table}
+    assert lines["window"][0] == "4.0 / 12.0"
+    assert lines["selected, random"][0] == "16.0 / 32.0"
+    assert lines["selected, coherent .75"][0] == "9.0 / 20.0"
+    works = draw.counted("A", 65536, "coherent .75")["selected"]
+    forward, dq, dkdv = (1e3 * roofline.floor(works[k]) for k in ("forward", "dq", "dk dv"))
+    assert lines["selected, coherent .75"][1] == f"{forward:.1f} / {dq + dkdv:.1f}"
+    assert lines["selected, coherent .36"] == ["-", "-", "-"]
+    assert lines["whole, random"] == ["40.0 / 80.0", "", ""]
+    assert lines["whole, coherent .75"] == lines["cuDNN"] == ["-", "", ""]
+
+
 @pytest.mark.parametrize("task, size, keep", [("text", 32, 0.36), ("recall", 8, 0.34)])
 def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
     root = Path(__file__).parents[2]

@@ -69,6 +69,18 @@ def test_a_ceiling_is_the_best_of_its_rows():
     assert "an H100 (triton 0.1, not the pinned" in found["source"]
 
 
+def test_reads_apart_are_told_from_reads_in_turn():
+    """What no program has just read comes more slowly: not the ceiling, which is the best."""
+    how = "pointers, 8 MiB live, {}, 6 programs of 4 warps, 1 stages"
+    rates = (("in turn", 9e12), ("apart", 5e12), ("apart", 6e12), ("in turn", 8e12))
+    rows = [{"what": "L2 reads", "how": how.format(o), "rate": rate} for o, rate in rates]
+    assert roofline.reads_apart({"rows": rows}) == 6e12
+
+
+def test_some_recorded_reads_are_apart():
+    assert 0 < roofline.reads_apart(records.load("ceilings")) < roofline.H100["cache"]
+
+
 def test_the_roofline_divides_by_the_recorded_ceilings():
     record = records.load("ceilings")
     assert set(roofline.RESOURCES) < set(roofline.H100)

@@ -6,7 +6,7 @@
 One new token for each of `batch` sequences that hold `length` tokens, in microseconds (median):
 `graph_us` of a call inside a CUDA graph, which has many calls, each with a cache of its own, as a
 model has layers, so that no call finds in the L2 cache what the one before has read; `eager_us` of
-a call as Python makes it, each waiting for the one before. `bytes` is what a step must read.
+a call as Python makes it, many in a row. `bytes` is what a step must read.
 Writes benchmarks/results/decode.json in the form of benchmarks.bench.
 """
 
@@ -147,12 +147,26 @@ def microseconds(run: Callable[[], object]) -> float:
     return 1e3 * statistics.median(first.elapsed_time(last) for first, last in events)
 
 
+def one_by_one(calls: list[Call]) -> float:
+    """Microseconds of one call where Python makes them all, without waiting in between."""
+    if not torch.cuda.is_available():
+        return microseconds(calls[0])
+    calls = calls * max(1, 100 // len(calls))
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for call in calls:
+            call()
+        torch.cuda.synchronize()
+        times.append(1e6 * (time.perf_counter() - began) / len(calls))
+    return min(times)
+
+
 def in_a_graph(calls: list[Call]) -> float:
     """Microseconds of one call in a CUDA graph of them all."""
     if not torch.cuda.is_available():
         return microseconds(calls[0])
-    for call in calls[:3]:
-        call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -168,18 +182,7 @@ def measure(name: str, sizes: Sizes, batch: int, length: int, device: str) -> di
     layers = [held(sizes, batch, length, device) for _ in range(copies)]
     calls = [WHO[name](layer, sizes) for layer in layers]
     calls *= max(1, 8 // copies) if device == "cuda" else 1
-    for _ in range(20 if device == "cuda" else 0):
-        calls[0]()
-    eager = []
-    for _ in range(REPEATS if device == "cuda" else 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        calls[0]()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        eager.append(1e6 * (time.perf_counter() - began))
-    times = {"graph_us": in_a_graph(calls), "eager_us": statistics.median(eager)}
+    times = {"eager_us": one_by_one(calls), "graph_us": in_a_graph(calls)}
     return times | {"bytes": amount}
 
 

@@ -7,8 +7,7 @@ and their partial softmaxes are put together afterwards, in a fixed order:
     compressed   share 0  share 1 ..   ->  out, maximum, sum of each share  --.
                     '--------'-------->  each head's sums over blocks         |
     scores       the heads' sums, once the log-sum-exp is known (Eq. 10)      |
-    best         ids (Eq. 11)                                                 |
-    branches     selected: share 0 ..  window: share 0 ..  ->  out, ..        |
+    branches     selected (Eq. 11 first): share 0 ..  window: share 0 .. -> out, ..
     combine      gates * the branches (Eq. 5)  <--------------'---------------'
 
 The compressed keys are read once. Eq. 8's probabilities need the log-sum-exp of all keys, which no
@@ -20,6 +19,7 @@ the cache grows. Read rows.py and online_softmax.py first.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple, Protocol
 
 import torch
@@ -36,12 +36,13 @@ from kernels.checks import (
     check_int,
     check_lengths,
     check_most_blocks,
+    check_select_block_size,
     scale_or_default,
 )
 from kernels.importance import Choice, best_of, blocks_in_a_tile, sums_of_blocks
-from kernels.launching import launch
+from kernels.launching import Again, launch
 from kernels.online_softmax import LOG2E, fold_in, fold_in_with_weights
-from kernels.operations import in_batches, operation
+from kernels.operations import MOST_PROGRAMS, in_batches, operation, watched
 from kernels.pieces import load_pieces, store_pieces, zeros
 from kernels.rows import (
     Rows,
@@ -52,13 +53,14 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
 )
-from kernels.tile_sizes import Tile, cdiv, power_of_two, tile_for, widths_of
+from kernels.tile_sizes import Tile, TileSizes, Widths, cdiv, power_of_two, tile_for, widths_of
 from kernels.visible_keys import Keys, keys_seen, may_read
 
 PROGRAMS = 264  # that the shares of all sequences make together: two for each multiprocessor
 MOST_SHARES = 64  # of one branch: one tile of the combine holds them
+PAIRS = "cache.blocks", "cache.raw['selected']", "cache.raw['window']"
 MOST_SELECTED = tl.constexpr(64)  # blocks that a token reads, as check_most_blocks says
-BLOCKS = 64  # whose scores one program adds up
+MOST_TILES = 16  # of compressed keys, whose scores one program adds up
 ROWS = 64  # of a tile at most: heads of a group x new tokens
 
 
@@ -71,11 +73,15 @@ class Cached(Protocol):
 
 
 class Sizes(NamedTuple):
-    """Runtime sizes: groups, new tokens of a sequence, compressed keys there is room for, scale."""
+    """Runtime sizes: groups, new tokens of a sequence, the scale.
+
+    Of a sequence there is room for S compressed keys, and in the sums for num_blocks blocks.
+    """
 
     G: int
     T: int
     S: int
+    num_blocks: int
     scale: float
 
 
@@ -90,22 +96,22 @@ class Parts(NamedTuple):
 class BlockSums(NamedTuple):
     """Eq. 9 before the softmax is known, float32 and contiguous.
 
-    Shapes: sums (2, B, H, T, blocks), what lies in a block and what it passes on to the next one;
-    maxima (B, H, T, tiles), what a tile's scores were taken relative to.
+    Shapes: sums (B, H, T, blocks), in each tile of a share relative to exp2 of the maximum then;
+    maxima (B, H, T, tiles); passed_on (B, H, T, tiles), what reaches into the next tile's blocks.
     """
 
     sums: Tensor
     maxima: Tensor
-    num_blocks: int
+    passed_on: Tensor
     num_tiles: int
 
 
 class ScoreTile(NamedTuple):
-    """Compile-time: heads and blocks of a tile; as many blocks had a share's tile of keys."""
+    """Compile-time: heads, tiles of the shares, and the blocks of each."""
 
     BLOCK_H: int
+    BLOCK_C: int
     BLOCK_J: int
-    OF_SHARE: int
 
 
 class Pair(NamedTuple):
@@ -135,6 +141,20 @@ def store_part(parts, part, at, acc, m_i, l_i, sizes, WIDTHS: tl.constexpr):
     tl.store(parts.l + number, l_i, mask=at.mask)
     some = at.mask & (l_i > 0)
     store_pieces(parts.acc, number * WIDTHS.DV, acc, some, WIDTHS.DV, WIDTHS.BLOCK_DV)
+
+
+@triton.jit
+def store_sums(block_sums, row, tile, own, passed_on, m, row_mask, sizes, J: tl.constexpr):
+    """Leave a tile's sums over J blocks [M, J], relative to exp2(m); the last passes some on."""
+    j = tl.arange(0, J)
+    before = tl.broadcast_to(tl.maximum(j - 1, 0)[None, :], own.shape)
+    sums = own + tl.where((j > 0)[None, :], tl.gather(passed_on, before, 1), 0.0)
+    to = block_sums.sums + row[:, None] * sizes.num_blocks + (tile * J + j)[None, :]
+    tl.store(to, sums, mask=row_mask[:, None])
+    number = row * block_sums.num_tiles + tile
+    last = tl.sum(tl.where((j == J - 1)[None, :], passed_on, 0.0), 1)
+    tl.store(block_sums.passed_on + number, last, mask=row_mask)
+    tl.store(block_sums.maxima + number, m, mask=row_mask)
 
 
 @triton.jit
@@ -189,14 +209,9 @@ def compressed_share(
         m_i, l_i, acc, p, m = fold_in_with_weights(
             q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc
         )
-        tl.store(block_sums.maxima + number * block_sums.num_tiles + tile, m, mask=at.mask)
-        block = tile * J + tl.arange(0, J)
-        keep = at.mask[:, None] & (block < block_sums.num_blocks)[None, :]
-        for part in tl.static_range(2):
-            sums = sums_of_blocks(p, i, part, J, KEYS, SELECT_BLOCK_SIZE)
-            row = part * (tl.num_programs(1) * WIDTHS.R * sizes.T).to(tl.int64) + number
-            to = block_sums.sums + row[:, None] * block_sums.num_blocks + block[None, :]
-            tl.store(to, sums, mask=keep)
+        own = sums_of_blocks(p, i, 0, J, KEYS, SELECT_BLOCK_SIZE)
+        passed_on = sums_of_blocks(p, i, 1, J, KEYS, SELECT_BLOCK_SIZE)
+        store_sums(block_sums, number, tile, own, passed_on, m, at.mask, sizes, J)
     store_part(parts, tl.program_id(0), at, acc, m_i, l_i, sizes, WIDTHS)
 
 
@@ -219,7 +234,7 @@ def scores_of_blocks(
     lengths,
     parts,
     block_sums,
-    score,
+    scores,
     sizes,
     R: tl.constexpr,
     KEYS: tl.constexpr,
@@ -228,67 +243,63 @@ def scores_of_blocks(
     SHARES: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Eq. 10 for BLOCK_J blocks and one new token, from the sums that the shares have left.
+    """Eq. 10 for C tiles of J blocks and one new token, from the sums that the shares have left.
 
-    Tiles: the sums of a group's heads [H, J]. Grid: tiles of blocks, batch x groups, tokens.
+    Tiles: the sums of a group's heads [H, C J], their factors [H, C]. Grid: so many blocks, batch x
+    groups, tokens.
     """
+    C: tl.constexpr = TILE.BLOCK_C
     J: tl.constexpr = TILE.BLOCK_J
-    KEYS_OF_A_TILE: tl.constexpr = TILE.OF_SHARE * (SELECT_BLOCK_SIZE // KEYS.stride)
+    KEYS_OF_A_TILE: tl.constexpr = J * (SELECT_BLOCK_SIZE // KEYS.stride)
     length = tl.load(lengths + tl.program_id(1) // sizes.G).to(tl.int32)
-    seen = tl.cdiv(keys_seen(length - 1, sizes.S, KEYS), KEYS_OF_A_TILE) * TILE.OF_SHARE
-    if tl.program_id(0) * J > seen:
+    tiles = tl.cdiv(keys_seen(length - 1, sizes.S, KEYS), KEYS_OF_A_TILE)
+    if tl.program_id(0) * C > tiles:
         return  # no compressed key reaches into these blocks
-    j = tl.program_id(0) * J + tl.arange(0, J)
+    tile = tl.program_id(0) * C + tl.arange(0, C)
+    j = tl.program_id(0) * (C * J) + tl.arange(0, C * J)
     head = tl.arange(0, TILE.BLOCK_H)
-    number = (tl.program_id(1).to(tl.int64) * R + head) * sizes.T + tl.program_id(2)
-    numbers = (tl.num_programs(1) * R * sizes.T).to(tl.int64)
-    lse = lse_of_parts(parts, number, numbers, head < R, SHARES, BLOCK_P)
-    total = tl.zeros([J], tl.float32)
-    for part in tl.static_range(2):  # what lies in block j, and what the one before passes on
-        block = j - part
-        mask = (head < R)[:, None] & ((block >= 0) & (block < seen))[None, :]
-        row = part * numbers + number
-        sums = block_sums.sums + row[:, None] * block_sums.num_blocks + block[None, :]
-        maxima = block_sums.maxima + number[:, None] * block_sums.num_tiles
-        m = tl.load(maxima + (block // TILE.OF_SHARE)[None, :], mask=mask, other=-float("inf"))
-        p = tl.load(sums, mask=mask, other=0.0) * tl.exp2(m - lse[:, None])  # [H, J]
-        total += tl.sum(p, 0)
+    row = (tl.program_id(1).to(tl.int64) * R + head) * sizes.T + tl.program_id(2)
+    rows = (tl.num_programs(1) * R * sizes.T).to(tl.int64)
+    lse = lse_of_parts(parts, row, rows, head < R, SHARES, BLOCK_P)
+    sums = block_sums.sums + row[:, None] * sizes.num_blocks + j[None, :]
+    sums = tl.load(sums, mask=(head < R)[:, None] & (j < tiles * J)[None, :], other=0.0)
+    factor = softmax_factor(block_sums, row, tile, lse, tiles, head < R)  # [H, C]
+    score = tl.sum(sums.reshape(TILE.BLOCK_H, C, J) * factor[:, :, None], 0)  # [C, J]
+    factor = softmax_factor(block_sums, row, tile - 1, lse, tiles, head < R)
+    number = row[:, None] * block_sums.num_tiles + (tile - 1)[None, :]
+    from_before = tl.load(block_sums.passed_on + number, mask=factor > 0, other=0.0)
+    from_before = tl.sum(from_before * factor, 0)  # [C], for a tile's first block
+    score += tl.where((tl.arange(0, J) == 0)[None, :], from_before[:, None], 0.0)
     query = tl.program_id(1).to(tl.int64) * sizes.T + tl.program_id(2)
-    tl.store(score + query * block_sums.num_blocks + j, total, mask=j < block_sums.num_blocks)
+    tl.store(scores + query * sizes.num_blocks + j, score.reshape(C * J))
 
 
 @triton.jit
-def best_of_a_token(
-    lengths,
-    score,
-    ids,
-    sizes,
-    num_blocks,
-    KEYS: tl.constexpr,
-    CHOICE: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-):
-    """Eq. 11 for one new token: the ids of its n best blocks, ascending, then -1.
+def softmax_factor(block_sums, row, tile, lse, tiles, row_mask):
+    """exp2(a tile's maximum - log-sum-exp) [H, C], which makes its sums those of probabilities."""
+    mask = row_mask[:, None] & ((tile >= 0) & (tile < tiles))[None, :]
+    number = row[:, None] * block_sums.num_tiles + tile[None, :]
+    m = tl.load(block_sums.maxima + number, mask=mask, other=-float("inf"))
+    return tl.exp2(m - lse[:, None])
 
-    Tile: the scores of all blocks [BLOCK_J]. Grid: tokens, batch x groups.
+
+@triton.jit
+def store_best(scores, ids, own, reach, CHOICE: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Eq. 11: the ids of the n best blocks of a token in block `own`, ascending, then -1.
+
+    Tile: the scores of all blocks [BLOCK_J]; those that begin at token `reach` or later have none.
     """
     SELECTED: tl.constexpr = CHOICE.num_selected
-    length = tl.load(lengths + tl.program_id(1) // sizes.G).to(tl.int32)
-    own = (length - sizes.T + tl.program_id(0)) // CHOICE.select_block_size
-    query = tl.program_id(1).to(tl.int64) * sizes.T + tl.program_id(0)
     j = tl.arange(0, BLOCK_J)
     taken = j <= own  # all that have begun
     if own >= SELECTED:
-        reach = keys_seen(length - 1, sizes.S, KEYS) * KEYS.stride + KEYS.block_size - KEYS.stride
-        scored = taken & (j * CHOICE.select_block_size < reach)  # others have no keys: 0
-        rank = tl.load(score + query * num_blocks + j, mask=scored, other=0.0)
+        scored = taken & (j * CHOICE.select_block_size < reach)
+        rank = tl.load(scores + j, mask=scored, other=0.0)
         taken = best_of(rank, j, own, CHOICE, BLOCK_J)
-    count = tl.sum(taken.to(tl.int32), 0)
     slot = tl.cumsum(taken.to(tl.int32), 0) - 1  # how many chosen ids are smaller
-    to = ids + query * SELECTED
-    tl.store(to + slot, j, mask=taken)
-    rest = count + tl.arange(0, MOST_SELECTED)
-    tl.store(to + rest, tl.full([MOST_SELECTED], -1, tl.int32), mask=rest < SELECTED)
+    tl.store(ids + slot, j, mask=taken)
+    rest = tl.sum(taken.to(tl.int32), 0) + tl.arange(0, MOST_SELECTED)
+    tl.store(ids + rest, tl.full([MOST_SELECTED], -1, tl.int32), mask=rest < SELECTED)
 
 
 @triton.jit
@@ -297,19 +308,24 @@ def branch_share(
     selected,
     window,
     lengths,
+    scores,
     ids,
     parts,
     sizes,
+    KEYS: tl.constexpr,
     WIDTHS: tl.constexpr,
     TILE: tl.constexpr,
     CHOICE: tl.constexpr,
     WINDOW: tl.constexpr,
     SHARES: tl.constexpr,
+    BLOCK_J: tl.constexpr,
 ):
     """One share of a token's selected blocks, or of its window: the softmax of a group's heads.
 
     Tiles: q [M, D], k [N, D], v [N, DV]. A block takes STEPS tiles; the last may reach beyond it.
-    Grid: shares of the selected blocks, then those of the window; batch x groups; tokens.
+    Each share of the blocks makes the token's choice for itself, all the same one: to wait for
+    another program would take a launch. Grid: shares of the selected blocks, then those of the
+    window; batch x groups; tokens.
     """
     M: tl.constexpr = TILE.BLOCK_H
     N: tl.constexpr = TILE.BLOCK_N
@@ -317,21 +333,30 @@ def branch_share(
     DV: tl.constexpr = WIDTHS.DV
     STEPS: tl.constexpr = triton.cdiv(CHOICE.select_block_size, N)
     at = rows_of_a_tile(tl.program_id(2), sizes, WIDTHS.R, TILE)
-    t = tl.load(lengths + at.b).to(tl.int32) - sizes.T + tl.program_id(2)
-    low = tl.maximum(t + 1 - WINDOW, 0)
+    length = tl.load(lengths + at.b).to(tl.int32)
+    t = length - sizes.T + tl.program_id(2)
+    query = tl.program_id(1).to(tl.int64) * sizes.T + tl.program_id(2)
+    ids += query * CHOICE.num_selected
     in_blocks = tl.program_id(0) < SHARES.selected
-    k = window.k
-    v = window.v
-    share = tl.cdiv(tl.cdiv(t + 1 - low, N), SHARES.window)
-    steps = tl.cdiv(t + 1 - low, N)
-    begin = (tl.program_id(0) - SHARES.selected) * share
     if in_blocks:
         k = selected.k
         v = selected.v
-        steps = tl.minimum(t // CHOICE.select_block_size + 1, CHOICE.num_selected) * STEPS
+        own = t // CHOICE.select_block_size
+        keys = keys_seen(length - 1, sizes.S, KEYS)
+        reach = keys * KEYS.stride + KEYS.block_size - KEYS.stride  # where the last key ends
+        store_best(scores + query * sizes.num_blocks, ids, own, reach, CHOICE, BLOCK_J)
+        tl.debug_barrier()  # all warps have stored
+        steps = tl.minimum(own + 1, CHOICE.num_selected) * STEPS
         share = tl.cdiv(steps, SHARES.selected)
         begin = tl.program_id(0) * share
-    ids += (tl.program_id(1).to(tl.int64) * sizes.T + tl.program_id(2)) * CHOICE.num_selected
+        low = 0
+    else:
+        k = window.k
+        v = window.v
+        low = tl.maximum(t + 1 - WINDOW, 0)
+        steps = tl.cdiv(t + 1 - low, N)
+        share = tl.cdiv(steps, SHARES.window)
+        begin = (tl.program_id(0) - SHARES.selected) * share
 
     q_at = row_offsets(q.strides, at.b, at.g * WIDTHS.R + at.head, at.token)
     q_tile = load_pieces(q.ptr, q_at, at.mask, D, WIDTHS.BLOCK_D)  # [M, D]
@@ -369,7 +394,9 @@ def combine(
     out = sum over all shares p of gate * exp2(m_p - m) / l * acc_p, with m and l of p's branch.
     Tile: the shares' acc [P, DV]. Grid: batch x heads x tokens.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0)
+    b = row // (heads * T)
+    h = row // T % heads
     p = tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_DV)
     mask = p < SHARES.compressed + SHARES.selected + SHARES.window
@@ -379,6 +406,7 @@ def combine(
     l_p = tl.load(parts.l + number, mask=mask, other=0.0)
     acc = parts.acc + number[:, None] * DV + column[None, :]
     acc = tl.load(acc, mask=mask[:, None] & (column < DV)[None, :], other=0.0)
+    gate_at = row_offsets(gates.strides, b, h, row % T)
     factor = tl.zeros([BLOCK_P], tl.float32)
     first = 0
     for branch in tl.static_range(3):
@@ -386,11 +414,11 @@ def combine(
         top = tl.max(m, 0)
         weight = tl.exp2(m - tl.where(top == -float("inf"), 0.0, top))
         total = tl.sum(l_p * weight, 0)
-        gate = tl.load(gates + row * 3 + branch).to(tl.float32)
+        gate = tl.load(gates.ptr + gate_at + branch).to(tl.float32)
         factor += weight * (gate / tl.where(total > 0, total, 1.0))
         first += SHARES[branch]
     total = tl.sum(tl.where((l_p > 0)[:, None], acc, 0.0) * factor[:, None], 0)
-    to = row_offsets(out.strides, row // (heads * T), row // T % heads, row % T)
+    to = row_offsets(out.strides, b, h, row % T)
     tl.store(out.ptr + to + column, total.to(out.ptr.dtype.element_ty), mask=column < DV)
 
 
@@ -429,18 +457,255 @@ def rows_of_a_step(tokens: int, heads: int) -> tuple[int, int]:
     return max(block_h, 16 // block_t), block_t
 
 
-def room_for_parts(q: Tensor, width: int, shares: Shares) -> Parts:
-    """Parts for all shares of a step."""
-    shape = sum(shares), *q.shape[:3]
-    numbers = q.new_empty(2, *shape, dtype=torch.float32)
-    return Parts(q.new_empty(*shape, width, dtype=torch.float32), *numbers.unbind())
+class Cut(NamedTuple):
+    """How a step is cut into programs, and the sizes that follow."""
+
+    tile: TileSizes
+    rows: tuple[int, int]  # heads and tokens of a tile
+    blocks_of_tile: int  # selection blocks that a tile of compressed keys holds
+    tiles_of_score: int  # such tiles whose scores one program adds up
+    num_tiles: int  # of a sequence, where the cache is full
+    shares: Shares
+
+    @property
+    def num_blocks(self) -> int:
+        """Of a sequence; the last tiles may reach beyond the last block."""
+        return self.num_tiles * self.blocks_of_tile
 
 
-def room_for_sums(q: Tensor, num_blocks: int, num_tiles: int) -> BlockSums:
-    """BlockSums of a step."""
-    sums = q.new_empty(2, *q.shape[:3], num_blocks, dtype=torch.float32)
-    maxima = q.new_empty(*q.shape[:3], num_tiles, dtype=torch.float32)
-    return BlockSums(sums, maxima, num_blocks, num_tiles)
+def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: Plan) -> Cut:
+    """The Cut of a step where a sequence has room for so many tokens."""
+    batch, _, tokens, _ = q.shape
+    tile = tile_for("decode", widths, q)
+    blocks_of_tile = blocks_in_a_tile(tile.BLOCK_N, plan.select_block_size, plan.stride)
+    num_tiles = cdiv(cdiv(room, plan.select_block_size), blocks_of_tile)
+    sequences = batch * groups * tokens
+    wanted = power_of_two(max(1, num_tiles * sequences // PROGRAMS))
+    tiles_of_score = min(wanted, power_of_two(num_tiles), MOST_TILES)
+    shares = shares_of(plan, sequences, num_tiles, room, tile.BLOCK_N)
+    num_tiles = cdiv(num_tiles, tiles_of_score) * tiles_of_score
+    rows = rows_of_a_step(tokens, widths.R)
+    return Cut(tile, rows, blocks_of_tile, tiles_of_score, num_tiles, shares)
+
+
+class Room(NamedTuple):
+    """Where the kernels of a step leave what the next ones read, all of it float32 but the ids."""
+
+    parts: Parts
+    block_sums: BlockSums
+    scores: Tensor  # (B, G, T, blocks)
+    ids: Tensor  # (B, G, T, n) int32
+
+
+def shapes_of_room(q: Tensor, groups: int, width: int, cut: Cut, plan: Plan) -> list[tuple]:
+    """The shapes of what Room holds: acc, m, l, sums, maxima, passed on, scores, ids."""
+    batch, _, tokens, _ = q.shape
+    each_row = tuple(q.shape[:3])
+    part = sum(cut.shares), *each_row
+    tiles = *each_row, cut.num_tiles
+    scores = batch, groups, tokens, cut.num_blocks
+    ids = batch, groups, tokens, plan.num_selected
+    return [(*part, width), part, part, (*each_row, cut.num_blocks), tiles, tiles, scores, ids]
+
+
+def in_room(shape: tuple) -> int:
+    """The numbers that a tensor takes of the Room's memory: a multiple of 64."""
+    return cdiv(prod(shape), 64) * 64
+
+
+def room_of(memory: Tensor, shapes: list[tuple]) -> Room:
+    """The Room in one piece of float32 memory."""
+    pieces = memory.split([in_room(shape) for shape in shapes])
+    acc, m, l_i, sums, maxima, passed_on, scores, ids = (
+        piece[: prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)
+    )
+    parts = Parts(acc, m, l_i)
+    block_sums = BlockSums(sums, maxima, passed_on, maxima.shape[3])
+    return Room(parts, block_sums, scores, ids.view(torch.int32))
+
+
+# --- the launches ---
+
+
+class Step(NamedTuple):
+    """All tensors of a step; memory is the Room's."""
+
+    q: Tensor
+    gates: Tensor
+    k_c: Tensor
+    v_c: Tensor
+    k_s: Tensor
+    v_s: Tensor
+    k_w: Tensor
+    v_w: Tensor
+    lengths: Tensor
+    out: Tensor
+    memory: Tensor
+
+
+class Prepared(NamedTuple):
+    """What steps whose tensors look alike have in common; numbers: of the Room's memory."""
+
+    cut: Cut
+    shapes: list[tuple]
+    numbers: int
+    scale: float
+    copies: bool  # whether some rows are strided
+    launches: Again
+
+
+def launch_all(step: Step, plan: Plan, known: Prepared) -> None:
+    """The four kernels, one after the other."""
+    batch, heads, tokens, _ = step.q.shape
+    groups = step.k_c.shape[1]
+    widths = widths_of(step.q, step.k_c, step.v_c)
+    cut = known.cut
+    block_h, block_t = cut.rows
+    keys = Keys(plan.block_size, plan.stride, None)
+    sizes = Sizes(groups, tokens, step.k_c.shape[2], cut.num_blocks, known.scale)
+    room = room_of(step.memory, known.shapes)
+    q = rows(step.q)
+    launch(
+        compressed_share,
+        (cut.shares.compressed, batch * groups, cdiv(tokens, block_t)),
+        q,
+        rows(step.k_c),
+        rows(step.v_c),
+        step.lengths,
+        room.parts,
+        room.block_sums,
+        sizes,
+        KEYS=keys,
+        WIDTHS=widths,
+        TILE=Tile(block_h, block_t, cut.tile.BLOCK_N, False),
+        BLOCK_J=cut.blocks_of_tile,
+        SELECT_BLOCK_SIZE=plan.select_block_size,
+        **cut.tile.launch_options(),
+    )
+    launch(
+        scores_of_blocks,
+        (cut.num_tiles // cut.tiles_of_score, batch * groups, tokens),
+        step.lengths,
+        room.parts,
+        room.block_sums,
+        room.scores,
+        sizes,
+        R=widths.R,
+        KEYS=keys,
+        SELECT_BLOCK_SIZE=plan.select_block_size,
+        TILE=ScoreTile(power_of_two(widths.R), cut.tiles_of_score, cut.blocks_of_tile),
+        SHARES=cut.shares.compressed,
+        BLOCK_P=power_of_two(cut.shares.compressed),
+    )
+    launch(
+        branch_share,
+        (cut.shares.selected + cut.shares.window, batch * groups, tokens),
+        q,
+        Pair(rows(step.k_s), rows(step.v_s)),
+        Pair(rows(step.k_w), rows(step.v_w)),
+        step.lengths,
+        room.scores,
+        room.ids,
+        room.parts,
+        sizes,
+        KEYS=keys,
+        WIDTHS=widths,
+        TILE=Tile(max(16, power_of_two(widths.R)), 1, cut.tile.BLOCK_N, False),
+        CHOICE=Choice(*plan[3:]),
+        WINDOW=plan.window_size,
+        SHARES=cut.shares,
+        BLOCK_J=power_of_two(cut.num_blocks),
+        **cut.tile.launch_options(),
+    )
+    launch(
+        combine,
+        (batch * heads * tokens,),
+        room.parts,
+        rows(step.gates),
+        rows(step.out),
+        heads,
+        tokens,
+        DV=widths.DV,
+        BLOCK_DV=power_of_two(widths.DV),
+        SHARES=cut.shares,
+        BLOCK_P=power_of_two(sum(cut.shares)),
+        num_warps=4 if sum(cut.shares) > 16 else 1,
+    )
+
+
+# --- a step, again and again ---
+
+prepared: dict[tuple, Prepared] = {}
+MOST_PREPARED = 256
+
+
+def looks_of(x: object) -> object:
+    """What decides, apart from its values, how a step reads a tensor."""
+    if not isinstance(x, Tensor):
+        return type(x)
+    return x.shape, x.stride(), x.dtype, x.device
+
+
+def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepared:
+    """Check everything, and cut the step. Errors: ValueError or TypeError, as decode_step."""
+    check(tensors, plan)
+    q, _, k, v, k_s, *_ = tensors
+    groups = k.shape[1]
+    cut = cut_of(q, widths_of(q, k, v), groups, k_s.shape[2], plan)
+    shapes = shapes_of_room(q, groups, v.shape[3], cut, plan)
+    numbers = sum(in_room(shape) for shape in shapes)
+    copies = any(x.stride(-1) != 1 for x in tensors)
+    return Prepared(cut, shapes, numbers, scale_or_default(scale, q.shape[3]), copies, Again())
+
+
+def check(tensors: Sequence[Tensor], plan: Plan) -> None:
+    """Raise unless decode_step can run on them. Errors: ValueError or TypeError."""
+    q, gates, *pairs, lengths = tensors
+    for name, (k, v) in zip(PAIRS, zip(pairs[::2], pairs[1::2], strict=True), strict=True):
+        check_inputs(q, k, v, names=(f"{name}[0]", f"{name}[1]"))
+    check_lengths(lengths, q)
+    check_geometry(plan.block_size, plan.stride, plan.select_block_size)
+    check_select_block_size(plan.select_block_size)
+    check_counts(plan.num_selected, plan.num_initial, plan.num_local)
+    check_most_blocks(plan.num_selected)
+    check_int("window_size", plan.window_size, at_least=1)
+    check_gates(gates, q)
+
+
+class Attended(NamedTuple):
+    """out (B, H, T, Dv), and the Room that the kernels have left."""
+
+    out: Tensor
+    memory: Tensor
+    shapes: list[tuple]
+
+    def ids(self) -> Tensor:
+        """Which blocks were read, (B, G, T, n)."""
+        return room_of(self.memory, self.shapes).ids.clone()
+
+
+def attend(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Attended:
+    """decode_step of q, gates, three pairs and lengths.
+
+    What depends on shapes alone is done once: it would take longer than the kernels.
+    """
+    key = (*map(looks_of, tensors), plan, scale)
+    known = prepared.get(key)
+    if known is None:
+        if len(prepared) >= MOST_PREPARED:
+            prepared.clear()
+        known = prepared[key] = prepare(tensors, plan, scale)
+    if known.copies:
+        tensors = [rows_contiguous(x) for x in tensors]
+    q = tensors[0]
+    out = empty_beside(q, tensors[3].shape[3])
+    memory = torch.empty(known.numbers, dtype=torch.float32, device=q.device)
+
+    def run(*all_tensors: Tensor) -> None:
+        launch_all(Step(*all_tensors), plan, known)
+
+    known.launches(run, (*tensors, out, memory))
+    return Attended(out, memory, known.shapes)
 
 
 # --- as an operation of torch; no gradient flows ---
@@ -454,109 +719,11 @@ def attend_to_cache(
     pairs: Sequence[Tensor],
     lengths: Tensor,
     plan: Sequence[int],
-    scale: float,
+    scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """decode_step: out (B, H, T, Dv) and ids (B, G, T, n). lengths (B, G): one for each group."""
-    plan = Plan(*plan)
-    k_c, v_c, k_s, v_s, k_w, v_w = (rows(rows_contiguous(x)) for x in pairs)
-    batch, heads, tokens, _ = q.shape
-    groups = pairs[0].shape[1]
-    room = pairs[2].shape[2]
-    choice = Choice(*plan[3:])
-    keys = Keys(plan.block_size, plan.stride, None)
-    widths = widths_of(q, pairs[0], pairs[1])
-    tile = tile_for("decode", widths, q)
-    block_h, block_t = rows_of_a_step(tokens, widths.R)
-    tiles_of_tokens = cdiv(tokens, block_t)
-    blocks_of_tile = blocks_in_a_tile(tile.BLOCK_N, plan.select_block_size, plan.stride)
-    num_blocks = cdiv(room, plan.select_block_size)
-    num_tiles = cdiv(num_blocks, blocks_of_tile)
-    shares = shares_of(plan, batch * groups * tokens, num_tiles, room, tile.BLOCK_N)
-
-    q_rows = rows(rows_contiguous(q))
-    lengths = lengths[:, 0].contiguous()
-    parts = room_for_parts(q, widths.DV, shares)
-    sums = room_for_sums(q, num_blocks, num_tiles)
-    score = q.new_empty(batch, groups, tokens, num_blocks, dtype=torch.float32)
-    ids = q.new_empty(batch, groups, tokens, plan.num_selected, dtype=torch.int32)
-    out = empty_beside(q, widths.DV)
-    sizes = Sizes(groups, tokens, pairs[0].shape[2], scale)
-    launch(
-        compressed_share,
-        (shares.compressed, batch * groups, tiles_of_tokens),
-        q_rows,
-        k_c,
-        v_c,
-        lengths,
-        parts,
-        sums,
-        sizes,
-        KEYS=keys,
-        WIDTHS=widths,
-        TILE=Tile(block_h, block_t, tile.BLOCK_N, False),
-        BLOCK_J=blocks_of_tile,
-        SELECT_BLOCK_SIZE=plan.select_block_size,
-        **tile.launch_options(),
-    )
-    launch(
-        scores_of_blocks,
-        (cdiv(num_blocks, BLOCKS), batch * groups, tokens),
-        lengths,
-        parts,
-        sums,
-        score,
-        sizes,
-        R=widths.R,
-        KEYS=keys,
-        SELECT_BLOCK_SIZE=plan.select_block_size,
-        TILE=ScoreTile(power_of_two(widths.R), BLOCKS, blocks_of_tile),
-        SHARES=shares.compressed,
-        BLOCK_P=power_of_two(shares.compressed),
-    )
-    launch(
-        best_of_a_token,
-        (tokens, batch * groups),
-        lengths,
-        score,
-        ids,
-        sizes,
-        num_blocks,
-        KEYS=keys,
-        CHOICE=choice,
-        BLOCK_J=power_of_two(num_blocks),
-        num_warps=1 if num_blocks <= 1024 else 4,
-    )
-    launch(
-        branch_share,
-        (shares.selected + shares.window, batch * groups, tokens),
-        q_rows,
-        Pair(k_s, v_s),
-        Pair(k_w, v_w),
-        lengths,
-        ids,
-        parts,
-        sizes,
-        WIDTHS=widths,
-        TILE=Tile(max(16, power_of_two(widths.R)), 1, tile.BLOCK_N, False),
-        CHOICE=choice,
-        WINDOW=plan.window_size,
-        SHARES=shares,
-        **tile.launch_options(),
-    )
-    launch(
-        combine,
-        (batch * heads * tokens,),
-        parts,
-        gates.contiguous(),
-        rows(out),
-        heads,
-        tokens,
-        DV=widths.DV,
-        BLOCK_DV=power_of_two(widths.DV),
-        SHARES=shares,
-        BLOCK_P=power_of_two(sum(shares)),
-    )
-    return out, ids
+    """attend; lengths (B, G) has a column for each group, so that all tensors have both axes."""
+    attended = attend((q, gates, *pairs, lengths[:, 0]), Plan(*plan), scale)
+    return attended.out, attended.ids()
 
 
 @attend_to_cache.register_fake
@@ -569,7 +736,6 @@ def _(q, _gates, pairs, _lengths, plan, _scale):
 # --- for everyone ---
 
 
-@torch.no_grad()
 def decode_step(
     q: Float[Tensor, "B H T D"],
     cache: Cached,
@@ -592,24 +758,19 @@ def decode_step(
     lengths lie on the device and are not read here, so they must be T at least, and fit. No
     gradient flows. Errors: ValueError or TypeError that names the argument.
     """
-    pairs = {
-        "cache.blocks": cache.blocks,
-        "cache.raw['selected']": cache.raw["selected"],
-        "cache.raw['window']": cache.raw["window"],
-    }
-    for name, (k, v) in pairs.items():
-        check_inputs(q, k, v, names=(f"{name}[0]", f"{name}[1]"))
-    check_lengths(cache.lengths, q)
-    check_geometry(block_size, stride, select_block_size)
-    check_counts(num_selected, num_initial, num_local)
-    check_most_blocks(num_selected)
-    check_int("window_size", window_size, at_least=1)
-    check_gates(gates, q)
-    scale = scale_or_default(scale, q.shape[3])
-    plan = Plan(
-        block_size, stride, window_size, select_block_size, num_selected, num_initial, num_local
-    )
-    tensors = [x for pair in pairs.values() for x in pair]
-    by_group = cache.lengths[:, None].expand(-1, tensors[0].shape[1])
-    out, ids = attend_to_cache(q, gates, tensors, by_group, plan, scale)
-    return (out, ids) if return_ids else out
+    choice = select_block_size, num_selected, num_initial, num_local
+    plan = Plan(block_size, stride, window_size, *choice)
+    pairs = *cache.blocks, *cache.raw["selected"], *cache.raw["window"]
+    if watched(q) or too_many(q, pairs[0]):
+        check((q, gates, *pairs, cache.lengths), plan)
+        with torch.no_grad():
+            lengths = cache.lengths[:, None].expand(-1, pairs[0].shape[1])
+            out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)
+        return (out, ids) if return_ids else out
+    attended = attend((q, gates, *pairs, cache.lengths), plan, scale)
+    return (attended.out, attended.ids()) if return_ids else attended.out
+
+
+def too_many(q: Tensor, k: Tensor) -> bool:
+    """Whether a grid has too few programs for all groups of the batch."""
+    return q.shape[0] * k.shape[1] > MOST_PROGRAMS

@@ -1,8 +1,12 @@
-"""Where every kernel starts, and how most grids are laid out."""
+"""Where every kernel starts, how it starts again, and how most grids are laid out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
 from triton import KernelInterface
 
 Grid = tuple[int, ...]
@@ -32,6 +36,103 @@ def launching_by(other: Starter) -> Iterator[None]:
         yield
     finally:
         starter = before
+
+
+# --- again ---
+
+Fill = Callable[[list[int]], object]  # addresses of tensors -> an argument
+
+
+class Started(NamedTuple):
+    """A launch that can be made again: machine code, grid, and which arguments of Recorded."""
+
+    compiled: Callable
+    grid: Grid
+    choose: Callable[[list], tuple]
+
+
+class Recorded(NamedTuple):
+    """Launches, and all their arguments: those that stay, and how to make those with tensors."""
+
+    launches: list[Started]
+    constants: list[object]
+    fills: list[Fill]
+
+
+class Again:
+    """The launches of a function, made once by it and from then on without it.
+
+    For each launch Triton looks at every argument to find the machine code that fits, which takes
+    the host longer than a small kernel runs. But if tensors have the same shapes, strides and types
+    as before, and begin at multiples of 16 bytes, what fits is what fitted before: only addresses
+    are new. Call it with functions that do the same launches for such tensors, and nothing else. A
+    launch gets these tensors themselves, or parts of the last one.
+    """
+
+    def __init__(self) -> None:
+        self.recorded: Recorded | None = None
+
+    def __call__(self, run: Callable[..., None], tensors: Sequence[Tensor]) -> None:
+        addresses = [x.data_ptr() for x in tensors]
+        aligned = not any(address % 16 for address in addresses)
+        if starter is not on_the_device or not aligned or not tensors[0].is_cuda:
+            run(*tensors)
+            return
+        with torch.cuda.device_of(tensors[0]):
+            if self.recorded is None:
+                self.recorded = recorded(run, tensors)
+                return
+            launches, constants, fills = self.recorded
+            values = [*constants, *(fill(addresses) for fill in fills)]
+            stream = torch.cuda.current_stream().cuda_stream
+            for compiled, grid, choose in launches:
+                compiled[grid](*choose(values), stream=stream)
+
+
+def recorded(run: Callable[..., None], tensors: Sequence[Tensor]) -> Recorded:
+    """Run a function, and keep its launches."""
+    made = []
+
+    def start(kernel: KernelInterface, grid: Grid, arguments: tuple, options: dict) -> None:
+        compiled = kernel[grid](*arguments, **options)
+        constants = [options[name] for name in kernel.arg_names[len(arguments) :]]
+        made.append((compiled, (*grid, 1, 1)[:3], [*arguments, *constants]))
+
+    with launching_by(start):
+        run(*tensors)
+    once = {id(x): x for _, _, arguments in made for x in arguments}.values()
+    constants = [x for x in once if not any_tensor(x)]
+    others = [x for x in once if any_tensor(x)]
+    place = {id(x): i for i, x in enumerate([*constants, *others])}
+    launches = [
+        Started(compiled, grid, itemgetter(*(place[id(x)] for x in arguments)))
+        for compiled, grid, arguments in made
+    ]
+    return Recorded(launches, constants, [filling(x, tensors) for x in others])
+
+
+def filling(argument: object, tensors: Sequence[Tensor]) -> Fill:
+    """How to make an argument, or a tuple of them, when the tensors in it lie elsewhere."""
+    if isinstance(argument, Tensor):
+        index = next((i for i, x in enumerate(tensors) if x is argument), len(tensors) - 1)
+        same = argument.untyped_storage().data_ptr() == tensors[index].untyped_storage().data_ptr()
+        assert same, "a launch got a tensor that Again was not called with"
+        offset = argument.data_ptr() - tensors[index].data_ptr()
+        return lambda addresses: addresses[index] + offset
+    if isinstance(argument, tuple):
+        parts = [filling(part, tensors) for part in argument]
+        return lambda addresses: tuple([part(addresses) for part in parts])
+    return lambda _: argument
+
+
+def any_tensor(argument: object) -> bool:
+    """Whether there is a tensor in an argument, however deep in tuples."""
+    if isinstance(argument, tuple):
+        return any(any_tensor(part) for part in argument)
+    return isinstance(argument, Tensor)
+
+
+# --- grids ---
 
 
 def grid_of(programs: int, batch: int, groups: int, chunks: int = 1) -> Grid:

@@ -66,3 +66,17 @@ def operation(run: Callable) -> CustomOpDef:
             return run(first, *others)
 
     return custom_op(f"nsa::{run.__name__}", run_on_its_device, mutates_args=())
+
+
+def watched(x: Tensor) -> bool:
+    """Whether somebody looks on: a compiler, a transform, or a mode that wants to see operations.
+
+    To call an operation takes the host longer than a small kernel runs. Where nobody looks on, its
+    function may be called directly.
+    """
+    return (
+        type(x) not in (Tensor, torch.nn.Parameter)
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

@@ -203,9 +203,7 @@ class Cache:
             require(self.blocks is not None, "cache.blocks", None, "must be phi's, of every block")
             require_rows_like("cache.blocks", self.blocks, new["compressed"])
         if x is not None:
-            rule = "must hold all inputs, which a rule for choosing blocks may read: make the cache"
-            require(self.x is not None, "cache.x", None, f"{rule} when the layer has its rule")
-            require_alike("cache.x", self.x, "x", x)
+            require_inputs_like(self.x, x)
 
 
 BATCH = "must be one for each of x's {} sequences"
@@ -275,6 +273,18 @@ def require_rows_like(argument: str, buffers: KV | None, new: KV) -> None:
         fits = buffer.shape[:2] == x.shape[:2] and buffer.shape[3] == x.shape[3]
         rule = "must be (B, G, rows, width) = {}, as this layer's config says"
         require(fits, f"{argument}.{name}.shape", tuple(buffer.shape), rule, expected)
+
+
+def require_inputs_like(buffer: Tensor | None, x: Tensor) -> None:
+    """Raise unless inputs like x (B, T, C) fit into a buffer of them (B, capacity, C)."""
+    if buffer is None:
+        rule = "a rule for choosing blocks may read all inputs: make the cache when it is set"
+        raise ValueError(f"cache.x = None: {rule}")
+    require_alike("cache.x", buffer, "x", x)
+    fits = buffer.shape[::2] == x.shape[::2]
+    expected = (x.shape[0], "capacity", x.shape[2])
+    rule = "must be (B, capacity, C) = {}, as this layer's config says"
+    require(fits, "cache.x.shape", tuple(buffer.shape), rule, expected)
 
 
 def lengths_of(lengths: object, batch: int) -> Tensor:

@@ -95,8 +95,11 @@ def decode_step(  # noqa: PLR0913  the paper's sizes
     )
     parts = []
     for some, length in spans(cache.lengths.tolist()):
-        pairs = [cut(pair, some) for pair in (cache.blocks, *read_raw(cache))]
-        parts.append(newest(q[some], *pairs, gates[some], sizes, length - q.shape[2]))
+        blocks = of(cache.blocks, some)
+        selected = of(cache.raw["selected"], some)
+        window = of(cache.raw["window"], some)
+        start = length - q.shape[2]
+        parts.append(newest(q[some], blocks, selected, window, gates[some], sizes, start))
     out, ids = (torch.cat(x) for x in zip(*parts, strict=True))
     return (out, ids) if return_ids else out
 
@@ -108,14 +111,9 @@ def spans(lengths: list[int]) -> list[tuple[slice, int]]:
     return [(slice(b, b + 1), length) for b, length in enumerate(lengths)]
 
 
-def read_raw(cache: Held) -> tuple[Pair, Pair]:
-    """The two branches that read tokens."""
-    return cache.raw["selected"], cache.raw["window"]
-
-
-def cut(pair: Pair | None, some: slice) -> Pair:
+def of(pair: Pair | None, some: slice) -> Pair:
     """The keys and values of some sequences."""
-    assert pair is not None  # require_held
+    assert pair is not None  # require_held has seen to it
     k, v = pair
     return k[some], v[some]
 
@@ -160,16 +158,16 @@ def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
     blocks = cache.blocks
     if blocks is None:
         raise ValueError("cache.blocks = None: must be phi's blocks, keys and values")
-    pairs = {"cache.blocks": blocks}
-    for branch, pair in zip(("selected", "window"), read_raw(cache), strict=True):
-        pairs[f"cache.raw[{branch!r}]"] = pair
-    for name, pair in pairs.items():
-        require_attention_inputs(q, *pair, names=(f"{name}[0]", f"{name}[1]"))
+    require_attention_inputs(q, *blocks, names=("cache.blocks[0]", "cache.blocks[1]"))
+    raw = [cache.raw["selected"], cache.raw["window"]]
+    for name, pair in zip(("selected", "window"), raw, strict=True):
+        names = (f"cache.raw[{name!r}][0]", f"cache.raw[{name!r}][1]")
+        require_attention_inputs(q, *pair, names=names)
     new = q.shape[2]
     rule = "must hold 1 .. {} new tokens a sequence"
     require(new <= MOST_NEW, "q.shape", tuple(q.shape), rule, MOST_NEW)
     require_lengths(cache.lengths, q)
-    room = min(pair[0].shape[2] for pair in read_raw(cache))
+    room = min(keys.shape[2] for keys, _ in raw)
     rule = f"must lie between the {new} new tokens and the {{}} rows of the cache"
     require_range("cache.lengths", cache.lengths, new, room, rule)
     whole = num_compressed(int(cache.lengths.max()), block_size, stride)

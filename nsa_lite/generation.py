@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from nsa_lite.attention import accurate
 from nsa_lite.backend import PLAIN
@@ -38,9 +38,17 @@ def generate(
     different lengths are padded at the right; `lengths` says what is real, and what is written
     stands behind the padding. Errors: ValueError or TypeError that names the argument.
     """
-    options = dict(temperature=temperature, top_p=top_p, generator=generator)
-    written = stream(model, prompt, count, stop=stop, lengths=lengths, **options)
-    return torch.cat([prompt, *(tokens[:, None] for tokens in written)], dim=1)
+    new = stream(
+        model,
+        prompt,
+        count,
+        temperature=temperature,
+        top_p=top_p,
+        generator=generator,
+        stop=stop,
+        lengths=lengths,
+    )
+    return torch.cat([prompt, *(tokens[:, None] for tokens in new)], dim=1)
 
 
 def stream(
@@ -144,11 +152,16 @@ def step_of(model: DecoderLM, caches: list[Cache]) -> Step:
 
 
 def can_be_captured(model: DecoderLM) -> bool:
-    """Whether no layer waits for the device: all of them are NSA by the kernels, without a rule."""
+    """Whether a step never waits for the device: each layer is NSA by the kernels, with no rule."""
     x = model.embedding.weight
-    layers = [block.attention for block in model.blocks]
-    plain_nsa = all(type(layer) is NSAttention and layer.choose is None for layer in layers)
-    return x.is_cuda and plain_nsa and all(layer.operations(x) is not PLAIN for layer in layers)
+    return x.is_cuda and all(runs_kernels(layer, x) for layer in model.attentions)
+
+
+def runs_kernels(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer decodes by the kernels; plain PyTorch and rules look at numbers."""
+    if type(layer) is not NSAttention:
+        return False
+    return layer.choose is None and layer.operations(x) is not PLAIN
 
 
 class CapturedStep:

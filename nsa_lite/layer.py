@@ -81,10 +81,10 @@ class NSAttention(nn.Module):
     over all of them but for the rounding of its sums, whose order follows the shapes.
     With last=m only the m newest tokens are queries: y is (B, m, C), and the others cost their
     keys, values and phi only. return_loss and return_trace add the rule's loss (a scalar) and a
-    Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's Eq. 8-11: it
-    gets Known and returns a Choice. Sequences of a batch may end early: padding behind their last token changes nothing
-    before it, as long as its scores are finite (NaN or infinity there may turn into NaN in
-    gradients before it, for 0 * NaN is NaN); leave it out of the loss.
+    Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's Eq. 8-11:
+    it gets Known and returns a Choice. Sequences of a batch may end early: padding behind their
+    last token changes nothing before it, as long as its scores are finite (NaN or infinity there
+    may turn into NaN in gradients before it, for 0 * NaN is NaN); leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -266,6 +266,7 @@ class NSAttention(nn.Module):
         x = new.x[some] if cache.x is None else cache.x[:, :length]
         start = length - new.q.shape[2]
         whole = num_compressed(length, c.block_size, c.stride)
+        assert cache.blocks is not None  # Cache.grow has seen to it
         blocks = KV(*(b[:, :, :whole] for b in cache.blocks))
         return Projected(new.q[some], new.gates[some], cache.held(), x, start), blocks
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -123,6 +124,11 @@ class DecoderLM(nn.Module):
             logits = self.unembedding(self.norm(x))
         return with_extras(logits, torch.stack(losses).sum(), traces, return_loss, return_traces)
 
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """Each block's attention, the lowest first."""
+        return [cast(Block, block).attention for block in self.blocks]
+
     def new_caches(
         self, batch: int, capacity: int, *, dtype: torch.dtype | None = None
     ) -> list[Cache]:
@@ -130,11 +136,14 @@ class DecoderLM(nn.Module):
 
         Errors: TypeError for an attention that has no new_cache; as NSAttention.new_cache.
         """
-        for block in self.blocks:
-            name = type(block.attention).__name__
-            if not hasattr(block.attention, "new_cache"):
+        caches = []
+        for layer in self.attentions:
+            make = getattr(layer, "new_cache", None)
+            if make is None:
+                name = type(layer).__name__
                 raise TypeError(f"attention: {name} has no new_cache, so it cannot decode")
-        return [b.attention.new_cache(batch, capacity, dtype=dtype) for b in self.blocks]
+            caches.append(make(batch, capacity, dtype=dtype))
+        return caches
 
     def require_tokens(self, tokens: Tensor) -> None:
         """Raise unless tokens are int64 (B, T) or (B, T, S), not empty, and in the vocabulary."""

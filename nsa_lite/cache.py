@@ -170,7 +170,7 @@ class Cache:
 
     def write_blocks(self, new: KV, blocks: Int[Tensor, "B M"]) -> None:
         """Put phi's blocks in their rows; one that is not whole yet will be written again."""
-        assert self.blocks is not None  # require_alike
+        assert self.blocks is not None  # require_blocks has seen to it
         write(self.blocks, new, blocks)
 
     def of_one_length(self) -> Iterator[tuple[slice, "Cache"]]:
@@ -198,12 +198,16 @@ class Cache:
         rule = "the window must share the selected branch's memory as the layer's config says"
         require(shared == shares_window(new), "cache.raw['window']", None, rule)
         for name, kv in new.items():
-            require_rows_like(f"cache.raw[{name!r}]", self.raw[name], kv)
-        if "compressed" in new:
-            require(self.blocks is not None, "cache.blocks", None, "must be phi's, of every block")
-            require_rows_like("cache.blocks", self.blocks, new["compressed"])
+            require_rows_like(f"cache.raw[{name!r}]", self.raw[name], kv, self.capacity)
         if x is not None:
             require_inputs_like(self.x, x)
+
+    def require_blocks(self, tokens: KV, stride: int) -> None:
+        """Raise unless there is room for phi of all such tokens as the cache has room for."""
+        if self.blocks is None:
+            raise ValueError("cache.blocks = None: must have room for phi of every block")
+        rows = blocks_for(self.capacity, stride)
+        require_rows_like("cache.blocks", self.blocks, tokens, rows)
 
 
 BATCH = "must be one for each of x's {} sequences"
@@ -264,14 +268,18 @@ def write(buffers: KV, new: KV, rows: Int[Tensor, "B n"]) -> None:
         buffer[sequences(rows), :, rows] = x.transpose(1, 2)
 
 
-def require_rows_like(argument: str, buffers: KV | None, new: KV) -> None:
-    """Raise unless rows like these fit into buffers of keys and values (B, G, rows, width)."""
-    assert buffers is not None
+def blocks_for(capacity: int, stride: int) -> int:
+    """Rows for phi's blocks: those of `capacity` tokens, and one that is not whole yet."""
+    return -(-capacity // stride)
+
+
+def require_rows_like(argument: str, buffers: KV, new: KV, rows: int) -> None:
+    """Raise unless these are so many rows of keys and values like new ones (B, G, T, width)."""
     for name, buffer, x in zip(("k", "v"), buffers, new, strict=True):
         require_alike(f"{argument}.{name}", buffer, "this layer's", x)
-        expected = (*x.shape[:2], "rows", x.shape[3])
-        fits = buffer.shape[:2] == x.shape[:2] and buffer.shape[3] == x.shape[3]
+        expected = (*x.shape[:2], rows, x.shape[3])
         rule = "must be (B, G, rows, width) = {}, as this layer's config says"
+        fits = buffer.shape == expected
         require(fits, f"{argument}.{name}.shape", tuple(buffer.shape), rule, expected)
 
 

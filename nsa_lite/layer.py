@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from nsa_lite.attention import KV
 from nsa_lite.backend import Operations, operations_of, require_backend
 from nsa_lite.blocks import num_compressed
-from nsa_lite.cache import Cache, empty_rows, growing, home_of, new_cache
+from nsa_lite.cache import Cache, blocks_for, empty_rows, growing, home_of, new_cache
 from nsa_lite.checks import (
     autocasts,
     require,
@@ -141,7 +141,7 @@ class NSAttention(nn.Module):
         cache = new_cache(self, batch, capacity, shape, list(self.keys), dtype)
         if c.share_window:
             cache.raw["window"] = cache.raw["selected"]
-        rows = -(-capacity // c.stride)
+        rows = blocks_for(capacity, c.stride)
         cache.blocks = empty_rows(batch, rows, shape, home_of(self), dtype)
         if self.choose is not None:
             cache.x = home_of(self).new_empty(batch, capacity, c.dim)
@@ -205,6 +205,7 @@ class NSAttention(nn.Module):
         """
         c = self.config
         count = new.x.shape[1]
+        cache.require_blocks(new.raw["compressed"], c.stride)
         ends_blocks = cache.ends_blocks(count, c.block_size, c.stride)
         cache.grow(new.raw, None if self.choose is None else new.x)
         if ends_blocks:

@@ -117,6 +117,9 @@ class Cache:
         require(mine, "cache", type(self).__name__, "another layer fills it; each has its own")
         batch = len(self.lengths_on_host)
         require(batch == x.shape[0], "cache.lengths", f"{batch} of them", BATCH, x.shape[0])
+        here = self.lengths.device == x.device
+        where = self.lengths.device
+        require(here, "cache.lengths.device", where, f"must be x.device = {x.device}")
         held = int(self.lengths_on_host.max())
         rule = f"holds {held} of {self.capacity} tokens, {x.shape[1]} more do not fit"
         require(held + x.shape[1] <= self.capacity, "cache", type(self).__name__, rule)
@@ -276,7 +279,7 @@ def blocks_for(capacity: int, stride: int) -> int:
 def require_rows_like(argument: str, buffers: KV, new: KV, rows: int) -> None:
     """Raise unless these are so many rows of keys and values like new ones (B, G, T, width)."""
     for name, buffer, x in zip(("k", "v"), buffers, new, strict=True):
-        require_alike(f"{argument}.{name}", buffer, "this layer's", x)
+        require_alike(f"{argument}.{name}", buffer, f"the new {name}", x)
         expected = (*x.shape[:2], rows, x.shape[3])
         rule = "must be (B, G, rows, width) = {}, as this layer's config says"
         fits = buffer.shape == expected

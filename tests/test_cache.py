@@ -415,6 +415,9 @@ def test_a_config_from_before_has_windows_of_its_own():
     fields = SMALL.as_dict()
     assert fields.pop("share_window") is False
     assert NSAConfig(**fields) == SMALL
+
+
+def test_sharing_by_a_number_is_refused():
     with pytest.raises(TypeError, match="share_window = 1: must be True or False"):
         NSAConfig(share_window=1)
 
@@ -452,7 +455,7 @@ def refused(error, *words):
 
 
 @pytest.mark.parametrize("kind", ["nsa", "dense"])
-def test_sizes_of_a_new_cache(kind):
+def test_sizes_of_a_new_cache_that_are_refused(kind):
     layer = built(kind)
     for batch, error in ((0, ValueError), (2.0, TypeError), (True, TypeError)):
         with refused(error, f"batch = {batch}", "must be"):
@@ -477,7 +480,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("lengths", "error", "words"), CUTS)
-def test_cuts_that_cannot_be_made(lengths, error, words):
+def test_cuts_that_are_refused(lengths, error, words):
     layer = built()
     cache = layer.new_cache(2, 20)
     layer(stream(10), cache)

@@ -53,9 +53,10 @@ def last_rows(q, gates, cache, new, sizes):
     """One nsa_attention for each whole sequence, from its first token on: its last rows and ids."""
     outs, ids = [], []
     for b, n in enumerate(cache.lengths.tolist()):
-        blocks = [x[b : b + 1, :, : num_compressed(n, 4, 2)] for x in cache.blocks]
-        raw = [[x[b : b + 1, :, :n] for x in cache.raw[name]] for name in ("selected", "window")]
-        given = (q[b : b + 1, :, :n], blocks, *raw, gates[b : b + 1, :, :n])
+        blocks = tuple(x[b : b + 1, :, : num_compressed(n, 4, 2)] for x in cache.blocks)
+        selected = tuple(x[b : b + 1, :, :n] for x in cache.raw["selected"])
+        window = tuple(x[b : b + 1, :, :n] for x in cache.raw["window"])
+        given = (q[b : b + 1, :, :n], blocks, selected, window, gates[b : b + 1, :, :n])
         out, branches = nsa_attention(*given, **sizes, return_branches=True)
         outs.append(out[:, :, -new:])
         ids.append(branches.ids[:, :, -new:])
@@ -188,7 +189,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("change", "damage", "error", "words"), CALLS)
-def test_bad_arguments_are_named(change, damage, error, words):
+def test_bad_arguments_are_refused(change, damage, error, words):
     change = dict(change)
     new = change.pop("new", 1)
     cache = held([9, 9])

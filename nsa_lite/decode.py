@@ -31,7 +31,7 @@ class Held(Protocol):
     """What decode_step reads: a Cache, or whatever has these.
 
     raw["selected"] and raw["window"]: keys (B, G, rows, D) and values (B, G, rows, Dv), token s of
-    a sequence in row s; blocks: the same of phi's blocks; lengths (B,) int64. What stands behind a
+    a sequence in row s; blocks: the same of phi's blocks; lengths (B,). What stands behind a
     sequence's length, and blocks that are not whole, may be anything.
     """
 
@@ -164,7 +164,7 @@ def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
         names = (f"cache.raw[{name!r}][0]", f"cache.raw[{name!r}][1]")
         require_attention_inputs(q, *pair, names=names)
     new = q.shape[2]
-    rule = "must hold 1 .. {} new tokens a sequence"
+    rule = "must hold 1 to {} new tokens a sequence"
     require(new <= MOST_NEW, "q.shape", tuple(q.shape), rule, MOST_NEW)
     require_lengths(cache.lengths, q)
     room = min(keys.shape[2] for keys, _ in raw)
@@ -177,12 +177,12 @@ def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
 
 
 def require_lengths(lengths: object, q: Tensor) -> None:
-    """Raise unless lengths is int64 (B,) on q's device."""
-    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
+    """Raise unless lengths is (B,) of int32 or int64, on q's device."""
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
         got = getattr(lengths, "dtype", type(lengths).__name__)
-        raise TypeError(f"cache.lengths: must be an int64 tensor (B,), got {got}")
-    rule = "must be (B,) = {}"
+        raise TypeError(f"cache.lengths: must be an int32 or int64 tensor (B,), got {got}")
+    expected = (q.shape[0],)
     shape = tuple(lengths.shape)
-    require(shape == (q.shape[0],), "cache.lengths.shape", shape, rule, (q.shape[0],))
+    require(shape == expected, "cache.lengths.shape", shape, "must be (B,) = {}", expected)
     here = lengths.device == q.device
     require(here, "cache.lengths.device", lengths.device, f"must be q.device = {q.device}")

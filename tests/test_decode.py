@@ -166,9 +166,14 @@ def without(part):
 
 
 CALLS = [
-    (dict(new=9), None, ValueError, "q.shape = (2, 4, 9, 6): must hold 1 .. 8 new tokens"),
-    ({}, bad_lengths([9, 9]), TypeError, "cache.lengths: must be an int64 tensor (B,), got list"),
-    ({}, bad_lengths(torch.tensor([9, 9]).int()), TypeError, "got torch.int32"),
+    (dict(new=9), None, ValueError, "q.shape = (2, 4, 9, 6): must hold 1 to 8 new tokens"),
+    (
+        {},
+        bad_lengths([9, 9]),
+        TypeError,
+        "cache.lengths: must be an int32 or int64 tensor (B,), got list",
+    ),
+    ({}, bad_lengths(torch.tensor([9.0, 9.0])), TypeError, "got torch.float32"),
     ({}, bad_lengths(torch.tensor([9])), ValueError, "cache.lengths.shape = (1,): must be (B,)"),
     ({}, bad_lengths(torch.tensor([9, 44])), ValueError, "cache.lengths = 9 .. 44: must lie"),
     (dict(new=2), bad_lengths(torch.tensor([9, 1])), ValueError, "cache.lengths = 1 .. 9"),

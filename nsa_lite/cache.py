@@ -13,7 +13,7 @@ from nsa_lite.blocks import num_compressed
 from nsa_lite.checks import require, require_alike, require_int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Cache:
     """One layer's keys and values so far: allocated once, by the layer's new_cache; calls fill it.
 
@@ -39,6 +39,9 @@ class Cache:
     def __getstate__(self) -> dict:
         """What a copy or a file of the cache has: a layer's id would mean nothing there."""
         return vars(self) | {"owner": None}
+
+    def __repr__(self) -> str:
+        return f"Cache(lengths = {self.lengths_on_host.tolist()}, capacity = {self.capacity})"
 
     @property
     def capacity(self) -> int:
@@ -134,7 +137,9 @@ class Cache:
 
         Errors: ValueError or TypeError, before anything is written, if they do not belong here.
         """
-        self.require_alike(new, x)
+        self.require_alike(new)
+        if x is not None and self.x is not None:
+            require_inputs_like(self.x, x)
         count = next(iter(new.values())).k.shape[2]
         positions = self.next_positions(count)
         for name, kv in new.items():
@@ -193,8 +198,8 @@ class Cache:
         self.lengths_on_host.copy_(lengths)
         self.lengths.copy_(self.lengths_on_host)
 
-    def require_alike(self, new: dict[str, KV], x: Tensor | None) -> None:
-        """Raise unless these keys, values and inputs of a layer can stand in this cache."""
+    def require_alike(self, new: dict[str, KV]) -> None:
+        """Raise unless these keys and values of a layer can stand in this cache."""
         named = sorted(self.raw)
         require(named == sorted(new), "cache.raw", named, f"must have the branches {sorted(new)}")
         shared = shares_window(self.raw)
@@ -202,8 +207,6 @@ class Cache:
         require(shared == shares_window(new), "cache.raw['window']", None, rule)
         for name, kv in new.items():
             require_rows_like(f"cache.raw[{name!r}]", self.raw[name], kv, self.capacity)
-        if x is not None:
-            require_inputs_like(self.x, x)
 
     def require_blocks(self, tokens: KV, stride: int) -> None:
         """Raise unless there is room for phi of all such tokens as the cache has room for."""
@@ -300,10 +303,11 @@ def require_inputs_like(buffer: Tensor | None, x: Tensor) -> None:
 
 def lengths_of(lengths: object, batch: int) -> Tensor:
     """One length a sequence, on the CPU, from an int, a list or a tensor of ints."""
-    if isinstance(lengths, int) and not isinstance(lengths, bool):
+    if type(lengths) is int:
         return torch.full((batch,), lengths)
-    given = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths)
-    if given.dtype not in (torch.int32, torch.int64):
+    ints = isinstance(lengths, list | tuple) and all(type(n) is int for n in lengths)
+    given = torch.tensor(lengths) if ints else lengths
+    if not isinstance(given, Tensor) or given.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"lengths = {lengths}: must be an int or one int a sequence")
     rule = f"must be one for each of {batch} sequences"
     require(given.shape == (batch,), "lengths.shape", tuple(given.shape), rule)

@@ -12,7 +12,15 @@ from torch.nn.functional import linear
 from nsa_lite.attention import KV
 from nsa_lite.backend import Operations, operations_of, require_backend
 from nsa_lite.blocks import num_compressed
-from nsa_lite.cache import Cache, blocks_for, empty_rows, growing, home_of, new_cache
+from nsa_lite.cache import (
+    Cache,
+    blocks_for,
+    empty_rows,
+    growing,
+    home_of,
+    new_cache,
+    require_inputs_like,
+)
 from nsa_lite.checks import (
     autocasts,
     require,
@@ -179,7 +187,7 @@ class NSAttention(nn.Module):
         return raw
 
     def operations(self, x: Tensor) -> Operations:
-        """nsa_attention and rotate for tensors like x, of this layer's backend."""
+        """nsa_attention, decode_step and rotate for tensors like x, of this layer's backend."""
         return operations_of(self.backend, x, self.config)
 
     def compress(self, raw: KV) -> KV:
@@ -206,8 +214,10 @@ class NSAttention(nn.Module):
         c = self.config
         count = new.x.shape[1]
         cache.require_blocks(new.raw["compressed"], c.stride)
+        if self.choose is not None:
+            require_inputs_like(cache.x, new.x)
         ends_blocks = cache.ends_blocks(count, c.block_size, c.stride)
-        cache.grow(new.raw, None if self.choose is None else new.x)
+        cache.grow(new.raw, new.x)
         if ends_blocks:
             blocks = cache.next_blocks(count, c.block_size, c.stride)
             tokens = cache.tokens_of(blocks, c.block_size, c.stride)
@@ -267,7 +277,7 @@ class NSAttention(nn.Module):
         x = new.x[some] if cache.x is None else cache.x[:, :length]
         start = length - new.q.shape[2]
         whole = num_compressed(length, c.block_size, c.stride)
-        assert cache.blocks is not None  # Cache.grow has seen to it
+        assert cache.blocks is not None  # require_blocks has seen to it
         blocks = KV(*(b[:, :, :whole] for b in cache.blocks))
         return Projected(new.q[some], new.gates[some], cache.held(), x, start), blocks
 

@@ -52,8 +52,8 @@ def with_nan(cache):
     return cache
 
 
-def decoded(layer, x, chunks, capacity=40):
-    cache = with_nan(layer.new_cache(x.shape[0], capacity))
+def decoded(layer, x, chunks):
+    cache = with_nan(layer.new_cache(*x.shape[:2]))
     return torch.cat([layer(part, cache) for part in x.split(chunks, dim=1)], dim=1), cache
 
 
@@ -257,6 +257,24 @@ def test_it_keeps_no_history():
     tokens = torch.zeros(1, 5, dtype=torch.int64)
     assert not model(tokens, model.new_caches(1, 5)).requires_grad
     assert model(tokens).requires_grad
+
+
+def test_a_rule_that_comes_back_finds_all_inputs():
+    layer, x = built("nsa-oracle"), stream()
+    cache = layer.new_cache(2, 40)
+    rule = layer.choose
+    layer(x[:, :9], cache)
+    layer.choose = None
+    layer(x[:, 9:20], cache)
+    layer.choose = rule
+    layer(x[:, 20:], cache)
+    assert torch.equal(cache.x[:, :LENGTH], x)
+
+
+def test_it_says_how_far_it_is():
+    cache = built().new_cache(2, 40)
+    cache.put_lengths(torch.tensor([3, 5]))
+    assert repr(cache) == "Cache(lengths = [3, 5], capacity = 40)"
 
 
 def test_memory_by_hand():
@@ -476,6 +494,8 @@ CUTS = [
     (torch.tensor([5.0, 5.0]), TypeError, "must be an int or one int a sequence"),
     (True, TypeError, "lengths = True: must be an int"),
     ([1.5, 2], TypeError, "must be an int"),
+    ([True, False], TypeError, "must be an int"),
+    ("12", TypeError, "must be an int"),
 ]
 
 

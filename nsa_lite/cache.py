@@ -97,19 +97,16 @@ class Cache:
         "compressed": phi's blocks; "phi's tokens": what phi makes them of; "selected" and "window":
         those branches' raw keys and values; "inputs": x, for a rule.
         """
-        parts: dict[str, Sequence[Tensor]] = {}
-        if self.blocks is not None:
-            parts["compressed"] = self.blocks
-        for branch, kv in self.raw.items():
-            parts["phi's tokens" if branch == "compressed" else branch] = kv
-        if self.x is not None:
-            parts["inputs"] = [self.x]
-        counted = set()
         found = {}
-        for name, tensors in parts.items():
-            new = [x for x in tensors if x.data_ptr() not in counted]
-            counted |= {x.data_ptr() for x in new}
-            found[name] = sum(x.numel() * x.element_size() for x in new)
+        if self.blocks is not None:
+            found["compressed"] = sum(x.nbytes for x in self.blocks)
+        for branch, kv in self.raw.items():
+            name = "phi's tokens" if branch == "compressed" else branch
+            found[name] = sum(x.nbytes for x in kv)
+        if shares_window(self.raw):
+            found["window"] = 0  # it lies in the selected branch's
+        if self.x is not None:
+            found["inputs"] = self.x.nbytes
         return found
 
     # --- what a layer does with it ---

@@ -139,11 +139,12 @@ class Cache:
             require_inputs_like(self.x, x)
         count = next(iter(new.values())).k.shape[2]
         positions = self.next_positions(count)
+        owners = sequences(positions)
         for name, kv in new.items():
             if not (name == "window" and shares_window(new)):  # written as the selected branch's
-                write(self.raw[name], kv, positions)
+                write(self.raw[name], kv, owners, positions)
         if x is not None and self.x is not None:
-            self.x[sequences(positions), positions] = x
+            self.x[owners, positions] = x
         self.lengths += count
         self.lengths_on_host += count
 
@@ -169,14 +170,13 @@ class Cache:
         count = (blocks.shape[1] - 1) * stride + block_size
         tokens = blocks[:, :1] * stride + torch.arange(count, device=blocks.device)
         tokens = tokens.clamp(max=self.capacity - 1)  # of blocks that nobody may read yet
-        return KV(
-            *(x[sequences(tokens), :, tokens].transpose(1, 2) for x in self.raw["compressed"])
-        )
+        owners = sequences(tokens)
+        return KV(*(x[owners, :, tokens].transpose(1, 2) for x in self.raw["compressed"]))
 
     def write_blocks(self, new: KV, blocks: Int[Tensor, "B M"]) -> None:
         """Put phi's blocks in their rows; one that is not whole yet will be written again."""
         assert self.blocks is not None  # require_blocks has seen to it
-        write(self.blocks, new, blocks)
+        write(self.blocks, new, sequences(blocks), blocks)
 
     def of_one_length(self) -> Iterator[tuple[slice, "Cache"]]:
         """This cache if all sequences are equally long, else one for each, with their slice."""
@@ -261,14 +261,14 @@ def shares_window(raw: dict[str, KV]) -> bool:
 
 
 def sequences(rows: Int[Tensor, "B n"]) -> Int[Tensor, "B 1"]:
-    """The sequence that each row of `rows` belongs to, as an index beside it."""
+    """The sequence that each of the rows belongs to; with the rows an index into buffers."""
     return torch.arange(rows.shape[0], device=rows.device)[:, None]
 
 
-def write(buffers: KV, new: KV, rows: Int[Tensor, "B n"]) -> None:
+def write(buffers: KV, new: KV, owners: Int[Tensor, "B 1"], rows: Int[Tensor, "B n"]) -> None:
     """Put keys and values (B, G, n, width) into each sequence's own rows."""
     for buffer, x in zip(buffers, new, strict=True):
-        buffer[sequences(rows), :, rows] = x.transpose(1, 2)
+        buffer[owners, :, rows] = x.transpose(1, 2)
 
 
 def blocks_for(capacity: int, stride: int) -> int:

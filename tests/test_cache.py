@@ -328,6 +328,8 @@ def test_a_copy_goes_on_by_itself(copied):
     assert cache.owner == id(layer) and other.owner is None
     assert other.raw["window"] is other.raw["selected"]
     y = layer(x[:, 20:], other)
+    with refused(ValueError, "another layer fills it"):  # whoever comes first keeps a copy
+        built(share_window=True)(x[:, :1], other)
     assert cache.lengths.tolist() == [20, 20] and other.lengths.tolist() == [27, 27]
     assert torch.equal(layer(x[:, 20:], cache), y)
 

@@ -272,7 +272,7 @@ def write(buffers: KV, new: KV, owners: Int[Tensor, "B 1"], rows: Int[Tensor, "B
 
 
 def blocks_for(capacity: int, stride: int) -> int:
-    """Rows for phi's blocks: those of `capacity` tokens, and one that is not whole yet."""
+    """Rows for phi's blocks of so many tokens, and for those that are not whole yet."""
     return -(-capacity // stride)
 
 

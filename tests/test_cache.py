@@ -388,11 +388,11 @@ def read_by(func, x, made, sparse):
     return made[0].numel() if sparse else x.numel()
 
 
-def touched(length, capacity, batch=2, **changes):
-    layer = built(**changes)
+def touched(length, capacity, batch=2, dtype=torch.float64, **changes):
+    layer = built(**changes).to(dtype)
     cache = layer.new_cache(batch, capacity)
-    layer(stream(length, batch), cache)
-    token = stream(1, batch)
+    layer(stream(length, batch).to(dtype), cache)
+    token = stream(1, batch).to(dtype)
     with Touched(cache) as seen:
         layer(token, cache)
     return seen
@@ -404,12 +404,13 @@ def test_a_step_costs_the_same_whatever_the_room(length):
     assert small.all == large.all and small.of_the_cache == large.of_the_cache
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("share", [False, True])
-def test_a_step_reads_what_the_paper_counts(share):
+def test_a_step_reads_what_the_paper_counts(share, dtype):
     """T/d compressed, n l' selected, w of the window; the compressed keys twice, by this form."""
     groups, batch, d, dv = 2, 2, 4, 3
     for length in (41, 100, 200):  # tokens when the step has come; each ends a block or none
-        found = touched(length - 1, length, share_window=share).of_the_cache
+        found = touched(length - 1, length, share_window=share, dtype=dtype).of_the_cache
         compressed = num_compressed(length, 4, 2) * (2 * d + dv)
         selected = 4 * 4 * (d + dv)
         window = 5 * (d + dv)

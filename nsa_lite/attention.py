@@ -173,8 +173,8 @@ def shared_keys(
 ) -> Float[Tensor, "B_chunks G keys D"]:
     """The c + w - 1 keys, or values, that each chunk of c queries reads, 0 outside the sequence."""
     before = window - 1 - start  # of the first query's window, keys that do not exist
-    x = accurate(x)  # chunks share keys: their gradients are added without rounding
-    x = pad(x[:, :, max(0, -before) :], (0, 0, max(0, before), behind))
+    x = accurate(x[:, :, max(0, -before) :])  # chunks share keys: gradients add without rounding
+    x = pad(x, (0, 0, max(0, before), behind))
     return x.unfold(2, size + window - 1, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nsa_lite.attention import window_attention
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
+from nsa_lite.decode import decode_step
 from nsa_lite.nsa import nsa_attention
 from nsa_lite.rope import rotate
 
@@ -25,9 +26,10 @@ class Operations(NamedTuple):
     nsa_attention: Callable
     window_attention: Callable
     rotate: Callable
+    decode_step: Callable
 
 
-PLAIN = Operations(nsa_attention, window_attention, rotate)
+PLAIN = Operations(nsa_attention, window_attention, rotate, decode_step)
 
 
 def require_backend(backend: str) -> None:
@@ -54,7 +56,7 @@ def operations_of(backend: str, x: Tensor, config: NSAConfig) -> Operations:
     if backend == "auto" and not kernels_run(x.device, x.dtype, sizes):
         return PLAIN
     kernels = kernels_or_why_not()
-    return Operations(kernels.nsa_attention, kernels.window_attention, kernels.rotate)
+    return Operations(*(getattr(kernels, name) for name in Operations._fields))
 
 
 def kernels_run(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) -> bool:

@@ -29,9 +29,12 @@ class NSAConfig:
     window: int = 512  # w, keys in the window, the query's own included
     rope_theta: int = 10_000  # base of the rotary position encoding
     phi: str = "mlp"  # how a block becomes one token: one of PHIS
+    share_window: bool = False  # ours: the window reads the selected branch's keys and values
 
     def __post_init__(self) -> None:
         require(self.phi in PHIS, "phi", repr(self.phi), f"must be one of {PHIS}")
+        if not isinstance(self.share_window, bool):
+            raise TypeError(f"share_window = {self.share_window!r}: must be True or False")
         for field in fields(self):
             if field.type is int:
                 lowest = 0 if field.name in ("num_initial", "num_local") else 1

@@ -105,8 +105,9 @@ def cache_bytes(
 ) -> int:
     """The K/V cache of one layer after `length` tokens; a window keeps only its last w keys.
 
-    NSA keeps raw keys and values for selection, the last w for the window, the compressed
-    ones, and the last l raw ones that phi still needs.
+    NSA keeps raw keys and values for selection, the last w for the window (none of its own with
+    share_window), the compressed ones, and the last l raw ones that phi still needs. This is what
+    must be kept at least; a Cache keeps all raw ones, so that it can be cut (Cache.memory).
     """
     require_int("length", length, at_least=1)
     require(kind in KINDS, "kind", repr(kind), f"must be one of {KINDS}")
@@ -114,5 +115,6 @@ def cache_bytes(
     kept = {"dense": length, "window": window}.get(kind)
     if kept is None:
         compressed = num_compressed(length, config.block_size, config.stride)
-        kept = length + window + compressed + min(config.block_size, length)
+        own_window = 0 if config.share_window else window
+        kept = length + own_window + compressed + min(config.block_size, length)
     return bytes_per_number * kept * config.kv_heads * (config.head_dim + config.value_dim)

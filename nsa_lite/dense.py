@@ -7,7 +7,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nsa_lite.attention import KV
 from nsa_lite.backend import operations_of
-from nsa_lite.cache import Cache, kept_on_error
+from nsa_lite.cache import Cache, growing, new_cache
 from nsa_lite.checks import require_int
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import join_heads, newest, require_input, split_heads, with_extras
@@ -43,28 +43,42 @@ class DenseAttention(nn.Module):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.config.dim, self.query)
-        with kept_on_error([cache]):
-            if cache is not None:
-                cache.require_whole(self, x.shape[0], blocks=0, inputs=False)
+        with growing([cache]):
             y = self.output(join_heads(self.attend(x, cache, last)))
         return with_extras(y, None, None, return_loss, return_trace)
+
+    def new_cache(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache, as NSAttention.new_cache: one branch, "window", and no blocks."""
+        c = self.config
+        shape = (c.kv_heads, c.head_dim, c.value_dim)
+        return new_cache(self, batch, capacity, shape, ["window"], dtype)
 
     def attend(self, x: Tensor, cache: Cache | None, last: int | None) -> Tensor:
         """The outputs (B, H, m, Dv) of the m = last newest tokens, all of them if last is None."""
         theta = self.config.rope_theta
-        _, window_attention, rotate = operations_of("auto", x, self.config)
-        seen = 0 if cache is None else cache.length
-        positions = torch.arange(seen, seen + x.shape[1], device=x.device)
+        rotate = operations_of("auto", x, self.config).rotate
+        if cache is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        else:
+            cache.require_room(self, x)
+            positions = cache.next_positions(x.shape[1])
         k = rotate(split_heads(self.key(x), self.config.kv_heads), positions, theta)
         kv = KV(k, split_heads(self.value(x), self.config.kv_heads))
-        if cache is not None:
-            kv = cache.grow({"window": kv})["window"]
         asking = newest(x, last)
-        positions = positions[-asking.shape[1] :]
+        positions = positions[..., -asking.shape[1] :]
         q = rotate(split_heads(self.query(asking), self.config.heads), positions, theta)
+        if cache is None:
+            return self.read(q, kv)
+        cache.grow({"window": kv})
+        parts = cache.of_one_length()
+        return torch.cat([self.read(q[some], part.held()["window"]) for some, part in parts])
+
+    def read(self, q: Tensor, kv: KV) -> Tensor:
+        """Attention of the newest tokens to all of them, or to each one's window."""
         if self.window is None:
             return newest_attention(q, *kv)
-        start = kv.k.shape[2] - asking.shape[1]
+        window_attention = operations_of("auto", q, self.config).window_attention
+        start = kv.k.shape[2] - q.shape[2]
         return window_attention(q, *kv, window=self.window, start=start)
 
 

@@ -12,7 +12,15 @@ from torch.nn.functional import linear
 from nsa_lite.attention import KV
 from nsa_lite.backend import Operations, operations_of, require_backend
 from nsa_lite.blocks import num_compressed
-from nsa_lite.cache import Cache, kept_on_error
+from nsa_lite.cache import (
+    Cache,
+    blocks_for,
+    empty_rows,
+    growing,
+    home_of,
+    new_cache,
+    require_inputs_like,
+)
 from nsa_lite.checks import (
     autocasts,
     require,
@@ -22,6 +30,7 @@ from nsa_lite.checks import (
 )
 from nsa_lite.compression import Phi
 from nsa_lite.config import NSAConfig
+from nsa_lite.decode import MOST_NEW
 from nsa_lite.gates import BRANCHES, Gate
 from nsa_lite.rope import rotate
 from nsa_lite.traces import Trace, trace_of
@@ -60,7 +69,8 @@ Rule = Callable[[Known], Choice]  # a function, or a module with weights of its 
 class Projected(NamedTuple):
     """T queries and their gates, and each branch's keys and values of all S tokens.
 
-    All are rotated but the compressed branch's keys, which phi reads first.
+    All are rotated but the compressed branch's keys, which phi reads first. Of tokens that go into
+    a cache S are the new ones, and start counts from the first of them.
     """
 
     q: Float[Tensor, "B H T D"]
@@ -73,14 +83,16 @@ class Projected(NamedTuple):
 class NSAttention(nn.Module):
     """Native Sparse Attention (Eq. 5): out = sum over branches of gate * branch.
 
-    x (B, T, C) -> y (B, T, C). With a Cache x holds the next tokens only, and the cache grows by
-    them: do not checkpoint such a call, which would grow it twice. With last=m only the m newest
-    tokens are queries: y is (B, m, C), and the others cost their keys, values and phi only.
-    return_loss and return_trace add the rule's loss (a scalar) and a Trace, in this order. `choose`
-    is a rule for choosing blocks in place of the paper's Eq. 8-11: it gets Known and returns a
-    Choice. Sequences of a batch may end early: padding behind their last token changes nothing
-    before it, as long as its scores are finite (NaN or infinity there may turn into NaN in
-    gradients before it, for 0 * NaN is NaN); leave it out of the loss.
+    x (B, T, C) -> y (B, T, C). With a Cache, of new_cache, x holds the next tokens of each sequence
+    only, and the cache grows by them. It keeps numbers and no history, so such a call leaves none
+    (torch.no_grad). The tokens may come one by one or in chunks: what comes out equals one pass
+    over all of them but for the rounding of its sums, whose order follows the shapes.
+    With last=m only the m newest tokens are queries: y is (B, m, C), and the others cost their
+    keys, values and phi only. return_loss and return_trace add the rule's loss (a scalar) and a
+    Trace, in this order. `choose` is a rule for choosing blocks in place of the paper's Eq. 8-11:
+    it gets Known and returns a Choice. Sequences of a batch may end early: padding behind their
+    last token changes nothing before it, as long as its scores are finite (NaN or infinity there
+    may turn into NaN in gradients before it, for 0 * NaN is NaN); leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -95,9 +107,10 @@ class NSAttention(nn.Module):
         dim = config.dim
         key_width = config.kv_heads * config.head_dim
         value_width = config.kv_heads * config.value_dim
+        own = BRANCHES[:2] if config.share_window else BRANCHES  # with keys and values of their own
         self.query = nn.Linear(dim, config.heads * config.head_dim, bias=False)
-        self.keys = nn.ModuleDict({b: nn.Linear(dim, key_width, bias=False) for b in BRANCHES})
-        self.values = nn.ModuleDict({b: nn.Linear(dim, value_width, bias=False) for b in BRANCHES})
+        self.keys = nn.ModuleDict({b: nn.Linear(dim, key_width, bias=False) for b in own})
+        self.values = nn.ModuleDict({b: nn.Linear(dim, value_width, bias=False) for b in own})
         self.phi_k = Phi(config.head_dim, config.block_size, config.stride, config.phi)
         self.phi_v = Phi(config.value_dim, config.block_size, config.stride, config.phi)
         self.gate: nn.Module = Gate(config)  # a control may put another in its place
@@ -114,65 +127,101 @@ class NSAttention(nn.Module):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.config.dim, self.query)
-        with kept_on_error([cache]):
-            self.require_cache(cache, x)
+        with growing([cache]):
             projected = self.project(x, cache, last)
-            blocks = self.compress(projected.raw["compressed"], cache)
-            out, loss, trace = self.attend(projected, blocks, return_trace)
+            if cache is None:
+                blocks = self.compress(projected.raw["compressed"])
+                out, loss, trace = self.attend(projected, blocks, return_trace)
+            else:
+                self.keep(projected, cache)
+                out, loss, trace = self.attend_to_cache(projected, cache, return_trace)
             y = self.output(join_heads(out))
         return with_extras(y, loss, trace, return_loss, return_trace)
 
-    def require_cache(self, cache: Cache | None, x: Tensor) -> None:
-        """Raise unless the cache is this layer's, whole, and holds as many sequences as x."""
-        if cache is not None:
-            c = self.config
-            blocks = num_compressed(cache.length, c.block_size, c.stride)
-            cache.require_whole(self, x.shape[0], blocks, inputs=self.choose is not None)
+    def new_cache(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache for so many sequences of up to `capacity` tokens.
+
+        On the device of the layer's weights and in their dtype, unless another is given: autocast's
+        keys and values have autocast's. Errors: ValueError or TypeError that names the argument.
+        """
+        c = self.config
+        shape = (c.kv_heads, c.head_dim, c.value_dim)
+        cache = new_cache(self, batch, capacity, shape, list(self.keys), dtype)
+        if c.share_window:
+            cache.raw["window"] = cache.raw["selected"]
+        rows = blocks_for(capacity, c.stride)
+        cache.blocks = empty_rows(batch, rows, shape, home_of(self), dtype)
+        if self.choose is not None:
+            cache.x = home_of(self).new_empty(batch, capacity, c.dim)
+        return cache
 
     def project(self, x: Tensor, cache: Cache | None, last: int | None) -> Projected:
         """One linear map for each of query, keys and values; all but phi's keys are rotated."""
         c = self.config
-        seen = 0 if cache is None else cache.length
-        positions = torch.arange(seen, seen + x.shape[1], device=x.device)
+        length = x.shape[1]
+        if cache is None:
+            positions = torch.arange(length, device=x.device)
+        else:
+            cache.require_room(self, x)
+            positions = cache.next_positions(length)  # (B, T): each sequence has its own
         raw = self.keys_and_values(x, positions)
         asking = newest(x, last)
-        start = seen + x.shape[1] - asking.shape[1]
-        if cache is not None:
-            raw = cache.grow(raw)
-            x = x if self.choose is None else cache.grow_inputs(x)  # the rule may read them all
+        count = asking.shape[1]
         q = split_heads(self.query(asking), c.heads)
-        q = self.operations(q).rotate(q, positions[-asking.shape[1] :], c.rope_theta)
-        return Projected(q, self.gate(asking), raw, x, start)
+        q = self.operations(q).rotate(q, positions[..., -count:], c.rope_theta)
+        return Projected(q, self.gate(asking), raw, x, length - count)
 
     def keys_and_values(self, x: Tensor, positions: Tensor) -> dict[str, KV]:
-        """Each branch's own keys and values of the tokens x."""
+        """Each branch's keys and values of the tokens x, the window's its own unless it shares."""
         c = self.config
-        maps = [*(self.keys[b] for b in BRANCHES), *(self.values[b] for b in BRANCHES)]
+        own = list(self.keys)
+        maps = [*self.keys.values(), *self.values.values()]
         heads = [split_heads(y, c.kv_heads) for y in projected_together(x, maps)]
-        k = dict(zip(BRANCHES, heads[:3], strict=True))
-        v = dict(zip(BRANCHES, heads[3:], strict=True))
+        k = dict(zip(own, heads[: len(own)], strict=True))
+        v = dict(zip(own, heads[len(own) :], strict=True))
         rotate = self.operations(x).rotate
-        for branch in ("selected", "window"):  # phi sees the compressed branch's keys first
+        for branch in own[1:]:  # phi sees the compressed branch's keys first
             k[branch] = rotate(k[branch], positions, c.rope_theta)
-        return {branch: KV(k[branch], v[branch]) for branch in BRANCHES}
+        raw = {branch: KV(k[branch], v[branch]) for branch in own}
+        raw.setdefault("window", raw["selected"])
+        return raw
 
     def operations(self, x: Tensor) -> Operations:
-        """nsa_attention and rotate for tensors like x, of this layer's backend."""
+        """nsa_attention, decode_step and rotate for tensors like x, of this layer's backend."""
         return operations_of(self.backend, x, self.config)
 
-    def compress(self, raw: KV, cache: Cache | None) -> KV:
-        """phi of every whole block, once: a cache keeps the ones of earlier calls (Eq. 7).
+    def compress(self, raw: KV) -> KV:
+        """phi of every whole block (Eq. 7)."""
+        c = self.config
+        count = num_compressed(raw.k.shape[2], c.block_size, c.stride)
+        return self.summaries(raw, torch.arange(count, device=raw.k.device))
+
+    def summaries(self, raw: KV, blocks: Tensor) -> KV:
+        """phi of the blocks that these tokens make; blocks, (N,) or (B, N), are their numbers.
 
         phi sees unrotated keys, so that a block's content gives one summary wherever it stands;
         the summary is rotated at the block's first token (both are our choice).
         """
         c = self.config
-        done = 0 if cache is None else cache.num_blocks
-        k = self.phi_k(raw.k[:, :, done * c.stride :])
-        v = self.phi_v(raw.v[:, :, done * c.stride :])
-        first_token = torch.arange(done, done + k.shape[2], device=k.device) * c.stride
-        new = KV(rotate(k, first_token, c.rope_theta), v)
-        return new if cache is None else cache.grow_blocks(new)
+        k = self.phi_k(raw.k)
+        return KV(rotate(k, blocks * c.stride, c.rope_theta), self.phi_v(raw.v))
+
+    def keep(self, new: Projected, cache: Cache) -> None:
+        """Put the newest tokens into the cache, and phi of the blocks that they end, once.
+
+        A step that ends no block of any sequence, 15 of 16 with the paper's stride, leaves phi out.
+        """
+        c = self.config
+        count = new.x.shape[1]
+        cache.require_blocks(new.raw["compressed"], c.stride)
+        if self.choose is not None:
+            require_inputs_like(cache.x, new.x)
+        ends_blocks = cache.ends_blocks(count, c.block_size, c.stride)
+        cache.grow(new.raw, new.x)
+        if ends_blocks:
+            blocks = cache.next_blocks(count, c.block_size, c.stride)
+            tokens = cache.tokens_of(blocks, c.block_size, c.stride)
+            cache.write_blocks(self.summaries(tokens, blocks), blocks)
 
     def attend(
         self, projected: Projected, blocks: KV, return_trace: bool
@@ -200,6 +249,44 @@ class NSAttention(nn.Module):
         )
         trace = trace_of(self.config, q, blocks, gates, branches, start) if return_trace else None
         return out, loss, trace
+
+    def attend_to_cache(
+        self, new: Projected, cache: Cache, return_trace: bool
+    ) -> tuple[Tensor, Tensor | None, Trace | None]:
+        """attend, where keys and values are all those that the cache holds.
+
+        A few queries take one decode_step. Many, a rule and a trace take attend, one sequence after
+        another if their lengths differ: a loss is then the mean of theirs.
+        """
+        if self.choose is None and not return_trace and new.q.shape[2] <= MOST_NEW:
+            step = self.operations(new.q).decode_step
+            return step(new.q, cache, new.gates, **self.config.sizes), None, None
+        if return_trace:
+            require_one_length(cache)
+        parts = []
+        for some, part in cache.of_one_length():
+            parts.append(self.attend(*self.all_tokens(new, some, part), return_trace))
+        outs, losses, traces = zip(*parts, strict=True)
+        loss = None if losses[0] is None else torch.stack(losses).mean()
+        return torch.cat(outs), loss, traces[0]
+
+    def all_tokens(self, new: Projected, some: slice, cache: Cache) -> tuple[Projected, KV]:
+        """Some sequences' queries with all the tokens and blocks that their cache holds."""
+        c = self.config
+        length = cache.length
+        x = new.x[some] if cache.x is None else cache.x[:, :length]
+        start = length - new.q.shape[2]
+        whole = num_compressed(length, c.block_size, c.stride)
+        assert cache.blocks is not None  # require_blocks has seen to it
+        blocks = KV(*(b[:, :, :whole] for b in cache.blocks))
+        return Projected(new.q[some], new.gates[some], cache.held(), x, start), blocks
+
+
+def require_one_length(cache: Cache) -> None:
+    """Raise unless all sequences of a cache are equally long, as a trace's one start asks."""
+    lengths = cache.lengths_on_host.tolist()
+    rule = "a trace has one start: the sequences of its cache must be equally long"
+    require(len(set(lengths)) == 1, "cache.lengths", lengths, f"return_trace: {rule}")
 
 
 def require_rule(choose: object) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from nsa_lite.cache import Cache, kept_on_error
+from nsa_lite.cache import Cache, growing
 from nsa_lite.checks import require, require_int, require_range
 from nsa_lite.config import NSAConfig
 from nsa_lite.layer import NSAttention, with_extras
@@ -83,7 +84,8 @@ class DecoderLM(nn.Module):
     tokens (B, T) int64 -> logits (B, T, vocab_size); tokens (B, T, S) puts S symbols at a position
     and sums their embeddings. With last=m only the m newest positions get logits, and the last
     layer computes no others. return_loss adds the sum of the losses of the layers' rules, a
-    scalar; return_traces adds one Trace a layer (none for attentions that leave none).
+    scalar; return_traces adds one Trace a layer (none for attentions that leave none). With caches,
+    of new_caches, tokens are each sequence's next ones, as in NSAttention.
     """
 
     def __init__(self, config: ModelConfig, attention: MakeAttention = NSAttention) -> None:
@@ -113,18 +115,35 @@ class DecoderLM(nn.Module):
         x = x.sum(dim=2) if tokens.dim() == 3 else x
         losses = []
         traces = []
-        with kept_on_error(given):
+        with growing(given):
             for block, cache in zip(self.blocks, given, strict=True):
                 at_end = block is self.blocks[-1]  # the layers below feed every position's keys
                 x, loss, trace = block(x, cache, last if at_end else None, return_traces)
                 losses.append(loss)
                 traces += [t for t in trace if t is not None]
-        logits = self.unembedding(self.norm(x))
+            logits = self.unembedding(self.norm(x))
         return with_extras(logits, torch.stack(losses).sum(), traces, return_loss, return_traces)
 
-    def new_caches(self) -> list[Cache]:
-        """One empty cache a layer, for decoding token by token."""
-        return [Cache() for _ in self.blocks]
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """Each block's attention, the lowest first."""
+        return [cast(Block, block).attention for block in self.blocks]
+
+    def new_caches(
+        self, batch: int, capacity: int, *, dtype: torch.dtype | None = None
+    ) -> list[Cache]:
+        """One empty cache a layer, for so many sequences of up to `capacity` tokens.
+
+        Errors: TypeError for an attention that has no new_cache; as NSAttention.new_cache.
+        """
+        caches = []
+        for layer in self.attentions:
+            make = getattr(layer, "new_cache", None)
+            if make is None:
+                name = type(layer).__name__
+                raise TypeError(f"attention: {name} has no new_cache, so it cannot decode")
+            caches.append(make(batch, capacity, dtype=dtype))
+        return caches
 
     def require_tokens(self, tokens: Tensor) -> None:
         """Raise unless tokens are int64 (B, T) or (B, T, S), not empty, and in the vocabulary."""
@@ -136,16 +155,3 @@ class DecoderLM(nn.Module):
         require(fits, "tokens.shape", tuple(tokens.shape), rule)
         top = self.config.vocab_size - 1
         require_range("tokens", tokens, 0, top, "must lie in 0 .. vocab_size - 1 = {}")
-
-
-@torch.no_grad()
-def generate(model: DecoderLM, prompt: Int[Tensor, "B T"], count: int) -> Int[Tensor, "B longer"]:
-    """Greedy continuation of the prompt by `count` tokens, decoded with a cache."""
-    require_int("count", count, at_least=0)
-    caches = model.new_caches()
-    tokens = prompt
-    logits = model(prompt, caches)
-    for _ in range(count):
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-        logits = model(tokens[:, -1:], caches)
-    return tokens

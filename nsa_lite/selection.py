@@ -210,16 +210,26 @@ def attend_to_blocks(
     start: int,
 ) -> Tensor:
     """selected_attention without its checks; the scale may differ from key to key (keys = n l')."""
-    scale = scale_of(scale, q.shape[3]) if scale is None else scale
     keys = gather_blocks(seen(k, q, start), ids, select_block_size)
     values = gather_blocks(seen(v, q, start), ids, select_block_size)
     mask = selected_mask(ids, query_positions(q, start), select_block_size)
-    q = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
+    return attend_to_gathered(q, keys, values, mask, scale).to(v.dtype)
+
+
+def attend_to_gathered(
+    q: Float[Tensor, "B H T D"],
+    keys: Float[Tensor, "B G T keys D"],
+    values: Float[Tensor, "B G T keys Dv"],
+    mask: Bool[Tensor, "B G T keys"],
+    scale: float | Float[Tensor, "B G T 1 keys"] | None,
+) -> Float[Tensor, "B H T Dv"]:
+    """Attention of each query to tokens of its own, in full precision as they are."""
+    scale = scale_of(scale, q.shape[3]) if scale is None else scale
+    q = accurate(q).unflatten(1, (keys.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
     # Keys first: their gradient then has the gathered layout, which saves a copy of all blocks.
     scores = (keys @ q.transpose(-1, -2)).transpose(-1, -2)  # (B, G, T, R, n l')
     p, _ = masked_softmax(scores * scale, mask[..., None, :])
-    out = (p @ values).transpose(2, 3).flatten(1, 2)
-    return out.to(v.dtype)
+    return (p @ values).transpose(2, 3).flatten(1, 2)
 
 
 def gather_blocks(

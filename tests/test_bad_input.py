@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nsa_lite import (
-    Cache,
     DecoderLM,
     DenseAttention,
     ModelConfig,
@@ -379,7 +378,7 @@ def test_options_of_the_decoder():
         with refused(error, f"count = {count}", "must be"):
             generate(model, prompt, count)
     with refused(ValueError, "len(caches) = 1", "one for each of 2 layers"):
-        model(prompt, [Cache()])
+        model(prompt, model.new_caches(1, 3)[:1])
 
 
 def test_an_odd_width_cannot_be_rotated():

@@ -12,7 +12,6 @@ from torch.nn.utils import prune
 
 from nsa_lite import (
     BRANCHES,
-    Cache,
     DecoderLM,
     ModelConfig,
     NSAConfig,
@@ -20,7 +19,7 @@ from nsa_lite import (
     generate,
     loops,
 )
-from nsa_lite.backend import PLAIN, operations_of
+from nsa_lite.backend import PLAIN, Operations, operations_of
 from nsa_lite.layer import projected_together
 from nsa_lite.nsa import nsa_attention
 from nsa_lite.rivals.attentions import ATTENTIONS
@@ -156,7 +155,8 @@ def test_no_gradient_comes_from_a_later_token(kind):
 @pytest.mark.parametrize("kind", sorted(set(ATTENTIONS) - {"nsa-random"}))
 @pytest.mark.parametrize("chunks", [[1] * LENGTH, [1, 2, 5, 19], [3, 4, 4, 9, 7], [26, 1]])
 def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
-    layer, x, cache = attention(kind).eval(), stream(), Cache()  # no exploring when decoding
+    layer, x = attention(kind).eval(), stream()  # no exploring when decoding
+    cache = layer.new_cache(2, LENGTH)
     y = torch.cat([layer(part, cache) for part in x.split(chunks, dim=1)], dim=1)
     torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
 
@@ -166,7 +166,7 @@ def test_decoding_in_chunks_equals_the_prefill(kind, chunks):
 def test_the_newest_queries_alone_get_the_same_outputs(kind, last):
     layer, x = attention(kind).eval(), stream()
     torch.testing.assert_close(layer(x, last=last), layer(x)[:, -last:], rtol=1e-10, atol=1e-10)
-    cache = Cache()
+    cache = layer.new_cache(2, LENGTH)
     layer(x[:, :20], cache, last=1)  # the cache is whole whichever outputs are asked for
     torch.testing.assert_close(layer(x[:, 20:], cache), layer(x)[:, 20:], rtol=1e-10, atol=1e-10)
 
@@ -325,15 +325,15 @@ def pretend_kernels(monkeypatch, **contents):
 
 
 def pretend_ours(monkeypatch, why_not):
-    names = ("nsa_attention", "window_attention", "rotate")
+    names = Operations._fields
     pretend_kernels(monkeypatch, why_not=why_not, **dict.fromkeys(names, print))
 
 
 def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
     pretend_ours(monkeypatch, lambda *_: None)
-    assert operations_of("auto", on("cuda"), SMALL) == (print, print, print)
+    assert operations_of("auto", on("cuda"), SMALL) == (print,) * 4
     assert operations_of("auto", on("cpu"), SMALL) is PLAIN
-    assert operations_of("triton", on("cpu"), SMALL) == (print, print, print)
+    assert operations_of("triton", on("cpu"), SMALL) == (print,) * 4
 
 
 def test_auto_is_the_reference_where_the_kernels_cannot_run(monkeypatch):
@@ -342,9 +342,9 @@ def test_auto_is_the_reference_where_the_kernels_cannot_run(monkeypatch):
         return None if dtype == torch.bfloat16 else "too exact"
 
     pretend_ours(monkeypatch, why_not)
-    assert operations_of("auto", on("cuda"), SMALL) == (print, print, print)
+    assert operations_of("auto", on("cuda"), SMALL) == (print,) * 4
     assert operations_of("auto", on("cuda", torch.float64), SMALL) is PLAIN
-    assert operations_of("triton", on("cuda", torch.float64), SMALL) == (print, print, print)
+    assert operations_of("triton", on("cuda", torch.float64), SMALL) == (print,) * 4
 
 
 def test_auto_is_the_reference_on_a_gpu_without_kernels(monkeypatch):
@@ -458,7 +458,8 @@ def test_a_wrapped_query_needs_no_weight(kind):
 
 
 def test_a_copied_cache_goes_on_with_a_copied_layer():
-    layer, x, cache = attention(), stream(), Cache()
+    layer, x = attention(), stream()
+    cache = layer.new_cache(2, LENGTH)
     with torch.no_grad():
         layer(x[:, :20], cache)
         other, copied = copy.deepcopy((layer, cache))

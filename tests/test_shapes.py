@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What calls every public operation, every layer and every rule with valid inputs of many shapes.
 CALLERS = ["tests/test_operations.py", "tests/test_layer.py", "tests/rivals/test_rules.py"]
-FEW = "not gradient and not later and not chunks and not newest and not argmax"  # one of each kind
+CALLERS += ["tests/test_decode.py", "tests/test_cache.py"]
+# One of each kind, and valid arguments only.
+FEW = "not gradient and not later and not chunks and not newest and not argmax and not refused"
 
 
 def checked(*words: str) -> subprocess.CompletedProcess:

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lite import (
-    Cache,
     Choice,
     DecoderLM,
     DenseAttention,
@@ -428,7 +427,7 @@ def test_the_dense_layer_is_dense_attention(widths, last, dtype, near, monkeypat
     torch.manual_seed(0)
     layer, x = DenseAttention(config).to(dtype), stream(37, dtype=dtype)
     y = layer(x, last=last)
-    cache = Cache()
+    cache = layer.new_cache(2, 37)
     parts = torch.cat([layer(part, cache) for part in x.split([20, 1, 16], dim=1)], dim=1)
 
     def plainly(q, k, v):
@@ -456,12 +455,22 @@ def refused(*words, error=ValueError):
     return pytest.raises(error, match="(?s)" + ".*".join(re.escape(w) for w in words))
 
 
-def fields(cache):
-    return {**vars(cache), "raw": dict(cache.raw)}
+def held(cache):
+    """All that the cache holds: the rows up to each sequence's length, and the lengths twice."""
+    lengths = cache.lengths.tolist()
+    assert cache.lengths_on_host.tolist() == lengths
+    kept = [*cache.raw.values()]
+    rows = [x[b, :, :n].clone() for kv in kept for x in kv for b, n in enumerate(lengths)]
+    if cache.blocks is not None:
+        whole = [num_compressed(n, 8, 4) for n in lengths]
+        rows += [x[b, :, :n].clone() for x in cache.blocks for b, n in enumerate(whole)]
+    if cache.x is not None:
+        rows += [cache.x[b, :n].clone() for b, n in enumerate(lengths)]
+    return [torch.tensor(lengths), *rows]
 
 
-def filled(layer, length=27, batch=2):
-    cache = Cache()
+def filled(layer, length=27, batch=2, capacity=40):
+    cache = layer.new_cache(batch, capacity)
     layer(stream(length, batch), cache)
     return cache
 
@@ -473,35 +482,38 @@ def cut(kv, length):
 @pytest.mark.parametrize(
     "damage, words",
     [
+        (lambda c: setattr(c, "blocks", None), ("cache.blocks = None", "every block")),
         (
-            lambda c: c.raw.update({n: cut(kv, 20) for n, kv in c.raw.items()}),
-            ("cache.blocks.k.shape = (2, 2, 5, 16)", "must hold 4 blocks"),
+            lambda c: setattr(c, "blocks", cut(c.blocks, 6)),
+            ("cache.blocks.k.shape = (2, 2, 6, 16)", "(2, 2, 10, 16)"),
         ),
-        (lambda c: setattr(c, "blocks", cut(c.blocks, 4)), ("cache.blocks.k.shape", "5 blocks")),
-        (lambda c: setattr(c, "blocks", None), ("cache.blocks = None", "5 blocks")),
         (
             lambda c: c.raw.update(window=c.raw["window"]._replace(v=c.raw["window"].v[:, :, :9])),
-            ("cache.raw['window'].v.shape = (2, 2, 9, 16)", "must hold 27 tokens"),
+            ("cache.raw['window'].v.shape = (2, 2, 9, 16)", "(2, 2, 40, 16)"),
         ),
-        (lambda c: c.raw.update(window=cut(c.raw["window"], 9)), ("cache.raw = ", "same number")),
+        (lambda c: c.raw.update(window=cut(c.raw["window"], 9)), ("cache.raw['window'].k", "40")),
+        (lambda c: c.raw.pop("window"), ("cache.raw = ", "branches", "window")),
+        (lambda c: c.raw.update(window=c.raw["selected"]), ("cache.raw['window']", "share")),
     ],
 )
-def test_a_cache_that_was_cut_in_part_is_refused(damage, words):
+def test_a_cache_of_another_build_is_refused(damage, words):
     layer = built("nsa")
     cache = filled(layer)
     damage(cache)
-    before = fields(cache)
+    before = cache.lengths.clone()
     with refused(*words):
         layer(stream(1), cache)
-    assert fields(cache) == before
+    assert torch.equal(cache.lengths, before) and torch.equal(cache.lengths_on_host, before)
 
 
-def test_a_cache_cut_in_all_its_parts_goes_on():
-    layer, x = built("nsa").double(), stream(27).double()
-    cache = Cache()
+@pytest.mark.parametrize("kind", ["nsa", "dense", "window", "nsa-kl"])
+def test_a_cache_cut_back_goes_on(kind):
+    layer, x = built(kind).double(), stream(27).double()
+    cache = layer.new_cache(2, 27)
+    layer(x.flip(1), cache)
+    cache.cut(0)
     layer(x, cache)
-    cache.raw = {name: cut(kv, 20) for name, kv in cache.raw.items()}
-    cache.blocks = cut(cache.blocks, 4)
+    cache.cut(20)
     torch.testing.assert_close(layer(x[:, 20:], cache), layer(x)[:, 20:], rtol=1e-10, atol=1e-10)
 
 
@@ -509,19 +521,23 @@ def test_a_cache_cut_in_all_its_parts_goes_on():
 def test_a_cache_keeps_its_batch_and_its_layer(kind):
     layer = built(kind)
     cache = filled(layer)
-    before = fields(cache)
-    with refused("cache.raw[", "batch must be x's, 3"):
+    before = held(cache)
+    with refused("cache.lengths = 2 of them", "x's 3 sequences"):
         layer(stream(1, batch=3), cache)
     with refused("cache", "another layer fills it"):
         built(kind)(stream(1), cache)
-    assert fields(cache) == before
+    with refused("cache", "holds 27 of 40 tokens, 14 more do not fit"):
+        layer(stream(14), cache)
+    with refused("cache: must be a Cache", "got dict", error=TypeError):
+        layer(stream(14), {})
+    same(held(cache), before)
 
 
 def test_a_cache_filled_without_a_rule_is_no_use_to_one():
     layer = built("nsa")
     cache = filled(layer)
     layer.choose = rules.by_true_mass
-    with refused("cache.x.shape = None", "(2, 27)", "a rule"):
+    with refused("cache.x = None", "a rule"):
         layer(stream(1), cache)
 
 
@@ -532,25 +548,32 @@ def broken(known):
 @pytest.mark.parametrize("length", [0, 27])
 def test_a_call_that_fails_leaves_the_cache_as_it_was(length):
     layer = built("nsa-oracle")
-    cache = filled(layer, length) if length else Cache()
-    before = fields(cache)
+    cache = filled(layer, length) if length else layer.new_cache(2, 40)
+    before = held(cache)
+    untouched = copy.deepcopy(cache)
+    rule = layer.choose
     layer.choose = broken
     with pytest.raises(RuntimeError, match="no choice today"):
         layer(stream(1), cache)
-    assert fields(cache) == before
+    same(held(cache), before)
+    layer.choose = rule
+    token = stream(1)
+    torch.testing.assert_close(layer(token, cache), layer(token, untouched), rtol=0, atol=0)
 
 
 def test_a_decoder_that_fails_leaves_every_cache_as_it_was():
     model = DecoderLM(ModelConfig(vocab_size=11))
-    caches, tokens = model.new_caches(), torch.zeros(1, 9, dtype=torch.int64)
+    caches, tokens = model.new_caches(1, 18), torch.zeros(1, 9, dtype=torch.int64)
     model(tokens, caches)
-    before = [fields(cache) for cache in caches]
+    before = [held(cache) for cache in caches]
     model.blocks[1].attention.gate = torch.nn.Identity()  # the first layer has no fault
     with pytest.raises(ValueError):
         model(tokens, caches)
-    assert [fields(cache) for cache in caches] == before
+    for cache, kept in zip(caches, before, strict=True):
+        same(held(cache), kept)
+    other = DecoderLM(ModelConfig(vocab_size=11))
     with refused("cache", "another layer fills it"):
-        DecoderLM(ModelConfig(vocab_size=11))(tokens, [Cache()] * 2)
+        other(tokens, other.new_caches(1, 9)[:1] * 2)
 
 
 # --- what is said to a caller who is wrong ---

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsa_lite import Cache, DenseAttention, NSAConfig, dense_attention
+from nsa_lite import DenseAttention, NSAConfig, dense_attention
 from nsa_lite.rivals.budgets import NEIGHBOURS, NeighbourAttention
 from nsa_lite.rivals.neighbours import (
     h2o,
@@ -330,5 +330,5 @@ def test_a_dense_layer_can_be_read_by_another_method():
     torch.testing.assert_close(everything(x, last=3), own[:, -3:], rtol=0, atol=1e-12)
     assert not torch.allclose(read_by(sinks=1, window=4)(x), own, atol=1e-3)
     with pytest.raises(ValueError, match="cache"):
-        everything(x, Cache())
+        everything(x, everything.new_cache(2, 21))
     assert torch.equal(layer(x), own)

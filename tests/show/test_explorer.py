@@ -482,7 +482,7 @@ def test_nan_scores_and_gates_are_pictured(model, tmp_path):
 
 
 def test_a_trace_of_a_decoding_step(model):
-    caches = model.new_caches()
+    caches = model.new_caches(1, 51)
     model(torch.randint(256, (1, 50)), caches)
     trace = model(torch.randint(256, (1, 1)), caches, return_traces=True)[1]
     e = SelectionExplorer(trace, "a" * 51)

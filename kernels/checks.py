@@ -278,9 +278,10 @@ def check_rotation(x: Tensor, positions: Tensor) -> None:
     require(x.shape[3] % 2 == 0, "x.shape", tuple(x.shape), "the last axis must be even")
     if not isinstance(positions, Tensor) or positions.dtype not in (torch.int32, torch.int64):
         got = getattr(positions, "dtype", type(positions).__name__)
-        raise TypeError(f"positions: must be an int32 or int64 tensor (T,), got {got}")
+        raise TypeError(f"positions: must be an int32 or int64 tensor (T,) or (B, T), got {got}")
     shape = tuple(positions.shape)
-    require(shape == (x.shape[2],), "positions.shape", shape, "must be (T,), one for each token")
+    fits = shape in ((x.shape[2],), (x.shape[0], x.shape[2]))
+    require(fits, "positions.shape", shape, "must be (T,) or (B, T), one for each token")
     rule = f"must be x.device = {x.device}"
     require(positions.device == x.device, "positions.device", positions.device, rule)
 

@@ -20,7 +20,7 @@ the cache grows. Read rows.py and online_softmax.py first.
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import triton
@@ -64,6 +64,7 @@ MOST_TILES = 16  # of compressed keys, whose scores one program adds up
 ROWS = 64  # of a tile at most: heads of a group x new tokens
 
 
+@runtime_checkable
 class Cached(Protocol):
     """What decode_step reads of a cache: blocks and raw["selected"], raw["window"] are (k, v)."""
 

@@ -8,6 +8,8 @@ It reads rows wherever they lie and writes a token's heads side by side, so what
 opposite sign.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -31,6 +33,7 @@ def rotate_rows(
     out,
     heads,
     T,
+    stride,  # of positions, from one batch entry to the next: 0 if all have the same
     sign,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -46,7 +49,7 @@ def rotate_rows(
     mask = token < T
     channel = tl.arange(0, BLOCK_HALF)
     turns = tl.load(speed + channel, mask=channel < HALF, other=0.0)
-    position = tl.load(positions + token, mask=mask, other=0).to(tl.float32)
+    position = tl.load(positions + b * stride + token, mask=mask, other=0).to(tl.float32)
     angle = position[:, None] * turns[None, :]  # [T, C]
     cos = tl.cos(angle)
     sin = tl.sin(angle) * sign
@@ -61,6 +64,12 @@ def rotate_rows(
         to += out.strides[1]
 
 
+@cache
+def speeds(half: int, theta: float, device: torch.device) -> Tensor:
+    """How far each channel pair turns from one position to the next; made once for each size."""
+    return theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+
+
 @operation
 def turn(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
     """x (B, H, T, D) turned by sign * position * theta^(-2c/D) in channel pair c."""
@@ -73,10 +82,11 @@ def turn(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
         (cdiv(length, BLOCK_T) * batch,),
         rows(x),
         positions.contiguous(),
-        theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half),
+        speeds(half, theta, x.device),
         rows(out),
         heads,
         length,
+        0 if positions.dim() == 1 else length,
         float(sign),
         HALF=half,
         BLOCK_HALF=power_of_two(half),
@@ -103,10 +113,13 @@ turn.register_autograd(backward, setup_context=save)
 
 
 def rotate(
-    x: Float[Tensor, "B H T D"], positions: Int[Tensor, " T"], theta: int | float = 10_000.0
+    x: Float[Tensor, "B H T D"],
+    positions: Int[Tensor, " T"] | Int[Tensor, "B T"],
+    theta: int | float = 10_000.0,
 ) -> Float[Tensor, "B H T D"]:
     """Rotate channel pairs (c, c + D/2) of x by position * theta^(-2c/D).
 
+    Positions (B, T) are each sequence's own.
     Errors: ValueError or TypeError that names the argument.
     """
     check_rotation(x, positions)

@@ -137,6 +137,8 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     Through torch's operations behind the public ones, which would not let CPU tensors in.
     """
     from kernels.block_sparse_attention import attend_to_blocks
+    from kernels.cache_rows import launch_copy
+    from kernels.decode import attend_to_cache
     from kernels.flash_attention import attend_to_keys
     from kernels.gates import add_gated
     from kernels.importance import choose_blocks
@@ -168,6 +170,13 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     plan = Plan(*blocks, select_block_size=64, window_size=512, start=0)
     outputs = [compressed.detach(), lse]
     attend_to_branches(q.detach(), gates, pairs, outputs, ids, plan, scale)[0].sum().backward()
+
+    with torch.no_grad():
+        lengths = torch.zeros(1, groups, dtype=torch.int64)
+        for tokens in (1, 8):
+            newest = q[:, :, :tokens], gates[:, :, :tokens]
+            attend_to_cache(*newest, pairs, lengths, [*blocks, 512, *choice], scale)
+            launch_copy(k, v, k[:, :, :tokens], v[:, :, :tokens], torch.zeros(1, tokens).long())
 
 
 def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):

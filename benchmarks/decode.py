@@ -28,6 +28,7 @@ import kernels
 from benchmarks.bench import NO_DEVICE
 from benchmarks.cases import CONFIGS, Sizes
 from benchmarks.records import RESULTS, about, save
+from nsa_lite import NSAttention
 from nsa_lite.blocks import num_compressed
 
 CASES = (  # batch, context
@@ -36,8 +37,10 @@ CASES = (  # batch, context
 )
 COLD = 128 * 2**20  # bytes that the calls of one graph read at least: more than an L2 cache holds
 REPEATS = 20
+GROWTH = 4096  # tokens that the layer's cache has room for beyond its length: each call adds one
 Call = Callable[[], Tensor]
 Pair = tuple[Tensor, Tensor]
+Make = Callable[[Sizes, int, int, str], Call]
 
 
 class Held(NamedTuple):
@@ -68,18 +71,20 @@ def held(sizes: Sizes, batch: int, length: int, device: str) -> Held:
     return Held(blocks, {"selected": pair(length), "window": pair(length)}, lengths, q, gates)
 
 
-# --- who is timed ---
+# --- who is timed: each makes its own numbers, and returns a call ---
 
 
-def ours(x: Held, sizes: Sizes) -> Call:
+def ours(sizes: Sizes, batch: int, length: int, device: str) -> Call:
     """kernels.decode_step."""
+    x = held(sizes, batch, length, device)
     return lambda: kernels.decode_step(x.q, x, x.gates, **sizes.choice(), window_size=sizes.window)
 
 
-def dense(backend: SDPBackend) -> Callable[[Held, Sizes], Call]:
+def dense(backend: SDPBackend) -> Make:
     """torch's attention of one query to all keys, held to one backend."""
 
-    def make(x: Held, sizes: Sizes) -> Call:  # noqa: ARG001  as the others
+    def make(sizes: Sizes, batch: int, length: int, device: str) -> Call:
+        x = held(sizes, batch, length, device)
         k, v = x.raw["selected"]
 
         def call() -> Tensor:
@@ -91,10 +96,11 @@ def dense(backend: SDPBackend) -> Callable[[Held, Sizes], Call]:
     return make
 
 
-def fla(x: Held, sizes: Sizes) -> Call:
+def fla(sizes: Sizes, batch: int, length: int, device: str) -> Call:
     """fla-core's NSA, which pools all keys anew in each call; without its window (peers.py)."""
     from fla.ops.nsa.parallel import parallel_nsa
 
+    x = held(sizes, batch, length, device)
     k, v = (y.transpose(1, 2).contiguous() for y in x.raw["selected"])
     q = x.q.transpose(1, 2).contiguous()
     gates = [x.gates[..., i].transpose(1, 2).contiguous() for i in range(3)]
@@ -109,11 +115,33 @@ def fla(x: Held, sizes: Sizes) -> Call:
     )
 
 
-WHO = {
+def layer(ends_block: bool) -> Make:
+    """A whole layer's step: projections, gates, the cache's new row, attention, output.
+
+    One token in 16 ends a compression block, which phi then makes.
+    """
+
+    def make(sizes: Sizes, batch: int, length: int, device: str) -> Call:
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        made = NSAttention(sizes.layer()).to(device, dtype)
+        cache = made.new_cache(batch, length + GROWTH)
+        for pair in (cache.blocks, *cache.raw.values()):
+            for x in pair:
+                x.normal_()
+        cache.put_lengths(torch.full((batch,), length - (1 if ends_block else 2)))
+        x = torch.randn(batch, 1, sizes.dim, device=device, dtype=dtype)
+        return lambda: made(x, cache)
+
+    return make
+
+
+WHO: dict[str, Make] = {
     "NSA": ours,
     "FlashAttention-2": dense(SDPBackend.FLASH_ATTENTION),
     "cuDNN": dense(SDPBackend.CUDNN_ATTENTION),
     "fla-core NSA": fla,
+    "NSA layer": layer(ends_block=False),
+    "NSA layer, phi": layer(ends_block=True),
 }
 
 
@@ -179,10 +207,8 @@ def measure(name: str, sizes: Sizes, batch: int, length: int, device: str) -> di
     """Both times of one peer, and the bytes that bound them."""
     amount = bytes_read(sizes, batch, length, sparse="NSA" in name)
     copies = max(1, -(-COLD // amount)) if device == "cuda" else 1
-    layers = [held(sizes, batch, length, device) for _ in range(copies)]
-    calls = [WHO[name](layer, sizes) for layer in layers]
-    calls *= max(1, 8 // copies) if device == "cuda" else 1
-    times = {"eager_us": one_by_one(calls), "graph_us": in_a_graph(calls)}
+    calls = [WHO[name](sizes, batch, length, device) for _ in range(copies)]
+    times = {"graph_us": in_a_graph(calls), "eager_us": one_by_one(calls)}
     return times | {"bytes": amount}
 
 

@@ -10,6 +10,7 @@ float16. An operation is one file, from its kernels to its public function:
     nsa                      all of it in one function
     decode                   all of it for a few new tokens, from a cache
     rope                     rotary position encoding of all heads in one pass
+    cache_rows               new keys and values into a cache, in one pass
     flops                    how many operations each one needs
 
 What they share, in the order in which to read it: tile_sizes, rows, pieces (rows of 192 columns),
@@ -37,6 +38,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # for triton's own functions: read at its import
 
 from kernels.block_sparse_attention import selected_attention
+from kernels.cache_rows import write_rows
 from kernels.checks import why_not
 from kernels.decode import decode_step
 from kernels.flash_attention import compressed_attention, window_attention
@@ -58,4 +60,5 @@ __all__ = [
     "selected_attention",
     "why_not",
     "window_attention",
+    "write_rows",
 ]

@@ -4,6 +4,7 @@ Where nsa_lite has the same rule, it says so in the same words.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -269,6 +270,39 @@ def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
     require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule, expected)
     require(1 <= shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
+
+
+def check_write(buffers: Sequence[Tensor], new: Sequence[Tensor], places: Tensor) -> None:
+    """Raise unless each new (B, G, n, width) fits its buffer (B, G, capacity, width), and places.
+
+    The values of places (B, n) are not read: that would wait for the device.
+    """
+    count = len(new)
+    require(len(buffers) == count, "buffers", f"{len(buffers)} of them", "must be {}", count)
+    first = new[0]
+    for i, (buffer, x) in enumerate(zip(buffers, new, strict=True)):
+        check_float_tensor(f"new[{i}]", x, "B, G, n, width")
+        check_float_tensor(f"buffers[{i}]", buffer, "B, G, capacity, width")
+        check_runs_here(f"new[{i}]", x)
+        check_alike(f"new[{i}]", x, "new[0]", first)
+        check_alike(f"buffers[{i}]", buffer, f"new[{i}]", x)
+        expected = tuple(first.shape[:3])
+        rule = "must be (B, G, n, width) with (B, G, n) = {}"
+        require(x.shape[:3] == expected, f"new[{i}].shape", tuple(x.shape), rule, expected)
+        expected = (*x.shape[:2], "capacity", x.shape[3])
+        fits = (*buffer.shape[:2], buffer.shape[3]) == (*x.shape[:2], x.shape[3])
+        rule = "must be (B, G, capacity, width) = {}"
+        require(fits, f"buffers[{i}].shape", tuple(buffer.shape), rule, expected)
+        contiguous = buffer.stride(3) == 1
+        rule = "its rows must be contiguous"
+        require(contiguous, f"buffers[{i}].stride()", buffer.stride(), rule)
+    if places.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"places.dtype = {places.dtype}: must be int32 or int64")
+    expected = (first.shape[0], first.shape[2])
+    shape = tuple(places.shape)
+    require(shape == expected, "places.shape", shape, "must be (B, n) = {}", expected)
+    rule = f"must be new[0].device = {first.device}"
+    require(places.device == first.device, "places.device", places.device, rule)
 
 
 def check_rotation(x: Tensor, positions: Tensor) -> None:

@@ -39,7 +39,7 @@ from kernels.checks import (
     check_select_block_size,
     scale_or_default,
 )
-from kernels.importance import Choice, best_of, blocks_in_a_tile, sums_of_blocks
+from kernels.importance import best_of, blocks_in_a_tile, sums_of_blocks
 from kernels.launching import Again, launch
 from kernels.online_softmax import LOG2E, fold_in, fold_in_with_weights
 from kernels.operations import MOST_PROGRAMS, in_batches, operation, watched
@@ -71,6 +71,18 @@ class Cached(Protocol):
     blocks: tuple[Tensor, Tensor]
     raw: dict[str, tuple[Tensor, Tensor]]
     lengths: Tensor
+
+
+class Plan(NamedTuple):
+    """The sizes of Eq. 5 as whole numbers; where l and d are asked for it serves as Keys."""
+
+    block_size: int
+    stride: int
+    window_size: int
+    select_block_size: int
+    num_selected: int
+    num_initial: int
+    num_local: int
 
 
 class Sizes(NamedTuple):
@@ -285,18 +297,18 @@ def softmax_factor(block_sums, row, tile, lse, tiles, row_mask):
 
 
 @triton.jit
-def store_best(scores, ids, own, reach, CHOICE: tl.constexpr, BLOCK_J: tl.constexpr):
+def store_best(scores, ids, own, reach, PLAN: tl.constexpr, BLOCK_J: tl.constexpr):
     """Eq. 11: the ids of the n best blocks of a token in block `own`, ascending, then -1.
 
     Tile: the scores of all blocks [BLOCK_J]; those that begin at token `reach` or later have none.
     """
-    SELECTED: tl.constexpr = CHOICE.num_selected
+    SELECTED: tl.constexpr = PLAN.num_selected
     j = tl.arange(0, BLOCK_J)
     taken = j <= own  # all that have begun
     if own >= SELECTED:
-        scored = taken & (j * CHOICE.select_block_size < reach)
+        scored = taken & (j * PLAN.select_block_size < reach)
         rank = tl.load(scores + j, mask=scored, other=0.0)
-        taken = best_of(rank, j, own, CHOICE, BLOCK_J)
+        taken = best_of(rank, j, own, PLAN, BLOCK_J)
     slot = tl.cumsum(taken.to(tl.int32), 0) - 1  # how many chosen ids are smaller
     tl.store(ids + slot, j, mask=taken)
     rest = tl.sum(taken.to(tl.int32), 0) + tl.arange(0, MOST_SELECTED)
@@ -313,11 +325,9 @@ def branch_share(
     ids,
     parts,
     sizes,
-    KEYS: tl.constexpr,
+    PLAN: tl.constexpr,
     WIDTHS: tl.constexpr,
     TILE: tl.constexpr,
-    CHOICE: tl.constexpr,
-    WINDOW: tl.constexpr,
     SHARES: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
@@ -332,29 +342,29 @@ def branch_share(
     N: tl.constexpr = TILE.BLOCK_N
     D: tl.constexpr = WIDTHS.D
     DV: tl.constexpr = WIDTHS.DV
-    STEPS: tl.constexpr = triton.cdiv(CHOICE.select_block_size, N)
+    STEPS: tl.constexpr = triton.cdiv(PLAN.select_block_size, N)
     at = rows_of_a_tile(tl.program_id(2), sizes, WIDTHS.R, TILE)
     length = tl.load(lengths + at.b).to(tl.int32)
     t = length - sizes.T + tl.program_id(2)
     query = tl.program_id(1).to(tl.int64) * sizes.T + tl.program_id(2)
-    ids += query * CHOICE.num_selected
+    ids += query * PLAN.num_selected
     in_blocks = tl.program_id(0) < SHARES.selected
     if in_blocks:
         k = selected.k
         v = selected.v
-        own = t // CHOICE.select_block_size
-        keys = keys_seen(length - 1, sizes.S, KEYS)
-        reach = keys * KEYS.stride + KEYS.block_size - KEYS.stride  # where the last key ends
-        store_best(scores + query * sizes.num_blocks, ids, own, reach, CHOICE, BLOCK_J)
+        own = t // PLAN.select_block_size
+        keys = keys_seen(length - 1, sizes.S, PLAN)
+        reach = keys * PLAN.stride + PLAN.block_size - PLAN.stride  # where the last key ends
+        store_best(scores + query * sizes.num_blocks, ids, own, reach, PLAN, BLOCK_J)
         tl.debug_barrier()  # all warps have stored
-        steps = tl.minimum(own + 1, CHOICE.num_selected) * STEPS
+        steps = tl.minimum(own + 1, PLAN.num_selected) * STEPS
         share = tl.cdiv(steps, SHARES.selected)
         begin = tl.program_id(0) * share
         low = 0
     else:
         k = window.k
         v = window.v
-        low = tl.maximum(t + 1 - WINDOW, 0)
+        low = tl.maximum(t + 1 - PLAN.window_size, 0)
         steps = tl.cdiv(t + 1 - low, N)
         share = tl.cdiv(steps, SHARES.window)
         begin = (tl.program_id(0) - SHARES.selected) * share
@@ -365,9 +375,9 @@ def branch_share(
     l_i = tl.zeros([M], tl.float32)
     acc = zeros(M, DV, WIDTHS.BLOCK_DV)
     for step in range(begin, tl.minimum(begin + share, steps)):
-        block = tl.load(ids + step // STEPS, mask=in_blocks, other=0) * CHOICE.select_block_size
+        block = tl.load(ids + step // STEPS, mask=in_blocks, other=0) * PLAN.select_block_size
         first = tl.where(in_blocks, block + step % STEPS * N, low + step * N)
-        end = tl.where(in_blocks, tl.minimum(block + CHOICE.select_block_size, t + 1), t + 1)
+        end = tl.where(in_blocks, tl.minimum(block + PLAN.select_block_size, t + 1), t + 1)
         key = first + tl.arange(0, N)
         k_at = row_offsets(k.strides, at.b, at.g, key)
         v_at = row_offsets(v.strides, at.b, at.g, key)
@@ -424,18 +434,6 @@ def combine(
 
 
 # --- on the host ---
-
-
-class Plan(NamedTuple):
-    """The sizes of Eq. 5 as whole numbers; the last four are those of Choice."""
-
-    block_size: int
-    stride: int
-    window_size: int
-    select_block_size: int
-    num_selected: int
-    num_initial: int
-    num_local: int
 
 
 def shares_of(plan: Plan, sequences: int, tiles: int, room: int, keys: int) -> Shares:
@@ -609,11 +607,9 @@ def launch_all(step: Step, plan: Plan, known: Prepared) -> None:
         room.ids,
         room.parts,
         sizes,
-        KEYS=keys,
+        PLAN=plan,
         WIDTHS=widths,
         TILE=Tile(max(16, power_of_two(widths.R)), 1, cut.tile.BLOCK_N, False),
-        CHOICE=Choice(*plan[3:]),
-        WINDOW=plan.window_size,
         SHARES=cut.shares,
         BLOCK_J=power_of_two(cut.num_blocks),
         **cut.tile.launch_options(),
@@ -640,16 +636,17 @@ prepared: dict[tuple, Prepared] = {}
 MOST_PREPARED = 256
 
 
-def looks_of(x: object) -> object:
-    """What decides, apart from its values, how a step reads a tensor."""
-    if not isinstance(x, Tensor):
-        return type(x)
-    return x.shape, x.stride(), x.dtype, x.device
+def key_of(tensors: Sequence[object], plan: Plan, scale: float | None) -> tuple:
+    """All that decides how a step reads its tensors, apart from their values."""
+    looks = (
+        (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else type(x)
+        for x in tensors
+    )
+    return (*looks, plan, scale)
 
 
 def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepared:
-    """Check everything, and cut the step. Errors: ValueError or TypeError, as decode_step."""
-    check(tensors, plan)
+    """Cut a step of such tensors."""
     q, _, k, v, k_s, *_ = tensors
     groups = k.shape[1]
     cut = cut_of(q, widths_of(q, k, v), groups, k_s.shape[2], plan)
@@ -685,12 +682,11 @@ class Attended(NamedTuple):
         return room_of(self.memory, self.shapes).ids.clone()
 
 
-def attend(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Attended:
-    """decode_step of q, gates, three pairs and lengths.
+def attend(key: tuple, tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Attended:
+    """decode_step of q, gates, three pairs and lengths, whose key_of is `key`.
 
     What depends on shapes alone is done once: it would take longer than the kernels.
     """
-    key = (*map(looks_of, tensors), plan, scale)
     known = prepared.get(key)
     if known is None:
         if len(prepared) >= MOST_PREPARED:
@@ -723,7 +719,9 @@ def attend_to_cache(
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:
     """attend; lengths (B, G) has a column for each group, so that all tensors have both axes."""
-    attended = attend((q, gates, *pairs, lengths[:, 0]), Plan(*plan), scale)
+    tensors = q, gates, *pairs, lengths[:, 0]
+    plan = Plan(*plan)
+    attended = attend(key_of(tensors, plan, scale), tensors, plan, scale)
     return attended.out, attended.ids()
 
 
@@ -762,13 +760,17 @@ def decode_step(
     choice = select_block_size, num_selected, num_initial, num_local
     plan = Plan(block_size, stride, window_size, *choice)
     pairs = *cache.blocks, *cache.raw["selected"], *cache.raw["window"]
+    tensors = q, gates, *pairs, cache.lengths
+    key = key_of(tensors, plan, scale)
+    if key not in prepared:
+        check(tensors, plan)
+        scale_or_default(scale, q.shape[3])
     if watched(q) or too_many(q, pairs[0]):
-        check((q, gates, *pairs, cache.lengths), plan)
         with torch.no_grad():
             lengths = cache.lengths[:, None].expand(-1, pairs[0].shape[1])
             out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)
         return (out, ids) if return_ids else out
-    attended = attend((q, gates, *pairs, cache.lengths), plan, scale)
+    attended = attend(key, tensors, plan, scale)
     return (attended.out, attended.ids()) if return_ids else attended.out
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nsa_lite.attention import window_attention
+from nsa_lite.cache import write_rows
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
 from nsa_lite.decode import decode_step
@@ -27,9 +28,10 @@ class Operations(NamedTuple):
     window_attention: Callable
     rotate: Callable
     decode_step: Callable
+    write_rows: Callable
 
 
-PLAIN = Operations(nsa_attention, window_attention, rotate, decode_step)
+PLAIN = Operations(nsa_attention, window_attention, rotate, decode_step, write_rows)
 
 
 def require_backend(backend: str) -> None:

@@ -1,16 +1,18 @@
 """What a layer keeps of the tokens it has read, so that the next ones need not read them again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nsa_lite.attention import KV
 from nsa_lite.blocks import num_compressed
 from nsa_lite.checks import require, require_alike, require_int
+
+WriteRows = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]
 
 
 @dataclass(eq=False, repr=False)
@@ -129,9 +131,12 @@ class Cache:
         """Where each sequence's next tokens stand."""
         return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
 
-    def grow(self, new: dict[str, KV], x: Tensor | None = None) -> None:
+    def grow(
+        self, new: dict[str, KV], x: Tensor | None = None, write: WriteRows | None = None
+    ) -> None:
         """Write the newest tokens' keys and values, and inputs, behind the others of each sequence.
 
+        `write` is the backend's write_rows, this file's if None.
         Errors: ValueError or TypeError, before anything is written, if they do not belong here.
         """
         self.require_alike(new)
@@ -139,12 +144,11 @@ class Cache:
             require_inputs_like(self.x, x)
         count = next(iter(new.values())).k.shape[2]
         positions = self.next_positions(count)
-        owners = sequences(positions)
-        for name, kv in new.items():
-            if not (name == "window" and shares_window(new)):  # written as the selected branch's
-                write(self.raw[name], kv, owners, positions)
+        own = [name for name in new if not (name == "window" and shares_window(new))]
+        buffers = [rows for name in own for rows in self.raw[name]]
+        (write or write_rows)(buffers, [rows for name in own for rows in new[name]], positions)
         if x is not None and self.x is not None:
-            self.x[owners, positions] = x
+            self.x[sequences(positions), positions] = x
         self.lengths += count
         self.lengths_on_host += count
 
@@ -176,7 +180,7 @@ class Cache:
     def write_blocks(self, new: KV, blocks: Int[Tensor, "B M"]) -> None:
         """Put phi's blocks in their rows; one that is not whole yet will be written again."""
         assert self.blocks is not None  # require_blocks has seen to it
-        write(self.blocks, new, sequences(blocks), blocks)
+        write_rows(self.blocks, new, blocks)
 
     def of_one_length(self) -> Iterator[tuple[slice, "Cache"]]:
         """This cache if all sequences are equally long, else one for each, with their slice."""
@@ -265,10 +269,14 @@ def sequences(rows: Int[Tensor, "B n"]) -> Int[Tensor, "B 1"]:
     return torch.arange(rows.shape[0], device=rows.device)[:, None]
 
 
-def write(buffers: KV, new: KV, owners: Int[Tensor, "B 1"], rows: Int[Tensor, "B n"]) -> None:
-    """Put keys and values (B, G, n, width) into each sequence's own rows."""
+def write_rows(
+    buffers: Sequence[Float[Tensor, "B G capacity _"]],
+    new: Sequence[Float[Tensor, "B G n _"]],
+    places: Int[Tensor, "B n"],
+) -> None:
+    """Write row i of sequence b of each new tensor into row places[b, i] of its buffer."""
     for buffer, x in zip(buffers, new, strict=True):
-        buffer[owners, :, rows] = x.transpose(1, 2)
+        buffer[sequences(places), :, places] = x.transpose(1, 2)
 
 
 def blocks_for(capacity: int, stride: int) -> int:

@@ -69,7 +69,7 @@ class DenseAttention(nn.Module):
         q = rotate(split_heads(self.query(asking), self.config.heads), positions, theta)
         if cache is None:
             return self.read(q, kv)
-        cache.grow({"window": kv})
+        cache.grow({"window": kv}, write=operations_of("auto", x, self.config).write_rows)
         parts = cache.of_one_length()
         return torch.cat([self.read(q[some], part.held()["window"]) for some, part in parts])
 

@@ -217,7 +217,7 @@ class NSAttention(nn.Module):
         if self.choose is not None:
             require_inputs_like(cache.x, new.x)
         ends_blocks = cache.ends_blocks(count, c.block_size, c.stride)
-        cache.grow(new.raw, new.x)
+        cache.grow(new.raw, new.x, self.operations(new.x).write_rows)
         if ends_blocks:
             blocks = cache.next_blocks(count, c.block_size, c.stride)
             tokens = cache.tokens_of(blocks, c.block_size, c.stride)

@@ -3,6 +3,8 @@
 `make test-gpu` runs these with all other tests of the kernels and records the result.
 """
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -340,3 +342,134 @@ def test_dense_layers_at_length_65536():
         torch.cuda.reset_peak_memory_stats()
         layer(x).float().square().mean().backward()
         assert torch.cuda.max_memory_allocated() <= 4 * 2**30
+
+
+# --- decoding ---
+
+
+class Held(NamedTuple):
+    """All that decode_step asks of a cache."""
+
+    blocks: tuple
+    raw: dict
+    lengths: torch.Tensor
+
+
+def cache_of(lengths, room=65536, dtype=torch.bfloat16):
+    """Random keys and values; NaN behind each sequence's length."""
+    make = torch.Generator("cuda").manual_seed(0)
+
+    def pair(rows, ends):
+        shape = len(lengths), SIZES.groups, rows
+        both = tuple(
+            torch.randn(*shape, width, generator=make, device="cuda", dtype=dtype)
+            for width in (SIZES.width, SIZES.value)
+        )
+        for b, end in enumerate(ends):
+            for x in both:
+                x[b, :, end:] = torch.nan
+        return both
+
+    whole = [max(0, (n - SIZES.block_size) // SIZES.stride + 1) for n in lengths]
+    raw = {name: pair(room, lengths) for name in ("selected", "window")}
+    return Held(pair(room // SIZES.stride, whole), raw, torch.tensor(lengths, device="cuda"))
+
+
+def queries_of(batch, new, dtype=torch.bfloat16, seed=1):
+    make = torch.Generator("cuda").manual_seed(seed)
+    shape = batch, SIZES.heads, new
+    q = torch.randn(*shape, SIZES.width, generator=make, device="cuda", dtype=dtype)
+    return q, torch.rand(*shape, 3, generator=make, device="cuda", dtype=dtype)
+
+
+def stepped(package, cache, q, gates):
+    sizes = dict(**SIZES.choice(), window_size=SIZES.window)
+    return package.decode_step(q, cache, gates, return_ids=True, **sizes)
+
+
+@pytest.mark.parametrize("new", [1, 8])
+def test_a_step_at_real_lengths(new):
+    """Half precision against float32 on the same numbers; most rows choose the same blocks."""
+    cache = cache_of([65536, 40001, 8192, 17])
+    q, gates = queries_of(4, new)
+    out, ids = stepped(kernels, cache, q, gates)
+    raw = {name: tuple(x.float() for x in pair) for name, pair in cache.raw.items()}
+    exact = Held(tuple(x.float() for x in cache.blocks), raw, cache.lengths)
+    expected, chosen = stepped(nsa_lite, exact, q.float(), gates.float())
+    same = (ids == chosen).all(-1)
+    assert same.float().mean() >= 0.98
+    rows = same.repeat_interleave(SIZES.heads // SIZES.groups, dim=1)
+    assert relative(out[rows], expected[rows]) <= OUTPUT
+    assert same.all() or relative(out, expected) <= 10 * OUTPUT
+
+
+def test_a_step_made_again_with_other_tensors():
+    """Launches that are made without Triton's look-up give what the first ones would have given."""
+    for seed, lengths in enumerate([[4096, 100], [900, 4001], [64, 65]]):
+        cache = cache_of(lengths, room=4096)
+        q, gates = queries_of(2, 1, seed=seed)
+        out, ids = stepped(kernels, cache, q, gates)
+        kernels.decode.prepared.clear()
+        fresh, fresh_ids = stepped(kernels, cache, q, gates)
+        assert torch.equal(out, fresh)
+        assert torch.equal(ids, fresh_ids)
+        odd = torch.empty(q.numel() + 1, device="cuda", dtype=q.dtype)[1:].view_as(q).copy_(q)
+        assert torch.equal(stepped(kernels, cache, odd, gates)[0], out)  # not at 16 bytes
+
+
+def small_model(**changes):
+    sizes = dict(dim=256, heads=16, kv_heads=2, head_dim=64, value_dim=64, num_selected=4)
+    config = nsa_lite.NSAConfig(**{**sizes, **changes})
+    torch.manual_seed(0)
+    return nsa_lite.DecoderLM(nsa_lite.ModelConfig(vocab_size=97, nsa=config)).cuda().bfloat16()
+
+
+def test_a_step_of_the_layer_waits_for_nothing():
+    """No number goes from the device to the host, whether a block ends or not."""
+    model = small_model()
+    tokens = torch.arange(2 * 50, device="cuda").view(2, 50) % 97
+    caches = model.new_caches(2, 128)
+    for part in tokens.split([40, 1, 1, 8], dim=1):
+        model(part, caches)
+    caches[0].cut(48), caches[1].cut(48)
+    tokens = tokens[:, 48:]
+    torch.cuda.synchronize()
+    layer_input = model.embedding(tokens[:, :1])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for block, cache in zip(model.blocks, caches, strict=True):
+            for _ in range(20):
+                block.attention(layer_input, cache)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_graph_writes_what_steps_one_by_one_write():
+    """generate, whose step is a CUDA graph replayed while the cache grows, and eager steps."""
+    model = small_model()
+    prompt = torch.arange(3 * 70, device="cuda").view(3, 70) * 31 % 97
+    lengths = [70, 9, 31]
+    written = nsa_lite.generate(model, prompt, 50, lengths=lengths)
+    caches = model.new_caches(3, 120)
+    model(prompt, caches)
+    for cache in caches:
+        cache.cut([n - 1 for n in lengths])
+    newest = torch.stack([prompt[b, n - 1] for b, n in enumerate(lengths)])
+    with torch.no_grad():
+        for i in range(50):
+            newest = model(newest[:, None], caches)[:, -1].argmax(-1)
+            assert torch.equal(newest, written[:, 70 + i]), i
+    again = nsa_lite.generate(model, prompt, 50, lengths=lengths)
+    assert torch.equal(written, again)
+
+
+def test_a_cache_of_the_layer_decodes_as_one_pass():
+    """In bfloat16: prefill in chunks, then token by token, beside all tokens at once."""
+    config = nsa_lite.NSAConfig(dim=256, heads=16, kv_heads=1, head_dim=192, value_dim=128)
+    torch.manual_seed(0)
+    layer = nsa_lite.NSAttention(config).cuda().bfloat16()
+    x = torch.randn(1, 1100, 256, device="cuda", dtype=torch.bfloat16)
+    cache = layer.new_cache(1, 1100)
+    parts = [layer(part, cache) for part in x.split([700, 300, *[1] * 60, 8, 8, 8, 8, 8], dim=1)]
+    with torch.no_grad():
+        assert relative(torch.cat(parts, dim=1), layer(x)) <= 10 * OUTPUT  # few blocks differ

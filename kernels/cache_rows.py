@@ -1,0 +1,94 @@
+"""Putting new keys and values into a cache: all its tensors in one pass, each row in its place.
+
+    buffer (B, G, capacity, width)    row rows[b, i]  <-  new (B, G, n, width), row i
+
+One program owns BLOCK_T rows of one group of heads in one tensor: keys or values of a branch. The
+places lie on the device, so that a CUDA graph of a step writes a row further at each replay.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels.checks import check_write
+from kernels.launching import Again, launch
+from kernels.rows import load_rows, row_offsets, rows, rows_contiguous, store_rows
+from kernels.tile_sizes import cdiv, power_of_two
+
+BLOCK_T = 16
+
+
+@triton.jit
+def copy_rows(
+    buffers,
+    new,
+    places,
+    T,
+    WIDTHS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """BLOCK_T rows of one group in one of the tensors. Tile: the rows [T, width].
+
+    Grid: batch x tiles of rows, groups, tensors.
+    """
+    tiles = tl.cdiv(T, BLOCK_T)
+    b = tl.program_id(0) // tiles
+    i = tl.program_id(0) % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+    g = tl.program_id(1)
+    place = tl.load(places + b.to(tl.int64) * T + i, mask=i < T, other=0)
+    for which in tl.static_range(len(buffers)):
+        if tl.program_id(2) == which:
+            at = row_offsets(new[which].strides, b, g, i)
+            to = row_offsets(buffers[which].strides, b, g, place)
+            tile = load_rows(new[which].ptr, at, i < T, WIDTHS[which], BLOCK_WIDTH)
+            store_rows(buffers[which].ptr, to, tile, i < T, WIDTHS[which], BLOCK_WIDTH)
+
+
+known: dict[tuple, Again] = {}
+MOST_KNOWN = 256
+
+
+def write_rows(
+    buffers: Sequence[Float[Tensor, "B G capacity _"]],
+    new: Sequence[Float[Tensor, "B G n _"]],
+    places: Int[Tensor, "B n"],
+) -> None:
+    """Write row i of sequence b of each new tensor into row places[b, i] of its buffer.
+
+    The places lie on the device and are not read here, so they must fit, and no two may be equal.
+    No gradient flows. Errors: ValueError or TypeError that names the argument.
+    """
+    tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
+    key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
+    if key not in known:
+        check_write(buffers, new, places)
+        if len(known) >= MOST_KNOWN:
+            known.clear()
+        known[key] = Again()
+    known[key](launch_copy, tensors)
+
+
+def launch_copy(*tensors: Tensor) -> None:
+    """One launch for buffers, new tensors and places."""
+    *both, places = tensors
+    count = len(both) // 2
+    buffers, new = both[:count], both[count:]
+    batch, groups, length, _ = new[0].shape
+    widths = tuple(x.shape[3] for x in new)
+    block_t = min(BLOCK_T, power_of_two(length))
+    launch(
+        copy_rows,
+        (batch * cdiv(length, block_t), groups, count),
+        tuple(rows(x) for x in buffers),
+        tuple(rows(x) for x in new),
+        places,
+        length,
+        WIDTHS=widths,
+        BLOCK_T=block_t,
+        BLOCK_WIDTH=power_of_two(max(widths)),
+        num_warps=1 if block_t == 1 else 4,
+    )

@@ -1,0 +1,321 @@
+"""decode_step and write_rows against nsa_lite: on a CPU interpreted, on a GPU compiled.
+
+NaN stands behind each sequence's length and in blocks that are not whole, and every buffer that a
+kernel is to fill starts as NaN.
+"""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kernels
+import nsa_lite
+from kernels import decode
+from nsa_lite.blocks import num_compressed
+from tests.kernels.test_kernels import DEVICE, SOME, TOLERANCE, poison_new_buffers  # noqa: F401
+
+SIZES = dict(block_size=4, stride=2, select_block_size=4, num_selected=4, window_size=5)
+
+
+class Held(NamedTuple):
+    """All that decode_step asks of a cache."""
+
+    blocks: tuple[Tensor, Tensor]
+    raw: dict[str, tuple[Tensor, Tensor]]
+    lengths: Tensor
+
+    def to(self, dtype):
+        raw = {name: tuple(x.to(dtype) for x in pair) for name, pair in self.raw.items()}
+        return Held(tuple(x.to(dtype) for x in self.blocks), raw, self.lengths)
+
+
+class Step(NamedTuple):
+    """What decode_step is called with."""
+
+    q: Tensor
+    cache: Held
+    gates: Tensor
+
+    def run(self, package, dtype=torch.float32, **sizes):
+        q, gates = (x.to(dtype) for x in (self.q, self.gates))
+        return package.decode_step(q, self.cache.to(dtype), gates, return_ids=True, **sizes)
+
+
+def step(lengths, new=1, groups=2, heads=4, widths=(16, 24), room=64, sizes=SIZES):
+    """Random numbers; NaN in all that may not be read."""
+    make = torch.Generator(DEVICE).manual_seed(0)
+    batch = len(lengths)
+    block_size, stride = sizes["block_size"], sizes["stride"]
+
+    def numbers(*shape):
+        # Numbers that half precision holds: what it rounds is the kernels' own work.
+        return torch.randn(shape, generator=make, device=DEVICE).half().double()
+
+    def pair(rows, ends):
+        both = tuple(numbers(batch, groups, rows, width) for width in widths)
+        for b, end in enumerate(ends):
+            for x in both:
+                x[b, :, end:] = torch.nan
+        return both
+
+    raw = {name: pair(room, lengths) for name in ("selected", "window")}
+    blocks = pair(-(-room // stride), [num_compressed(n, block_size, stride) for n in lengths])
+    cache = Held(blocks, raw, torch.tensor(lengths, device=DEVICE))
+    q = numbers(batch, heads, new, widths[0])
+    return Step(q, cache, numbers(batch, heads, new, 3).sigmoid().half().double())
+
+
+def agree(lengths, new=1, dtype=torch.float32, sizes=SIZES, **shapes):
+    """Equal to nsa_lite in float64; the blocks too, in float32."""
+    case = step(lengths, new, sizes=sizes, **shapes)
+    expected, chosen = case.run(nsa_lite, torch.float64, **sizes)
+    out, ids = case.run(kernels, dtype, **sizes)
+    if dtype == torch.float32:
+        assert torch.equal(ids, chosen.to(ids.dtype))
+    error = (out.double() - expected).norm() / expected.norm()
+    assert error <= TOLERANCE[dtype], error
+    return out, ids
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 33, 50, 63, 64])
+def test_one_token_at_any_place(length):
+    agree([length])
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 5, 8])
+def test_several_new_tokens_each_have_their_own_selection(new):
+    _, ids = agree([new, 17, 41, 64], new)
+    assert new < 3 or not torch.equal(ids[-1, :, 0], ids[-1, :, -1])
+
+
+@pytest.mark.parametrize("heads, groups", [(1, 1), (3, 1), (10, 2), (64, 1)])
+@pytest.mark.parametrize("new", [1, 6])
+def test_any_heads(heads, groups, new):
+    """R = 64 with six tokens is more than one tile of rows."""
+    agree([7, 60], new, heads=heads, groups=groups)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_any_batch(batch):
+    """With 64 sequences a branch has one share; with one it has many."""
+    agree([1 + 23 * b % 30 for b in range(batch)], room=30, groups=1, heads=2)
+
+
+@pytest.mark.parametrize("widths", [(16, 16), (40, 24), (24, 40), (192, 128)])
+def test_any_widths(widths):
+    agree([5, 50], widths=widths)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(scale=0.3),
+        dict(num_initial=0, num_local=1),
+        dict(num_selected=33),  # more than there are
+        dict(window_size=1),
+        dict(window_size=100),
+        dict(select_block_size=12),
+        dict(block_size=2),
+        dict(select_block_size=48),
+    ],
+)
+def test_every_size_has_its_say(change):
+    sizes = {**SIZES, **change}
+    out, _ = agree([3, 29, 62], new=3, sizes=sizes)
+    plain, _ = agree([3, 29, 62], new=3)
+    assert change == dict(num_selected=33) or not torch.allclose(out[1:], plain[1:])
+
+
+@st.composite
+def shapes(draw):
+    stride = draw(st.sampled_from([1, 2, 3, 4]))
+    block = stride * draw(st.integers(1, 3))
+    select = -(-block // stride) * stride * draw(st.integers(1, 3))
+    initial = draw(st.integers(0, 2))
+    local = draw(st.integers(0, 2))
+    new = draw(st.integers(1, 8))
+    room = draw(st.integers(new, 90))
+    batch = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    return dict(
+        lengths=draw(st.lists(st.integers(new, room), min_size=batch, max_size=batch)),
+        new=new,
+        room=room,
+        groups=groups,
+        heads=groups * draw(st.sampled_from([1, 2, 3, 5, 16])),
+        widths=(draw(st.sampled_from([16, 20])), draw(st.sampled_from([16, 24]))),
+        dtype=draw(st.sampled_from([torch.float32, torch.float16])),
+        sizes=dict(
+            block_size=block,
+            stride=stride,
+            select_block_size=select,
+            num_selected=max(1, initial + local) + draw(st.integers(0, 4)),
+            num_initial=initial,
+            num_local=local,
+            window_size=draw(st.integers(1, 40)),
+        ),
+    )
+
+
+@given(shapes())
+@SOME
+def test_whatever_the_shapes(shapes):
+    if shapes["dtype"] == torch.float16:  # where rounding may not change what is chosen
+        shapes["sizes"]["num_selected"] = 64
+    agree(**shapes)
+
+
+@pytest.mark.parametrize("programs", [1, 7, 2000])
+def test_however_the_keys_are_shared(monkeypatch, programs):
+    """From one share a branch to one key tile a share."""
+    monkeypatch.setattr(decode, "PROGRAMS", programs)
+    monkeypatch.setattr(decode, "prepared", {})
+    sizes = dict(block_size=2, stride=1, select_block_size=2, num_selected=6, window_size=90)
+    agree([3, 200, 131], new=2, room=200, sizes=sizes)
+
+
+def test_equal_scores_go_to_the_lower_block():
+    """Keys of 0 score alike: of the free blocks the first ones are read."""
+    case = step([64], groups=1, heads=2)
+    case.cache.blocks[0].zero_()
+    _, ids = case.run(kernels, **SIZES)
+    assert ids.tolist() == [[[[0, 1, 14, 15]]]]
+
+
+def test_a_step_agrees_with_itself_bit_by_bit():
+    case = step([9, 64], new=3)
+    first, second = (case.run(kernels, **SIZES) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class Seeing(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.seen.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+def test_who_looks_on_sees_one_operation_with_the_same_outcome():
+    case = step([9, 64], new=3)
+    alone = case.run(kernels, **SIZES)
+    with Seeing() as mode:
+        watched = case.run(kernels, **SIZES)
+    assert "nsa.attend_to_cache.default" in mode.seen
+    assert all(torch.equal(a, b) for a, b in zip(alone, watched, strict=True))
+
+
+def test_torch_accepts_the_operation():
+    case = step([9, 64], new=3)
+    cache = case.cache.to(torch.float32)
+    pairs = [*cache.blocks, *cache.raw["selected"], *cache.raw["window"]]
+    lengths = cache.lengths[:, None].expand(-1, 2)
+    given = (case.q.float(), case.gates.float(), pairs, lengths, [4, 2, 5, 4, 4, 1, 2], None)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(decode.attend_to_cache, given, test_utils=tests)
+
+
+def test_a_batch_beyond_the_limit_of_a_grid_is_cut_and_joined(monkeypatch):
+    case = step([9, 20, 31, 42, 64])
+    whole = case.run(kernels, **SIZES)
+    for module in ("operations", "decode"):
+        monkeypatch.setattr(f"kernels.{module}.MOST_PROGRAMS", 4)  # two sequences of two groups
+    parts = case.run(kernels, **SIZES)
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(parts[1], whole[1])
+
+
+def test_strided_queries_keys_and_gates():
+    case = step([9, 64], new=3)
+    cache = case.cache.to(torch.float32)
+
+    def strided(x):
+        return x.float().mT.contiguous().mT
+
+    raw = {name: tuple(strided(x) for x in pair) for name, pair in cache.raw.items()}
+    other = Held(tuple(strided(x) for x in cache.blocks), raw, cache.lengths.int())
+    out = kernels.decode_step(strided(case.q), other, strided(case.gates), **SIZES)
+    assert torch.equal(out, case.run(kernels, **SIZES)[0])
+
+
+# --- write_rows ---
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_rows_are_written_where_they_belong(count):
+    make = torch.Generator(DEVICE).manual_seed(0)
+    widths = (16, 24, 5)
+    buffers = [torch.full((3, 2, 64, w), torch.nan, device=DEVICE) for w in widths]
+    new = [
+        torch.randn(3, count, 2, w, generator=make, device=DEVICE).transpose(1, 2) for w in widths
+    ]
+    first = torch.tensor([0, 7, 64 - count], device=DEVICE)
+    places = first[:, None] + torch.arange(count, device=DEVICE)
+    kernels.write_rows(buffers, new, places)
+    for buffer, x in zip(buffers, new, strict=True):
+        for b, begin in enumerate(first.tolist()):
+            assert torch.equal(buffer[b, :, begin : begin + count], x[b])
+            assert buffer[b, :, :begin].isnan().all()
+            assert buffer[b, :, begin + count :].isnan().all()
+
+
+def test_rows_of_a_part_of_a_batch():
+    """A slot of a larger cache: the others' rows stay."""
+    buffer = torch.zeros(4, 2, 8, 16, device=DEVICE)
+    new = torch.ones(1, 2, 1, 16, device=DEVICE)
+    kernels.write_rows([buffer[2:3]], [new], torch.tensor([[5]], device=DEVICE))
+    assert buffer.sum() == 32
+    assert buffer[2, :, 5].sum() == 32
+
+
+# --- the layer and the model ---
+
+
+def of_both_backends(make):
+    """The same module twice, by plain PyTorch and by the kernels."""
+    found = []
+    for backend in ("torch", "triton"):
+        torch.manual_seed(0)
+        found.append(make(backend).to(DEVICE))
+    return found
+
+
+@pytest.mark.parametrize("share_window", [False, True])
+def test_the_layer_decodes_as_plain_pytorch_does(share_window):
+    """Prefill of prompts of different lengths, then steps of one and of several tokens."""
+    config = nsa_lite.NSAConfig.small(share_window=share_window)
+    plain, ours = of_both_backends(lambda b: nsa_lite.NSAttention(config, backend=b))
+    x = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = []
+    for layer in (plain, ours):
+        cache = layer.new_cache(2, 40)
+        layer(x[:, :20], cache)
+        cache.cut([20, 13])
+        found.append(
+            [layer(x[:, i : i + n], cache) for i, n in ((20, 1), (21, 8), (29, 9), (38, 1))]
+        )
+        assert cache.lengths.tolist() == [39, 32]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_writes_the_same_tokens():
+    config = nsa_lite.ModelConfig(vocab_size=19, layers=2)
+
+    def model(backend):
+        def make(c):
+            return nsa_lite.NSAttention(c, backend=backend)
+
+        return nsa_lite.DecoderLM(config, make)
+
+    plain, ours = of_both_backends(model)
+    prompt = torch.arange(34).view(2, 17).to(DEVICE) % 19
+    written = [nsa_lite.generate(m, prompt, 7, lengths=[17, 9]) for m in (plain, ours)]
+    assert torch.equal(*written)

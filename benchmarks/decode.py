@@ -37,6 +37,7 @@ CASES = (  # batch, context
 )
 COLD = 128 * 2**20  # bytes that the calls of one graph read at least: more than an L2 cache holds
 REPEATS = 20
+LAYERS = 4  # whose calls a graph has at least
 GROWTH = 4096  # tokens that the layer's cache has room for beyond its length: each call adds one
 Call = Callable[[], Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -158,6 +159,14 @@ def bytes_read(sizes: Sizes, batch: int, length: int, *, sparse: bool) -> int:
     return 2 * batch * sizes.groups * tokens * (sizes.width + sizes.value)
 
 
+def bytes_of_weights(sizes: Sizes, *, with_phi: bool) -> int:
+    """What a layer's step must read of its weights, in half precision."""
+    with torch.device("meta"):
+        made = NSAttention(sizes.layer())
+    phi = [] if with_phi else [*made.phi_k.parameters(), *made.phi_v.parameters()]
+    return 2 * (sum(w.numel() for w in made.parameters()) - sum(w.numel() for w in phi))
+
+
 def microseconds(run: Callable[[], object]) -> float:
     """The median time of run() by device events, one after the other; by the clock on a CPU."""
     if not torch.cuda.is_available():
@@ -203,11 +212,25 @@ def in_a_graph(calls: list[Call]) -> float:
     return microseconds(graph.replay) / len(calls)
 
 
+def calls_of(name: str, sizes: Sizes, batch: int, length: int, device: str) -> list[Call]:
+    """One call to warm up with, and so many others that no L2 cache holds what they read."""
+    if device == "cpu":
+        return [WHO[name](sizes, batch, length, device) for _ in range(2)]
+    amount = bytes_read(sizes, batch, length, sparse="NSA" in name)
+    a_layer = "layer" in name
+    copies = max(LAYERS if a_layer else 1, -(-COLD // amount))
+    calls = [WHO[name](sizes, batch, length, device) for _ in range(copies + a_layer)]
+    # A layer's call changes its cache; the others may be called again.
+    return calls if a_layer else [calls[0], *calls * max(1, 2 * LAYERS // copies)]
+
+
 def measure(name: str, sizes: Sizes, batch: int, length: int, device: str) -> dict[str, float]:
     """Both times of one peer, and the bytes that bound them."""
     amount = bytes_read(sizes, batch, length, sparse="NSA" in name)
-    copies = max(1, -(-COLD // amount)) if device == "cuda" else 1
-    calls = [WHO[name](sizes, batch, length, device) for _ in range(copies)]
+    if "layer" in name:
+        amount += bytes_of_weights(sizes, with_phi="phi" in name)
+    warm_up, *calls = calls_of(name, sizes, batch, length, device)
+    warm_up()
     times = {"graph_us": in_a_graph(calls), "eager_us": one_by_one(calls)}
     return times | {"bytes": amount}
 
@@ -218,6 +241,8 @@ def rows(
     """Every measurement; a peer that cannot run gives its reason."""
     for batch, length in cases:
         for name in names:
+            if "layer" in name and batch > 1:
+                continue
             row = {"config": config, "batch": batch, "length": length, "name": name}
             try:
                 yield row | measure(name, CONFIGS[config], batch, length, device)

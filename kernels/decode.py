@@ -682,16 +682,23 @@ class Attended(NamedTuple):
         return room_of(self.memory, self.shapes).ids.clone()
 
 
-def attend(key: tuple, tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Attended:
-    """decode_step of q, gates, three pairs and lengths, whose key_of is `key`.
+def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepared:
+    """What depends on shapes alone, once for each: it would take longer than the kernels.
 
-    What depends on shapes alone is done once: it would take longer than the kernels.
+    Errors: ValueError or TypeError, as decode_step.
     """
+    key = key_of(tensors, plan, scale)
     known = prepared.get(key)
     if known is None:
+        check(tensors, plan)
         if len(prepared) >= MOST_PREPARED:
             prepared.clear()
         known = prepared[key] = prepare(tensors, plan, scale)
+    return known
+
+
+def attend(tensors: Sequence[Tensor], plan: Plan, known: Prepared) -> Attended:
+    """decode_step of q, gates, three pairs and lengths."""
     if known.copies:
         tensors = [rows_contiguous(x) for x in tensors]
     q = tensors[0]
@@ -721,7 +728,7 @@ def attend_to_cache(
     """attend; lengths (B, G) has a column for each group, so that all tensors have both axes."""
     tensors = q, gates, *pairs, lengths[:, 0]
     plan = Plan(*plan)
-    attended = attend(key_of(tensors, plan, scale), tensors, plan, scale)
+    attended = attend(tensors, plan, prepare(tensors, plan, scale))
     return attended.out, attended.ids()
 
 
@@ -761,16 +768,13 @@ def decode_step(
     plan = Plan(block_size, stride, window_size, *choice)
     pairs = *cache.blocks, *cache.raw["selected"], *cache.raw["window"]
     tensors = q, gates, *pairs, cache.lengths
-    key = key_of(tensors, plan, scale)
-    if key not in prepared:
-        check(tensors, plan)
-        scale_or_default(scale, q.shape[3])
     if watched(q) or too_many(q, pairs[0]):
+        check(tensors, plan)
         with torch.no_grad():
             lengths = cache.lengths[:, None].expand(-1, pairs[0].shape[1])
             out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)
         return (out, ids) if return_ids else out
-    attended = attend(key, tensors, plan, scale)
+    attended = attend(tensors, plan, prepared_for(tensors, plan, scale))
     return (attended.out, attended.ids()) if return_ids else attended.out
 
 

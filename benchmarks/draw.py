@@ -20,7 +20,7 @@ from benchmarks.bench import IDS, KEEP, OUR_DENSE
 from benchmarks.cases import CONFIGS
 from benchmarks.counts import Work
 from benchmarks.records import RESULTS, recorded_on, unpinned
-from benchmarks.roofline import floor, floor_of_any
+from benchmarks.roofline import H100, floor, floor_of_any
 from nsa_lite.show import plots, tables
 from nsa_lite.show.tables import Column
 
@@ -391,6 +391,142 @@ def layer_table(record: dict) -> str:
     return tables.table(columns, rows)
 
 
+# --- decoding ---
+
+STEPS = {  # who is timed -> colour, dashes, marker
+    name: LINES[name, "random"][1:] for name in ("NSA", "FlashAttention-2", "cuDNN", "fla-core NSA")
+}
+READS = {"NSA": "NSA", "FlashAttention-2": "dense"}  # whose bytes are drawn, and for whom
+OTHER = {"length": "batch", "batch": "length"}
+
+
+def find_steps(
+    record: dict, config: str, name: str, key: str, across: str, at: int
+) -> dict[int, float]:
+    """length -> microseconds (or bytes) of one curve at one batch, where across is "length".
+
+    Across "batch" it is batch -> microseconds at one length. Nothing where a peer refused.
+    """
+    return {
+        r[across]: r[key]
+        for r in record["rows"]
+        if (r["config"], r["name"], r[OTHER[across]]) == (config, name, at) and key in r
+    }
+
+
+def draw_decoding(record: dict, rate: float, config: str = "A", length: int = 65536) -> Figure:
+    """Microseconds of a step in a CUDA graph, log-log: by context at batch 1, by batch at one.
+
+    Dotted: what a step must read of the cache at `rate` bytes a second. With that of a copy, which
+    writes too, it is no floor: who only reads can be faster.
+    Alternative text: decoding_in_words.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(plots.WIDTH, 3.8), sharey=True, width_ratios=(3, 2))
+    for ax, across, at in zip(axes, OTHER, (1, length), strict=True):
+        draw_steps(ax, record, rate, config, across, at)
+        ax.set(xscale="log", yscale="log")
+        places = sorted(find_steps(record, config, "NSA", "graph_us", across, at))
+        ax.set_xticks(places, [short(place) for place in places])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    axes[0].set(title="batch 1", xlabel="context, tokens", ylabel="microseconds a step")
+    axes[1].set(title=f"context {short(length)}", xlabel="batch, sequences")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(heading(record, f"config {config}, CUDA graph"), fontsize=10)
+    return figure
+
+
+def draw_steps(ax: Axes, record: dict, rate: float, config: str, across: str, at: int) -> None:
+    """One curve for each of STEPS that was measured, and what the bytes alone would take."""
+    for name, (colour, dashes, marker) in STEPS.items():
+        points = find_steps(record, config, name, "graph_us", across, at)
+        ax.plot(
+            list(points),
+            list(points.values()),
+            color=colour,
+            linestyle=dashes,
+            marker=marker,
+            markersize=4,
+            label=name,
+        )
+    for name, who in READS.items():
+        points = find_steps(record, config, name, "bytes", across, at)
+        ideal = [1e6 * amount / rate for amount in points.values()]
+        colour, *_ = STEPS[name]
+        ax.plot(
+            list(points), ideal, color=colour, linestyle=":", label=f"{who}: bytes at the copy rate"
+        )
+
+
+def decoding_in_words(
+    record: dict, rate: float, config: str = "A", lengths: Sequence[int] = (8192, 65536)
+) -> str:
+    """What draw_decoding shows, a line for each of some contexts and of the batches at the last."""
+    places = [(1, length) for length in lengths]
+    batches = find_steps(record, config, "NSA", "graph_us", "batch", lengths[-1])
+    places += [(batch, lengths[-1]) for batch in batches if batch != 1]
+    return "\n".join(step_in_words(record, rate, config, *place) for place in places)
+
+
+def step_in_words(record: dict, rate: float, config: str, batch: int, length: int) -> str:
+    """All times of one batch and context in microseconds, and what the bytes alone would take."""
+    times = {}
+    for name in STEPS:
+        times[name] = find_steps(record, config, name, "graph_us", "length", batch).get(length)
+    for name, who in READS.items():
+        amount = find_steps(record, config, name, "bytes", "length", batch).get(length)
+        times[f"{who}, its bytes at the copy rate"] = (
+            None if amount is None else 1e6 * amount / rate
+        )
+    said = [f"{name} {readable(time)}" for name, time in times.items() if time is not None]
+    return f"batch {batch}, {short(length)}, microseconds: {'; '.join(said)}"
+
+
+def draw_host_time(record: dict, config: str = "A", batch: int = 1, length: int = 65536) -> Figure:
+    """Microseconds of a step, called from Python and replayed from a CUDA graph: two bars each.
+
+    Alternative text: host_time_in_words.
+    """
+    figure, ax = plt.subplots(figsize=(plots.WIDTH, 2.9))
+    names = [
+        n for n in STEPS if length in find_steps(record, config, n, "graph_us", "length", batch)
+    ]
+    looks = {"eager_us": ("called from Python", "forced"), "graph_us": ("CUDA graph", "selected")}
+    for place, (key, (label, kind)) in enumerate(looks.items()):
+        times = [find_steps(record, config, n, key, "length", batch)[length] for n in names]
+        bars = ax.barh(
+            [y + 0.4 * place for y in range(len(names))],
+            times,
+            height=0.4,
+            color=plots.COLOURS[kind],
+            edgecolor="#444444",
+            hatch=plots.HATCHES[kind],
+            label=label,
+        )
+        ax.bar_label(bars, [readable(time) for time in times], padding=3)
+    ax.set(yticks=[y + 0.2 for y in range(len(names))], yticklabels=names)
+    ax.set(ylim=(len(names) - 0.2, -0.4), xlabel="microseconds a step")
+    ax.margins(x=0.1)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    what = f"config {config}, batch {batch}, context {short(length)}"
+    figure.suptitle(heading(record, what), fontsize=10)
+    return figure
+
+
+def host_time_in_words(record: dict, config: str = "A", batch: int = 1, length: int = 65536) -> str:
+    """How many times as long each takes that is called from Python, in numbers."""
+    said = []
+    for name in STEPS:
+        eager, graph = (
+            find_steps(record, config, name, key, "length", batch).get(length)
+            for key in ("eager_us", "graph_us")
+        )
+        if eager and graph:
+            said.append(f"{name} {readable(eager)} us called, {readable(graph)} in a graph")
+    return "; ".join(said)
+
+
 # --- the command ---
 
 
@@ -425,6 +561,10 @@ def main(argv: Sequence[str] = ()) -> int:
     draw_all(record)
     if (RESULTS / "layer.json").exists():
         print(layer_table(records.load("layer")))
+    if (RESULTS / "decode.json").exists():
+        steps = records.load("decode")
+        draw_decoding(steps, H100["memory"]).savefig(RESULTS / "decoding.png")
+        print(decoding_in_words(steps, H100["memory"]))
     return 0
 
 

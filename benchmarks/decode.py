@@ -45,16 +45,22 @@ Make = Callable[[Sizes, int, int, str], Call]
 
 
 class Held(NamedTuple):
-    """One layer's cache, its newest token included, and that token's query and gates."""
+    """One layer's cache, its newest token included."""
 
     blocks: Pair
     raw: dict[str, Pair]
     lengths: Tensor
+
+
+class Asked(NamedTuple):
+    """The newest token's query, what it reads, and its gates."""
+
     q: Tensor
+    cache: Held
     gates: Tensor
 
 
-def held(sizes: Sizes, batch: int, length: int, device: str) -> Held:
+def asked(sizes: Sizes, batch: int, length: int, device: str) -> Asked:
     """Random normal keys, values and queries."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
@@ -69,7 +75,8 @@ def held(sizes: Sizes, batch: int, length: int, device: str) -> Held:
     gates = torch.rand(batch, sizes.heads, 1, 3, device=device, dtype=dtype)
     lengths = torch.full((batch,), length, device=device)
     blocks = pair(num_compressed(length, sizes.block_size, sizes.stride))
-    return Held(blocks, {"selected": pair(length), "window": pair(length)}, lengths, q, gates)
+    raw = {"selected": pair(length), "window": pair(length)}
+    return Asked(q, Held(blocks, raw, lengths), gates)
 
 
 # --- who is timed: each makes its own numbers, and returns a call ---
@@ -77,16 +84,16 @@ def held(sizes: Sizes, batch: int, length: int, device: str) -> Held:
 
 def ours(sizes: Sizes, batch: int, length: int, device: str) -> Call:
     """kernels.decode_step."""
-    x = held(sizes, batch, length, device)
-    return lambda: kernels.decode_step(x.q, x, x.gates, **sizes.choice(), window_size=sizes.window)
+    x = asked(sizes, batch, length, device)
+    return lambda: kernels.decode_step(*x, **sizes.choice(), window_size=sizes.window)
 
 
 def dense(backend: SDPBackend) -> Make:
     """torch's attention of one query to all keys, held to one backend."""
 
     def make(sizes: Sizes, batch: int, length: int, device: str) -> Call:
-        x = held(sizes, batch, length, device)
-        k, v = x.raw["selected"]
+        x = asked(sizes, batch, length, device)
+        k, v = x.cache.raw["selected"]
 
         def call() -> Tensor:
             with sdpa_kernel(backend):
@@ -101,8 +108,8 @@ def fla(sizes: Sizes, batch: int, length: int, device: str) -> Call:
     """fla-core's NSA, which pools all keys anew in each call; without its window (peers.py)."""
     from fla.ops.nsa.parallel import parallel_nsa
 
-    x = held(sizes, batch, length, device)
-    k, v = (y.transpose(1, 2).contiguous() for y in x.raw["selected"])
+    x = asked(sizes, batch, length, device)
+    k, v = (y.transpose(1, 2).contiguous() for y in x.cache.raw["selected"])
     q = x.q.transpose(1, 2).contiguous()
     gates = [x.gates[..., i].transpose(1, 2).contiguous() for i in range(3)]
     return lambda: parallel_nsa(
@@ -124,7 +131,8 @@ def layer(ends_block: bool) -> Make:
 
     def make(sizes: Sizes, batch: int, length: int, device: str) -> Call:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        made = NSAttention(sizes.layer()).to(device, dtype)
+        with torch.device(device):
+            made = NSAttention(sizes.layer()).to(dtype)
         cache = made.new_cache(batch, length + GROWTH)
         for pair in (cache.blocks, *cache.raw.values()):
             for x in pair:

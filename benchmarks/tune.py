@@ -18,10 +18,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+import kernels
 from benchmarks.bench import ours
 from benchmarks.cases import CONFIGS, Sizes, inputs, random_ids
+from benchmarks.decode import Held
 from kernels.launching import Starter, launching_by, on_the_device
 from kernels.tile_sizes import HALF, WIDE, TileSizes
+from nsa_lite import BRANCHES
 
 LENGTH = 65536
 
@@ -38,6 +41,7 @@ KERNELS = {  # line of the table -> the branch to run, the kernel to time
     "selected_dq": ("selected", "selected_dq"),
     "selected_dkdv": ("selected", "selected_dkdv"),
     "selected_dkdv_small": ("selected", "selected_dkdv"),
+    "decode": ("decoding", "compressed_share"),
 }
 SHARED_UNION = ("selected_forward", "selected_dq")  # they take as many rows
 
@@ -73,6 +77,8 @@ TRIED = {
     "block_scores": flat((64, 128, 4, 2), (64, 128, 4, 1), (64, 64, 4, 2), (128, 128, 8, 2)),
     **TRIED_SELECTED,
     "selected_dkdv": walks((16, 4, 4), (16, 4, 3), (16, 4, 2), hold=True) + walks((16, 4, 8)),
+    "decode": flat((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 4), (64, 32, 4, 4))
+    + flat((64, 128, 4, 2), (64, 128, 8, 3)),
 }
 TRIED_SMALL = TRIED_SELECTED | {
     "selected_dkdv_small": walks((16, 4, 4), (16, 4, 6), (16, 4, 8), hold=True)
@@ -93,6 +99,7 @@ TRIED_WIDE = {
     "selected_forward": walks((64, 4, 2), (64, 8, 3)),
     "selected_dq": walks((64, 4, 2), (64, 8, 4), hold=True) + walks((64, 4, 1), (64, 8, 3)),
     "selected_dkdv": walks((16, 4, 3), (16, 4, 2), hold=True) + walks((16, 4, 7), (16, 4, 4)),
+    "decode": flat((64, 64, 4, 2), (64, 64, 4, 3), (64, 32, 4, 4)),
 }
 TABLES = {"A": (HALF, TRIED), "B": (HALF, TRIED_SMALL), "paper": (WIDE, TRIED_WIDE)}
 
@@ -116,7 +123,24 @@ def branches(x: dict[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, Calla
         return run
 
     used = {branch for branch, _ in KERNELS.values()}
-    return {name: trained(forward) for name, forward in ours(x, sizes, ids).items() if name in used}
+    found = {
+        name: trained(forward) for name, forward in ours(x, sizes, ids).items() if name in used
+    }
+    return found | {"decoding": a_step(x, sizes)}
+
+
+def a_step(x: dict[str, Tensor], sizes: Sizes) -> Callable[[], object]:
+    """The decoding step of the last token, which forgets the tile that it took before."""
+    x = {name: y.detach() for name, y in x.items()}
+    pairs = {name: (x[f"{name}.k"], x[f"{name}.v"]) for name in BRANCHES}
+    cache = Held(pairs["compressed"], pairs, torch.tensor([x["q"].shape[2]]).to(x["q"].device))
+
+    def run() -> Tensor:
+        kernels.decode.prepared.clear()
+        q, gates = x["q"][:, :, -1:], x["gates"][:, :, -1:]
+        return kernels.decode_step(q, cache, gates, **sizes.choice(), window_size=sizes.window)
+
+    return run
 
 
 def timed_into(launches: list[tuple]) -> Starter:

@@ -1,6 +1,7 @@
 """Rotary position encoding (RoPE, arXiv 2104.09864) of all heads in one pass over memory.
 
-    program:  BLOCK_T tokens of one batch entry; cos and sin of their angles once, then head by head
+    program:  BLOCK_T tokens of one batch entry: cos and sin of their angles once, then head by head
+              (all of them, or a share where there are few tokens)
               [a | b] -> [a cos - b sin | a sin + b cos]        a, b: the halves of a head's row
 
 It reads rows wherever they lie and writes a token's heads side by side, so what a linear map made,
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from kernels.checks import check_rotation, check_width
 from kernels.launching import launch
-from kernels.operations import operation
+from kernels.operations import operation, watched
 from kernels.rows import empty_beside, load_rows, row_offsets, rows, rows_contiguous, store_rows
 from kernels.tile_sizes import cdiv, power_of_two
 
 BLOCK_T = 16
+PROGRAMS = 528  # at least, as far as there are heads to share: four for each multiprocessor
 
 
 @triton.jit
@@ -32,6 +34,7 @@ def rotate_rows(
     speed,
     out,
     heads,
+    share,  # of the heads, for one program
     T,
     stride,  # of positions, from one batch entry to the next: 0 if all have the same
     sign,
@@ -39,9 +42,10 @@ def rotate_rows(
     BLOCK_HALF: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """All heads of BLOCK_T tokens.
+    """A share of the heads of BLOCK_T tokens.
 
     Tiles: the angles, and the halves a, b of a head's rows, all [T, C] with C = D / 2 padded.
+    Grid: batch x tiles of tokens, shares of the heads.
     """
     tiles = tl.cdiv(T, BLOCK_T)
     b = tl.program_id(0) // tiles
@@ -53,9 +57,10 @@ def rotate_rows(
     angle = position[:, None] * turns[None, :]  # [T, C]
     cos = tl.cos(angle)
     sin = tl.sin(angle) * sign
-    at = row_offsets(x.strides, b, tl.zeros_like(token), token)
-    to = row_offsets(out.strides, b, tl.zeros_like(token), token)
-    for _ in range(heads):
+    first = tl.program_id(1) * share
+    at = row_offsets(x.strides, b, tl.zeros_like(token) + first, token)
+    to = row_offsets(out.strides, b, tl.zeros_like(token) + first, token)
+    for _ in range(first, tl.minimum(first + share, heads)):
         a_tile = load_rows(x.ptr, at, mask, HALF, BLOCK_HALF).to(tl.float32)
         b_tile = load_rows(x.ptr, at + HALF, mask, HALF, BLOCK_HALF).to(tl.float32)
         store_rows(out.ptr, to, a_tile * cos - b_tile * sin, mask, HALF, BLOCK_HALF)
@@ -70,21 +75,23 @@ def speeds(half: int, theta: float, device: torch.device) -> Tensor:
     return theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
 
 
-@operation
-def turn(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
+def turned(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
     """x (B, H, T, D) turned by sign * position * theta^(-2c/D) in channel pair c."""
     x = rows_contiguous(x)
     batch, heads, length, width = x.shape
     half = width // 2
     out = empty_beside(x, width)
+    programs = cdiv(length, BLOCK_T) * batch
+    share = min(heads, cdiv(heads * programs, PROGRAMS))
     launch(
         rotate_rows,
-        (cdiv(length, BLOCK_T) * batch,),
+        (programs, cdiv(heads, share)),
         rows(x),
         positions.contiguous(),
         speeds(half, theta, x.device),
         rows(out),
         heads,
+        share,
         length,
         0 if positions.dim() == 1 else length,
         float(sign),
@@ -93,6 +100,12 @@ def turn(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
         BLOCK_T=BLOCK_T,
     )
     return out
+
+
+@operation
+def turn(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:
+    """turned, as an operation of torch."""
+    return turned(x, positions, theta, sign)
 
 
 @turn.register_fake
@@ -124,4 +137,7 @@ def rotate(
     """
     check_rotation(x, positions)
     check_width("x", x)
-    return turn(x, positions, float(theta), 1)
+    if watched(x) or (x.requires_grad and torch.is_grad_enabled()):
+        return turn(x, positions, float(theta), 1)
+    with torch.cuda.device_of(x):
+        return turned(x, positions, float(theta), 1)

@@ -19,7 +19,7 @@ from benchmarks.cases import (
     random_ids,
     shared_with_neighbour,
 )
-from kernels import block_sparse_attention, flash_attention, importance
+from kernels import block_sparse_attention, decode, flash_attention, importance
 from nsa_lite import NSAConfig
 
 TINY = CONFIGS["tiny"]
@@ -329,7 +329,7 @@ def test_tuning_runs_every_branch_and_names_its_kernels(capsys):
     assert {branch for branch, _ in tune.KERNELS.values()} == set(runs)
     for run in runs.values():
         run()
-    modules = (flash_attention, importance, block_sparse_attention)
+    modules = (flash_attention, importance, block_sparse_attention, decode)
     for _, kernel in tune.KERNELS.values():
         assert any(hasattr(module, kernel) for module in modules), kernel
     with pytest.raises(SystemExit):

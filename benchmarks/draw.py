@@ -362,10 +362,12 @@ def pages(record: dict) -> dict[Path, dict[str, str]]:
     root = Path(__file__).parents[1]
     above = f"Recorded on one {recorded_on(record)}:\n\n"
     everywhere = places(record)
+    steps = records.load("decode")
     return {
         root / "README.md": {
             "times": above + times_table(record),
             "beside peers": above + peers_table(record, ends(everywhere)),
+            "decoding": f"Recorded on one {recorded_on(steps)}:\n\n" + decoding_table(steps),
         },
         root / "benchmarks/NOTES.md": {
             "floors": above + floors_table(record),
@@ -481,6 +483,20 @@ def step_in_words(record: dict, rate: float, config: str, batch: int, length: in
         )
     said = [f"{name} {readable(time)}" for name, time in times.items() if time is not None]
     return f"batch {batch}, {short(length)}, microseconds: {'; '.join(said)}"
+
+
+def decoding_table(record: dict, config: str = "A") -> str:
+    """Microseconds of a step in a CUDA graph, a line for each batch and context, as markdown."""
+    places = sorted({(r["batch"], r["length"]) for r in record["rows"] if r["config"] == config})
+    head = ["microseconds", *STEPS]
+    rows = []
+    for batch, length in places:
+        found = {n: find_steps(record, config, n, "graph_us", "length", batch) for n in STEPS}
+        times = [found[name].get(length) for name in STEPS]
+        if times[0] is not None:
+            label = f"batch {batch}, {short(length)}"
+            rows.append([label, *("-" if time is None else readable(time) for time in times)])
+    return markdown(head, rows)
 
 
 def draw_host_time(record: dict, config: str = "A", batch: int = 1, length: int = 65536) -> Figure:

@@ -122,10 +122,14 @@ class Cache:
         here = self.lengths.device == x.device
         where = self.lengths.device
         require(here, "cache.lengths.device", where, f"must be x.device = {x.device}")
-        held = int(self.lengths_on_host.max())
-        rule = f"holds {held} of {self.capacity} tokens, {x.shape[1]} more do not fit"
-        require(held + x.shape[1] <= self.capacity, "cache", type(self).__name__, rule)
+        self.require_free(x.shape[1])
         self.owner = id(layer)
+
+    def require_free(self, count: int) -> None:
+        """Raise unless `count` more tokens fit behind the longest sequence."""
+        held = int(self.lengths_on_host.max())
+        rule = f"holds {held} of {self.capacity} tokens, {count} more do not fit"
+        require(held + count <= self.capacity, "cache", type(self).__name__, rule)
 
     def next_positions(self, count: int) -> Int[Tensor, "B {count}"]:
         """Where each sequence's next tokens stand."""

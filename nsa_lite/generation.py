@@ -182,6 +182,8 @@ class CapturedStep:
 
     def __call__(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B vocab"]:
         config = self.model.config.nsa
+        for cache in self.caches:
+            cache.require_free(1)  # a replay would write behind its end
         self.tokens.copy_(tokens[:, None])
         phi = self.caches[0].ends_blocks(1, config.block_size, config.stride)
         if phi not in self.graphs:

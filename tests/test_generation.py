@@ -293,3 +293,17 @@ def test_warming_up_needs_room_for_one_token_only(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     CapturedStep(model, caches).warm_up()
     assert [cache.lengths.tolist() for cache in caches] == [[4, 4]] * 2
+
+
+def test_a_graph_is_not_replayed_behind_the_end_of_a_cache(monkeypatch):
+    model, tokens = decoder(), prompts(2, 6)
+    caches = model.new_caches(2, 5)
+    model(tokens[:, :4], caches)
+    cuda = Graphs(model, caches)
+    for name in ("CUDAGraph", "graph", "Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    cuda.step = CapturedStep(model, caches)
+    cuda.step(tokens[:, 4])
+    with pytest.raises(ValueError, match="holds 5 of 5 tokens, 1 more do not fit"):
+        cuda.step(tokens[:, 5])
+    assert caches[0].lengths.tolist() == [5, 5]

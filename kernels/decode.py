@@ -4,11 +4,14 @@ With one query there is little to share and little to do: what counts is that al
 and that nothing is read twice. So the keys of a sequence are cut into shares, a program for each,
 and their partial softmaxes are put together afterwards, in a fixed order:
 
-    compressed   share 0  share 1 ..   ->  out, maximum, sum of each share  --.
-                    '--------'-------->  each head's sums over blocks         |
-    scores       the heads' sums, once the log-sum-exp is known (Eq. 10)      |
-    branches     selected (Eq. 11 first): share 0 ..  window: share 0 .. -> out, ..
-    combine      gates * the branches (Eq. 5)  <--------------'---------------'
+    kernel             program owns                       leaves
+    compressed_share   some compressed keys of a group    the softmax of its share; each head's sums
+                                                          over blocks (Eq. 9)
+    scores_of_blocks   some blocks of a group             the heads' sums, now that the log-sum-exp
+                                                          is known (Eq. 10)
+    branch_share       some selected blocks (Eq. 11), or  the softmax of its share
+                       some keys of the window
+    combine            one row                            gates * the branches (Eq. 5)
 
 The compressed keys are read once. Eq. 8's probabilities need the log-sum-exp of all keys, which no
 share knows; but Eq. 9 only adds them up, so a share may add exp(s - its own maximum) over each
@@ -61,6 +64,7 @@ MOST_SHARES = 64  # of one branch: one tile of the combine holds them
 PAIRS = "cache.blocks", "cache.raw['selected']", "cache.raw['window']"
 MOST_SELECTED = tl.constexpr(64)  # blocks that a token reads, as check_most_blocks says
 MOST_TILES = 16  # of compressed keys, whose scores one program adds up
+MOST_NUMBERS = 8192  # of a tile of scores: heads x blocks
 ROWS = 64  # of a tile at most: heads of a group x new tokens
 
 
@@ -480,7 +484,8 @@ def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: Plan) -> Cut
     num_tiles = cdiv(cdiv(room, plan.select_block_size), blocks_of_tile)
     sequences = batch * groups * tokens
     wanted = power_of_two(max(1, num_tiles * sequences // PROGRAMS))
-    tiles_of_score = min(wanted, power_of_two(num_tiles), MOST_TILES)
+    fitting = max(1, MOST_NUMBERS // (power_of_two(widths.R) * blocks_of_tile))
+    tiles_of_score = min(wanted, power_of_two(num_tiles), MOST_TILES, fitting)
     shares = shares_of(plan, sequences, num_tiles, room, tile.BLOCK_N)
     num_tiles = cdiv(num_tiles, tiles_of_score) * tiles_of_score
     rows = rows_of_a_step(tokens, widths.R)

@@ -10,8 +10,7 @@ from exercises.records import Case, Exercise, in_turn
 from nsa_lite.blocks import overlap_in_strides
 from nsa_lite.config import NSAConfig
 
-from . import mistakes
-from .watching import Held, LargestCopy, Reader, tracing
+from . import mistakes, watching
 
 # --- 09.1 ---
 
@@ -129,7 +128,7 @@ def memory_case(case: Case) -> Case:
 def with_largest(answer, buffer, new, lengths, allowed):
     """As `written`, and the largest tensor that was made; the allowed size counts as none."""
     given = in_larger_memory(buffer, 0)
-    with LargestCopy(given) as mode:
+    with watching.LargestCopy(given) as mode:
         result = answer(given, new, lengths)
     return result, given.clone(), max(mode.size, allowed)
 
@@ -399,17 +398,17 @@ def read_case(generator, name, sizes, heads=4, width=3, l=6, select=6, hidden=0,
 
 def read_all(answer, *shares):
     """The answer's results."""
-    read = Reader(*shares)
+    read = watching.Reader(*shares)
     return answer(read, len(read.shares))
 
 
 def held_shares(answer, *shares):
     """The answer's results, how often it read a share, and of how many it kept the numbers."""
-    read = Reader(*shares)
+    read = watching.Reader(*shares)
     several = range(1, len(read.shares) + 1)  # what was gathered is as large as several shares
-    mode = Held({x.numel() * n for x in read.shares[0][:2] for n in several})
+    mode = watching.Held({x.numel() * n for x in read.shares[0][:2] for n in several})
     read.watch = mode.look
-    with tracing(), mode:
+    with watching.tracing(), mode:
         result = answer(read, len(read.shares))
     if not isinstance(result, tuple | list):
         return result

@@ -1,0 +1,127 @@
+"""No accident passes a check: sizes that coincide or never vary, and numbers that are all tame."""
+
+import itertools
+from dataclasses import asdict, is_dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from exercises.records import load
+
+HELD = ("09",)  # the sets that hold to this
+EXERCISES = {e.number: e for number in HELD for e in load(number).EXERCISES}
+AXES = {  # what the axes of an exercise's tensors are; of a list of tensors, those of each
+    "09.2": dict(buffer="B G capacity width", new="B G T width", lengths="B"),
+    "09.3": dict(outs="P rows Dv", maxima="P rows", sums="P rows"),
+    "09.5": dict(scores="heads n", values="n Dv", overlap="n J"),
+}
+NO_SIZES = {"dim", "num_initial", "num_local", "rope_theta"}  # of a config: nothing reads them
+ONLY_POWERS_OF_TWO = {"number_bytes"}
+
+
+def cases_of(number):
+    return EXERCISES[number].cases(torch.Generator().manual_seed(0))
+
+
+def sizes_of(number, case) -> dict[str, int]:
+    """Every size that a case has: its whole numbers, and the axes of its tensors."""
+    found = {}
+    for name, value in case.arguments.items():
+        if is_dataclass(value):
+            fields = asdict(value).items()
+            found |= {k: v for k, v in fields if type(v) is int and k not in NO_SIZES}
+        elif type(value) is int:
+            found[name] = value
+        elif name in AXES.get(number, {}):
+            first = value
+            if isinstance(value, list):
+                first = value[0]
+                found["shares"] = len(value)
+            named = zip(AXES[number][name].split(), first.shape, strict=True)
+            for axis, size in named:
+                assert found.setdefault(axis, size) == size, f"{case.name}: {axis}"
+    return found
+
+
+@pytest.fixture(params=EXERCISES)
+def number(request):
+    return request.param
+
+
+@pytest.fixture
+def sizes(number):
+    """Each size's values, case by case."""
+    rows = [sizes_of(number, case) for case in cases_of(number)]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_every_size_varies_and_is_not_always_a_power_of_two(sizes):
+    assert sizes
+    for name, values in sizes.items():
+        assert len(set(values)) > 1, f"{name} is always {values[0]}"
+        odd = [x for x in values if x & (x - 1)]
+        assert odd or name in ONLY_POWERS_OF_TWO, f"{name} is always a power of two"
+
+
+def test_no_two_sizes_are_always_equal_or_in_one_ratio(sizes):
+    for (one, a), (other, b) in itertools.combinations(sizes.items(), 2):
+        ratios = {x / y if y else 0.0 for x, y in zip(a, b, strict=True)}
+        assert len(ratios) > 1, f"{one} and {other} always have the ratio {ratios}"
+
+
+def floats_of(case) -> list[Tensor]:
+    """Its tensors of floating point numbers, those in lists one by one."""
+    values = [v for x in case.arguments.values() for v in (x if isinstance(x, list) else [x])]
+    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+@pytest.mark.parametrize("number", ["09.3", "09.5"])
+def test_scores_are_very_large_very_negative_all_equal_and_missing(number):
+    """Beyond 128 exp2 is infinite in float32, and below -149 it is 0."""
+    name = {"09.3": "maxima", "09.5": "scores"}[number]
+    seen = [torch.cat([x.flatten() for x in case.arguments[name]]) for case in cases_of(number)]
+    finite = [x[x.isfinite()] for x in seen]
+    assert any((x > 128).any() for x in finite)
+    assert any(len(x) > 1 and (x < -149).all() for x in finite), "nothing but very negative ones"
+    assert any(len(x) > 1 and (x == x[0]).all() for x in finite), "all of them equal"
+    assert any(len(x) < len(y) for x, y in zip(finite, seen, strict=True)), "none is missing"
+
+
+def test_some_rows_may_read_nothing():
+    maxima = [case.arguments["maxima"] for case in cases_of("09.3")]
+    scores = [torch.cat(case.arguments["scores"], 1) for case in cases_of("09.5")]
+    assert any((x == -torch.inf).all(0).any() for x in maxima)
+    assert any((x == -torch.inf).all() for x in scores)
+
+
+def test_what_stands_where_nothing_may_be_read_is_no_number():
+    for number in ("09.2", "09.3", "09.5"):
+        garbage = [x for case in cases_of(number) for x in floats_of(case)]
+        assert any(x.isnan().any() or (x == torch.inf).any() for x in garbage), number
+
+
+def test_the_cache_is_empty_full_ragged_and_of_one_length():
+    cases = cases_of("09.2")
+    lengths = [case.arguments["lengths"] for case in cases]
+    rooms = [c.arguments["buffer"].shape[2] - c.arguments["new"].shape[2] for c in cases]
+    assert any((x == 0).any() for x in lengths)
+    assert any((x == room).any() for x, room in zip(lengths, rooms, strict=True))
+    assert any(len(x) > 1 and (x == x[0]).all() for x in lengths)
+    assert any(len(x) > 2 and len(x.unique()) == len(x) for x in lengths)
+
+
+def test_a_step_meets_every_kind_of_end():
+    """Fewer tokens than each size, a whole last block, a ragged one, fewer and more blocks."""
+    for kind in (
+        lambda c, n: n < c.block_size,
+        lambda c, n: c.block_size <= n < c.window,
+        lambda c, n: n % c.select_block_size == 0,
+        lambda c, n: n % c.select_block_size and n > c.num_selected * c.select_block_size,
+        lambda c, n: 1 < -(-n // c.select_block_size) < c.num_selected,
+        lambda c, n: c.window < c.select_block_size,
+        lambda c, n: (n - c.block_size) % c.stride and n > c.block_size,
+        lambda c, n: c.block_size not in (c.stride, 2 * c.stride),
+    ):
+        found = [kind(c.arguments["config"], c.arguments["length"]) for c in cases_of("09.4")]
+        assert any(found)

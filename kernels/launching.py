@@ -119,10 +119,17 @@ def filling(argument: object, tensors: Sequence[Tensor]) -> Fill:
         assert same, "a launch got a tensor that Again was not called with"
         offset = argument.data_ptr() - tensors[index].data_ptr()
         return lambda addresses: addresses[index] + offset
-    if isinstance(argument, tuple):
-        parts = [filling(part, tensors) for part in argument]
-        return lambda addresses: tuple([part(addresses) for part in parts])
-    return lambda _: argument
+    assert isinstance(argument, tuple)  # that holds one: nothing else is filled in
+    inside = [(i, filling(x, tensors)) for i, x in enumerate(argument) if any_tensor(x)]
+    others = [None if any_tensor(x) else x for x in argument]  # no tensor is kept alive
+
+    def filled(addresses: list[int]) -> tuple:
+        parts = others.copy()
+        for i, fill in inside:
+            parts[i] = fill(addresses)
+        return tuple(parts)
+
+    return filled
 
 
 def any_tensor(argument: object) -> bool:

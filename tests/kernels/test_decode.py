@@ -4,6 +4,8 @@ NaN stands behind each sequence's length and in blocks that are not whole, and e
 kernel is to fill starts as NaN.
 """
 
+import gc
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 import nsa_lite
 from kernels import decode
+from kernels.decode import Pair
+from kernels.launching import launch, recorded
+from kernels.rows import rows
 from nsa_lite.blocks import num_compressed
 from tests.kernels.test_kernels import DEVICE, SOME, TOLERANCE, poison_new_buffers  # noqa: F401
 
@@ -243,6 +248,67 @@ def test_strided_queries_keys_and_gates():
     other = Held(tuple(strided(x) for x in cache.blocks), raw, cache.lengths.int())
     out = kernels.decode_step(strided(case.q), other, strided(case.gates), **SIZES)
     assert torch.equal(out, case.run(kernels, **SIZES)[0])
+
+
+# --- launches made again ---
+
+
+class Fake:
+    """A kernel with two arguments and one constant; keeps what it is launched with."""
+
+    arg_names = ("first", "second", "SIZE")
+
+    def __init__(self):
+        self.got = []
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            self.got.append((grid, arguments, options))
+            return self
+
+        return run
+
+
+def test_a_launch_made_again_gets_the_new_tensors_addresses():
+    kernel = Fake()
+
+    def run(x, memory):
+        tail = memory[8:]
+        launch(kernel, (2,), Pair(rows(x), rows(tail.view(1, 1, 2, 4))), tail, SIZE=7)
+
+    old = torch.zeros(1, 1, 3, 4), torch.zeros(16)
+    again = recorded(run, old)
+    new = torch.ones(1, 1, 3, 4), torch.ones(16)
+    addresses = [x.data_ptr() for x in new]
+    ((compiled, grid, choose),) = again.launches
+    values = [*again.constants, *(fill(addresses) for fill in again.fills)]
+    assert compiled is kernel
+    assert grid == (2, 1, 1)
+    x, tail = addresses[0], addresses[1] + 8 * 4
+    strides = (12, 12, 4), (8, 8, 4)
+    assert choose(values) == (((x, strides[0]), (tail, strides[1])), tail, 7)
+
+
+def test_launches_made_again_keep_no_tensor_alive():
+    x, memory = torch.zeros(1, 1, 3, 4), torch.zeros(16)
+
+    def run(x, memory):
+        launch(Fake(), (1,), Pair(rows(x), rows(memory.view(1, 1, 4, 4))), memory, SIZE=7)
+
+    again = recorded(run, (x, memory))
+    fills = again.fills
+    alive = [weakref.ref(y) for y in (x, memory)]
+    del again, x, memory
+    gc.collect()
+    assert len(fills) == 2 and all(ref() is None for ref in alive)
+
+
+def test_a_launch_with_a_tensor_from_elsewhere_is_no_launch_to_make_again():
+    def run(x):
+        launch(Fake(), (1,), x, torch.zeros(3), SIZE=7)
+
+    with pytest.raises(AssertionError, match="was not called with"):
+        recorded(run, (torch.zeros(3),))
 
 
 # --- write_rows ---

@@ -63,20 +63,33 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def require_config(path: Path, state: dict, config: dict) -> None:
-    """Raise a CheckpointError that names the first field that differs, unless none does."""
-    if name := first_difference(state["config"], config):
-        saved = state["config"].get(name)
-        asked = config.get(name)
-        raise CheckpointError(
-            f"{path}: made with {name} = {saved}, asked for {asked}; left untouched"
-        )
+    """Raise a CheckpointError that says what differs, unless `config` is the checkpoint's."""
+    if what := difference(state["config"], config):
+        raise CheckpointError(f"{path}: made with {what}; left untouched")
 
 
-def first_difference(saved: dict, asked: dict) -> str | None:
-    """The first field, by name, that two configs do not share; `saved` was JSON once."""
-    asked = json.loads(json.dumps(asked))
-    fields = sorted(saved.keys() | asked.keys())
-    return next((name for name in fields if saved.get(name) != asked.get(name)), None)
+def difference(saved: dict, asked: dict) -> str | None:
+    """The first field in which two configs differ, with both values; None where they agree.
+
+    They are compared as JSON holds them, which has lists for tuples.
+    """
+    old = flat(json.loads(json.dumps(saved)))
+    new = flat(json.loads(json.dumps(asked)))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            return f"{name} = {old.get(name)}, asked for {new.get(name)}"
+    return None
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """A nested config with dotted names: {"nsa": {"dim": 64}} becomes {"nsa.dim": 64}."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
 
 
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:

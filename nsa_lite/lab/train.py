@@ -7,7 +7,6 @@ It leaves a table, curves and a summary; a run that Ctrl-C stopped goes on with 
 
 import argparse
 import json
-import platform
 import shlex
 import signal
 import sys
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from nsa_lite.lab.checkpoint import load
 from nsa_lite.lab.logs import evaluations, read_log, runs_table
+from nsa_lite.lab.origin import origin
 from nsa_lite.lab.training import (
     AUTOCASTS,
     TASKS,
@@ -129,7 +129,7 @@ def summary_of(
     """What was run, with what, and how it ended: enough to draw it again or to repeat it."""
     return {
         "command": command,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **origin(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "runs": {
             name: {"seconds": round(seconds[name], 1), "evaluations": evaluations(records)}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 import torch
 from torch import nn
@@ -91,6 +91,13 @@ class TrainConfig:
         require(has_one, "length", self.length, f"{self.task} has one length only")
         return replace(task, length=self.length)
 
+    def everything(self) -> dict:
+        """All that a result depends on but the code and the machine, as a checkpoint holds it."""
+        sizes = asdict(cast(Any, self.made_task()))  # every task is a dataclass
+        curriculum = {"next_stage_at": NEXT_STAGE_AT, "stage_share": STAGE_SHARE}
+        seeds = {"reported": REPORTED, "deciding": DECIDING}
+        return {**asdict(self), "sizes": sizes, "curriculum": curriculum, "held_out": seeds}
+
     @property
     def name(self) -> str:
         """The run's folder."""
@@ -161,7 +168,7 @@ def steps(
 
     def keep(record: dict) -> None:
         require_good(config, task, model, record)
-        save(checkpoint, model, optimizer, {"config": asdict(config), **asdict(progress)})
+        save(checkpoint, model, optimizer, {"config": config.everything(), **asdict(progress)})
 
     try:
         with open(log, "a") as file:
@@ -239,7 +246,7 @@ def begin(
         raise CheckpointError(
             f"{checkpoint}: this run exists; continue it with --resume, or choose another --out"
         )
-    state = restore(checkpoint, model, optimizer, asdict(config))
+    state = restore(checkpoint, model, optimizer, config.everything())
     if not finite(model):
         raise CheckpointError(f"{checkpoint}: some weights are not finite; left untouched")
     return Progress(**{field: state[field] for field in asdict(Progress())})

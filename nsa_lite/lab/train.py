@@ -13,7 +13,6 @@ import sys
 import threading
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from nsa_lite.lab.checkpoint import load
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = parse(arguments)
     changes = {k: getattr(words, k) for k in CHANGES if getattr(words, k) is not None}
     runs: dict[str, list[dict]] = {}
-    seconds: dict[str, float] = {}
+    states: dict[str, dict] = {}
     out = words.out or Path("runs") / words.task
     try:
         require_device(words.device or "cpu")
@@ -48,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
                 config = TrainConfig.preset(words.task, attention, seed, **changes)
                 directory = out / config.name
                 train_with_bar(config, directory, words.resume)
-                _, state = load(directory / "checkpoint.safetensors")
-                seconds[config.name] = state["seconds"]
+                _, states[config.name] = load(directory / "checkpoint.safetensors")
                 runs[config.name] = read_log(directory)
     except KeyboardInterrupt:
         print(f"\nStopped and saved. To go on: {command(arguments)} --resume", file=sys.stderr)
@@ -60,9 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report(words.task, runs, seconds, out)
-    device = changes.get("device", "cpu")
-    summary = summary_of(runs, seconds, device, command(arguments))
+    report(words.task, runs, states, out)
+    summary = summary_of(runs, states, command(arguments))
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return 0
 
@@ -123,29 +120,30 @@ def command(arguments: list[str] | None) -> str:
     return shlex.join(words)
 
 
-def summary_of(
-    runs: dict[str, list[dict]], seconds: dict[str, float], device: str, command: str
-) -> dict:
+def summary_of(runs: dict[str, list[dict]], states: dict[str, dict], command: str) -> dict:
     """What was run, with what, and how it ended: enough to draw it again or to repeat it."""
     return {
         "command": command,
         **origin(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "runs": {
-            name: {"seconds": round(seconds[name], 1), "evaluations": evaluations(records)}
+            name: {
+                "config": states[name]["config"],
+                "seconds": round(states[name]["seconds"], 1),
+                "evaluations": evaluations(records),
+            }
             for name, records in runs.items()
         },
     }
 
 
-def report(task: str, runs: dict[str, list[dict]], seconds: dict[str, float], out: Path) -> None:
+def report(task: str, runs: dict[str, list[dict]], states: dict[str, dict], out: Path) -> None:
     """Print the table, and draw the curves into `out`."""
     from nsa_lite.show import curves, plots  # matplotlib is slow to import; only the end needs it
 
     plots.use_style()
     picture = out / "curves.png"
     curves.draw_curves(runs).savefig(picture)
-    print(runs_table(runs, seconds))
+    print(runs_table(runs, {name: state["seconds"] for name, state in states.items()}))
     if baseline := TASKS[task]().baseline():
         print(baseline)
     print(f"curves: {picture}")

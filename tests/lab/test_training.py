@@ -124,6 +124,8 @@ def test_the_command_line_leaves_a_log_curves_a_table_and_a_summary(tmp_path, ca
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["command"].endswith(f"--out {tmp_path}")
+    assert {"commit", "versions", "machine"} <= summary.keys()
+    assert summary["runs"]["window-seed0"]["config"]["attention"] == "window"
     last = summary["runs"]["nsa-seed0"]["evaluations"][-1]
     assert last["step"] == 50 and 0 <= last["hit_rate"] <= 1
 

@@ -70,7 +70,8 @@ train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.lab.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
 
-# Long on a CPU; Ctrl-C stops, the same command goes on. ARGS="rules --only '*-seed0'", say.
+# Long on a CPU (it says how long first); Ctrl-C stops, the same command goes on. All of
+# notebooks/recorded, or a part: ARGS="recall_controls", ARGS="rules --only '*-seed0'".
 experiments: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.lab.experiments $(ARGS)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nsa_lite.cache import Cache, growing
 from nsa_lite.checks import require, require_int, require_range
@@ -85,7 +87,8 @@ class DecoderLM(nn.Module):
     and sums their embeddings. With last=m only the m newest positions get logits, and the last
     layer computes no others. return_loss adds the sum of the losses of the layers' rules, a
     scalar; return_traces adds one Trace a layer (none for attentions that leave none). With caches,
-    of new_caches, tokens are each sequence's next ones, as in NSAttention.
+    of new_caches, tokens are each sequence's next ones, as in NSAttention. With recompute=True a
+    block keeps only its input for the backward, which computes the rest once more.
     """
 
     def __init__(self, config: ModelConfig, attention: MakeAttention = NSAttention) -> None:
@@ -105,6 +108,7 @@ class DecoderLM(nn.Module):
         last: int | None = None,
         return_loss: bool = False,
         return_traces: bool = False,
+        recompute: bool = False,
     ) -> Tensor | tuple:
         self.require_tokens(tokens)
         layers = len(self.blocks)
@@ -118,7 +122,8 @@ class DecoderLM(nn.Module):
         with growing(given):
             for block, cache in zip(self.blocks, given, strict=True):
                 at_end = block is self.blocks[-1]  # the layers below feed every position's keys
-                x, loss, trace = block(x, cache, last if at_end else None, return_traces)
+                run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+                x, loss, trace = run(x, cache, last if at_end else None, return_traces)
                 losses.append(loss)
                 traces += [t for t in trace if t is not None]
             logits = self.unembedding(self.norm(x))

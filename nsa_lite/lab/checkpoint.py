@@ -29,13 +29,13 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, state: dict) -> Non
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata={"format": FORMAT, "state": json.dumps(state)})
-    with open(part, "rb") as file:
+    with open(part, "rb+") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())  # on disk before the name changes hands
     os.replace(part, path)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """The tensors and the state of a checkpoint; the file is only read.
+    """The tensors and the state of a checkpoint; the file is only read, and free again after it.
 
     Errors: CheckpointError for a file that is damaged, or that something else wrote.
     """
@@ -48,7 +48,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
                     f"(format {header.get('format')!r}, expected {FORMAT!r}); left untouched"
                 )
             state = json.loads(header["state"])
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118  no dict
+            # A copy: the file's own tensors keep it mapped, and Windows replaces no mapped file.
+            names = file.keys()
+            return {name: file.get_tensor(name).clone() for name in names}, state
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: damaged or unreadable ({error}); left untouched") from error
 
@@ -60,19 +62,43 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def require_config(path: Path, state: dict, config: dict) -> None:
+    """Raise a CheckpointError that says what differs, unless `config` is the checkpoint's."""
+    if what := difference(state["config"], config):
+        raise CheckpointError(f"{path}: made with {what}; left untouched")
+
+
+def difference(saved: dict, asked: dict) -> str | None:
+    """The first field in which two configs differ, with both values; None where they agree.
+
+    They are compared as JSON holds them, which has lists for tuples.
+    """
+    old = flat(json.loads(json.dumps(saved)))
+    new = flat(json.loads(json.dumps(asked)))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            return f"{name} = {old.get(name)}, asked for {new.get(name)}"
+    return None
+
+
+def flat(config: dict, prefix: str = "") -> dict:
+    """A nested config with dotted names: {"nsa": {"dim": 64}} becomes {"nsa.dim": 64}."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:
     """Load `path` into a model and an optimizer made from the same config; return its state.
 
     Errors: CheckpointError when the file's config differs, naming the first field that does.
     """
     tensors, state = load(path)
-    for name in sorted(config.keys() | state["config"].keys()):
-        saved = state["config"].get(name)
-        asked = json.loads(json.dumps(config.get(name)))
-        if saved != asked:
-            raise CheckpointError(
-                f"{path}: made with {name} = {saved}, asked for {asked}; left untouched"
-            )
+    require_config(path, state, config)
     model.load_state_dict(weights(tensors))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nsa_lite.attention import accurate
 from nsa_lite.lab.tasks import IGNORE, Batch, Task
 from nsa_lite.model import DecoderLM
 from nsa_lite.traces import Trace
@@ -20,7 +21,8 @@ def loss_and_accuracy(
     logits: Float[Tensor, "B T vocabulary"], targets: Int[Tensor, "B T"]
 ) -> tuple[Float[Tensor, ""], float]:
     """Cross-entropy in nats and the share of right answers, over the positions that are asked."""
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    flat = accurate(logits).flatten(0, 1)  # under autocast logits come in 16 bits
+    loss = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE)
     asked = targets != IGNORE
     return loss, float((logits.argmax(-1) == targets)[asked].float().mean())
 

@@ -2,13 +2,13 @@
 
     python -m nsa_lite.lab.experiments rules
 
-Each is resumable; its record stands in notebooks/recorded.
+Each is resumable; its record stands in notebooks/recorded. A finished run is kept unless its config
+has changed since: then it is done anew.
 """
 
 import argparse
 import fnmatch
 import json
-import platform
 import signal
 import sys
 import threading
@@ -17,19 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from nsa_lite.checks import require
 from nsa_lite.lab import neighbour_runs, rule_runs, selection_runs
-from nsa_lite.lab.runs import RECORDED, Run, do, write_json
+from nsa_lite.lab.origin import versions
+from nsa_lite.lab.runs import RECORDED, Run, do, finished, write_json
+from nsa_lite.lab.training import DivergedError
 
 
 class Experiment(NamedTuple):
     """One recorded experiment.
 
     runs() lists its runs in the order in which they are done; write(about, results, folder, path)
-    leaves its record once all have a result: `about` names the command and the versions, `results`
-    are the runs' by name, `folder` is where they worked.
+    leaves its record once all have a result: `about` names the command, the versions that wrote the
+    record, and for each run (`made`) its config, commit, versions and machine; `results` are the
+    runs' by name, `folder` is where they worked.
     """
 
     name: str
@@ -63,17 +64,21 @@ EXPERIMENTS = {
 
 def record(experiment: Experiment, folder: Path, path: Path) -> int:
     """Write an experiment's record once every run has its result; how many have not."""
-    files = {run.name: folder / run.name / "result.json" for run in experiment.runs()}
-    missing = sum(not file.exists() for file in files.values())
+    runs = experiment.runs()
+    missing = sum(not finished(run, folder / run.name) for run in runs)
     if missing:
         return missing
+
+    def of_each_run(file: str) -> dict[str, dict]:
+        return {r.name: json.loads((folder / r.name / file).read_text("utf-8")) for r in runs}
+
     about = {
         "command": f"python -m nsa_lite.lab.experiments {experiment.name}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": versions(),
+        "made": of_each_run("about.json"),
     }
-    results = {name: json.loads(file.read_text()) for name, file in files.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    experiment.write(about, results, folder, path)
+    experiment.write(about, of_each_run("result.json"), folder, path)
     return 0
 
 
@@ -89,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped and saved. The same command goes on from here.", file=sys.stderr)
         return 130
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -98,18 +106,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def do_and_record(name: str, words: argparse.Namespace, stop: threading.Event) -> None:
-    """Do what is left of one experiment, and say how far it is."""
+    """Do what is left of one experiment, say before what it costs, and after how far it is."""
     require(name in EXPERIMENTS, "experiment", repr(name), f"must be one of {list(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name]
     runs = experiment.runs()
     folder = words.out / name
-    for run in runs:
-        if fnmatch.fnmatch(run.name, words.only):
-            do(run, folder / run.name, stop)
+    chosen = [run for run in runs if fnmatch.fnmatch(run.name, words.only)]
+    left = [run for run in chosen if not finished(run, folder / run.name)]
+    if left:
+        print(f"{name}: {len(left)} of {len(runs)} runs to do, {spoken_cost(left)}", flush=True)
+    for run in chosen:
+        do(run, folder / run.name, stop)
     path = words.record / experiment.file
     missing = record(experiment, folder, path)
     end = "" if missing else f"; wrote {path}"
     print(f"{name}: {len(runs) - missing} of {len(runs)} runs finished{end}")
+
+
+def spoken_cost(runs: list[Run]) -> str:
+    """About how long runs take, one after the other: 'about 2.5 hours on one core'."""
+    minutes = sum(run.minutes for run in runs)
+    spoken = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
+    return f"about {spoken} on one core"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

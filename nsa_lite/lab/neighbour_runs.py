@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nsa_lite import cost
 from nsa_lite.lab import training
-from nsa_lite.lab.checkpoint import load, weights
+from nsa_lite.lab.checkpoint import load, require_config, weights
 from nsa_lite.lab.runs import Run, training_run
 from nsa_lite.lab.tasks import Batch, Task
 from nsa_lite.lab.training import TrainConfig
@@ -35,6 +35,7 @@ class Sweep(NamedTuple):
 
     budgets in tokens, pages of `page` tokens, shares and `samples` of SampleAttention, the n of NSA
     (`blocks`), and the sizes of an NSA that reads less than dense attention does (`thin`).
+    minutes: about what one of its trainings takes on one core, and the sweep of one seed.
     """
 
     seeds: tuple[int, ...]
@@ -46,6 +47,7 @@ class Sweep(NamedTuple):
     samples: dict[str, int]
     blocks: tuple[int, ...]
     thin: dict[str, int]
+    minutes: dict[str, float]
 
 
 SWEEPS = {
@@ -59,6 +61,7 @@ SWEEPS = {
         samples=dict(window=16, every=8),
         blocks=(3, 4, 5, 6, 8, 10, 13),
         thin=dict(block_size=8, stride=8, num_selected=5, window=8),
+        minutes=dict(training=7, sweep=2),
     ),
     "text": Sweep(
         seeds=(0,),
@@ -70,6 +73,7 @@ SWEEPS = {
         samples=dict(window=64, every=32),
         blocks=(3, 4, 6, 12, 32),
         thin={},
+        minutes=dict(training=63, sweep=10),
     ),
 }
 
@@ -91,10 +95,20 @@ def runs() -> list[Run]:
         for seed in swept.seeds:
             chosen = configs(task, seed)
             for label, config in chosen.items():
-                listed.append(training_run(config, f"{task}-{label}-seed{seed}"))
-            count = len(cases(task, list(chosen)))
-            listed.append(Run(f"{task}-sweep-seed{seed}", count, sweep(task, seed)))
+                name = f"{task}-{label}-seed{seed}"
+                listed.append(training_run(config, name, swept.minutes["training"]))
+            listed.append(sweep_run(task, seed, chosen))
     return listed
+
+
+def sweep_run(task: str, seed: int, chosen: dict[str, TrainConfig]) -> Run:
+    """The sweep of one seed's models; it depends on how they were trained too."""
+    count = len(cases(task, list(chosen)))
+    settings = {key: x for key, x in SWEEPS[task]._asdict().items() if key != "minutes"}
+    trainings = {label: config.everything() for label, config in chosen.items()}
+    config = {"seed": seed, "sweep": settings, "trainings": trainings}
+    minutes = SWEEPS[task].minutes["sweep"]
+    return Run(f"{task}-sweep-seed{seed}", count, sweep(task, seed), config, minutes)
 
 
 def cases(task: str, labels: list[str]) -> list[tuple[str, dict]]:
@@ -134,9 +148,15 @@ def sweep(task_name: str, seed: int) -> Callable[[Path], Generator[dict, None, N
 
 
 def trained(config: TrainConfig, folder: Path) -> DecoderLM:
-    """The model of a run that nsa_lite.lab.train left in `folder`."""
+    """The model of a run that nsa_lite.lab.train left in `folder`.
+
+    Errors: CheckpointError where the folder holds a run of another config.
+    """
+    path = folder / "checkpoint.safetensors"
+    tensors, state = load(path)
+    require_config(path, state, config.everything())
     model = training.build(config)
-    model.load_state_dict(weights(load(folder / "checkpoint.safetensors")[0]))
+    model.load_state_dict(weights(tensors))
     return model.eval()
 
 

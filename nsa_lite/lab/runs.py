@@ -1,17 +1,19 @@
 """A long run in pieces that survive interruptions, and where its result is recorded."""
 
+import itertools
 import json
 import os
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nsa_lite.lab import training
-from nsa_lite.lab.checkpoint import load
+from nsa_lite.lab.checkpoint import difference, load
 from nsa_lite.lab.logs import evaluations, read_log
+from nsa_lite.lab.origin import origin
 
 RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
 
@@ -20,15 +22,20 @@ RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded"
 class Run:
     """One piece of work: `work(folder)` yields once a step, and its last dict is the result.
 
-    It keeps in `folder` what it needs to go on after an interruption.
+    It keeps in `folder` what it needs to go on after an interruption. config: all that the result
+    depends on, as JSON holds it. minutes: about what it takes on one core.
     """
 
     name: str
     steps: int
     work: Callable[[Path], Generator[dict, None, None]]
+    config: dict = field(default_factory=dict)
+    minutes: float = 1.0
 
 
-def training_run(config: training.TrainConfig, name: str | None = None) -> Run:
+def training_run(
+    config: training.TrainConfig, name: str | None = None, minutes: float = 1.0
+) -> Run:
     """A training with training.steps; its result is the seconds and all held-out evaluations."""
 
     def work(folder: Path) -> Generator[dict, None, None]:
@@ -37,17 +44,22 @@ def training_run(config: training.TrainConfig, name: str | None = None) -> Run:
         seconds = round(state["seconds"], 1)
         yield {"seconds": seconds, "evaluations": evaluations(read_log(folder))}
 
-    return Run(name or config.name, config.steps, work)
+    return Run(name or config.name, config.steps, work, config.everything(), minutes)
 
 
 def do(run: Run, folder: Path, stop: threading.Event) -> None:
     """Do a run, or the rest of it, and leave result.json; a finished run is not done again.
 
+    Beside it about.json holds the run's config and under what each part of it was done. Where the
+    config has changed since, the run is done anew; what was there is kept under another name.
     Errors: KeyboardInterrupt when `stop` is set, between two steps.
     """
-    if (folder / "result.json").exists():
+    if finished(run, folder):
         return
+    if why := stale(run, folder):
+        print(f"{run.name}: {why}. Done anew; the old run is now in {put_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
+    note(run, folder)
     work = run.work(folder)
     result = {}
     with tqdm(total=run.steps, desc=run.name, unit="step") as bar:
@@ -59,13 +71,50 @@ def do(run: Run, folder: Path, stop: threading.Event) -> None:
     write_json(result, folder / "result.json")
 
 
+def finished(run: Run, folder: Path) -> bool:
+    """Whether the folder holds the result of this very run."""
+    return (folder / "result.json").exists() and stale(run, folder) is None
+
+
+def stale(run: Run, folder: Path) -> str | None:
+    """Why what the folder holds is not this run's; None if it is, or is empty."""
+    about = folder / "about.json"
+    if about.exists():
+        what = difference(json.loads(about.read_text("utf-8"))["config"], run.config)
+        return what and f"made with {what}"
+    if folder.exists() and any(folder.iterdir()):
+        return "made before configs were noted"
+    return None
+
+
+def put_aside(folder: Path) -> Path:
+    """Rename the folder to the first free of name.old1, name.old2 ...; its new name."""
+    names = (folder.with_name(f"{folder.name}.old{i}") for i in itertools.count(1))
+    return folder.rename(next(name for name in names if not name.exists()))
+
+
+def note(run: Run, folder: Path) -> None:
+    """Write about.json: the config, and where another part was done under another origin, both."""
+    path = folder / "about.json"
+    under = json.loads(path.read_text("utf-8"))["under"] if path.exists() else []
+    now = origin()
+    write_json({"config": run.config, "under": under + [now] * (now not in under)}, path)
+
+
 def write_json(value: dict, path: Path) -> None:
     """The whole file or none of it, whatever interrupts."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
     os.replace(part, path)
 
 
 def recorded(experiment: str, folder: Path = RECORDED) -> dict:
-    """What an experiment left as JSON: the command, the versions, and each run's result."""
+    """What an experiment left as JSON: the command, the versions, each run's result and origin.
+
+    `runs` holds the results by name, `made` each run's config and under what its parts were done.
+    A record without `made` is older: it lacks configs, commits and the machine, and its runs ended
+    when the reported held-out batch was solved, where now another one decides. That chose the end,
+    and so the last scores, of its solved runs; the others ended with their steps. The older
+    recall_controls.json was written by nsa_lite.lab.train, with one device for all.
+    """
     return json.loads((folder / f"{experiment}.json").read_text("utf-8"))

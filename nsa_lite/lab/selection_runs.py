@@ -3,7 +3,7 @@
     python -m nsa_lite.lab.experiments selection_recall
     python -m nsa_lite.lab.experiments selection_text
 
-About 5 and 30 minutes on one core.
+A recording without `made` is older: it lacks its config, commit and machine.
 """
 
 import shutil
@@ -38,12 +38,14 @@ class Look(NamedTuple):
     """One recorded look at a model while it trains.
 
     kept: the steps at which we look, 0 is the untrained model, others are steps with a checkpoint
-    (every 50, and the last); changes: to the task's preset;
+    (every 50, and the last); minutes: about what the training takes on one core; changes: to the
+    task's preset;
     sequence(): what is traced; also(look, folder): what else is measured of the kept models.
     """
 
     task: str
     kept: tuple[int, ...]
+    minutes: float
     changes: dict[str, int]
     sequence: Callable[[], Sequence]
     also: Callable[["Look", Path], dict]
@@ -57,7 +59,9 @@ class Look(NamedTuple):
 
 def runs(look: Look) -> list[Run]:
     """One training that keeps its weights at each step of `kept`; its result is what they score."""
-    return [Run("training", look.kept[-1], partial(train_and_keep, look))]
+    config = {**look.config.everything(), "kept": list(look.kept)}
+    work = partial(train_and_keep, look)
+    return [Run("training", look.kept[-1], work, config, look.minutes)]
 
 
 def train_and_keep(look: Look, folder: Path) -> Generator[dict, None, None]:
@@ -95,6 +99,7 @@ def write_traces(look: Look, about: dict, results: dict, folder: Path, path: Pat
     about = {
         "command": about["command"],
         "torch": about["versions"]["torch"],
+        "made": about["made"]["training"],
         "layers": look.config.layers,
         "batch_size": look.config.batch_size,
         "held_out": results["training"],
@@ -192,6 +197,6 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float
 
 STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500)
 LOOKS = (
-    Look("recall", STEPS, {}, recall_sequence, nothing_else),
-    Look("text", (700,), {"batch_size": 2}, text_sequence, brackets_of),
+    Look("recall", STEPS, 5, {}, recall_sequence, nothing_else),
+    Look("text", (700,), 30, {"batch_size": 2}, text_sequence, brackets_of),
 )

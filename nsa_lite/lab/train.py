@@ -7,21 +7,30 @@ It leaves a table, curves and a summary; a run that Ctrl-C stopped goes on with 
 
 import argparse
 import json
-import platform
+import shlex
 import signal
 import sys
 import threading
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from nsa_lite.lab.checkpoint import load
 from nsa_lite.lab.logs import evaluations, read_log, runs_table
-from nsa_lite.lab.training import TASKS, TrainConfig, steps
+from nsa_lite.lab.origin import origin
+from nsa_lite.lab.training import (
+    AUTOCASTS,
+    TASKS,
+    DivergedError,
+    TrainConfig,
+    require_device,
+    steps,
+)
 from nsa_lite.rivals.attentions import ATTENTIONS
 
-CHANGES = ("steps", "batch_size", "lr", "layers", "threads", "device")  # over a task's preset
+SIZES = ("steps", "batch_size", "accumulate", "lr", "layers", "length")
+MEANS = ("threads", "device", "autocast", "checkpoint")
+CHANGES = (*SIZES, *MEANS)  # over a task's preset
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,26 +38,28 @@ def main(arguments: list[str] | None = None) -> int:
     words = parse(arguments)
     changes = {k: getattr(words, k) for k in CHANGES if getattr(words, k) is not None}
     runs: dict[str, list[dict]] = {}
-    seconds: dict[str, float] = {}
+    states: dict[str, dict] = {}
     out = words.out or Path("runs") / words.task
     try:
+        require_device(words.device or "cpu")
         for attention in words.attention or ["nsa", "dense", "window"]:
             for seed in words.seed or [0]:
                 config = TrainConfig.preset(words.task, attention, seed, **changes)
                 directory = out / config.name
                 train_with_bar(config, directory, words.resume)
-                _, state = load(directory / "checkpoint.safetensors")
-                seconds[config.name] = state["seconds"]
+                _, states[config.name] = load(directory / "checkpoint.safetensors")
                 runs[config.name] = read_log(directory)
     except KeyboardInterrupt:
         print(f"\nStopped and saved. To go on: {command(arguments)} --resume", file=sys.stderr)
         return 130
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report(words.task, runs, seconds, out)
-    device = changes.get("device", "cpu")
-    summary = summary_of(runs, seconds, device, command(arguments))
+    report(words.task, runs, states, out)
+    summary = summary_of(runs, states, command(arguments))
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return 0
 
@@ -64,10 +75,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seed", type=int, action="append", help="repeat for several; 0 if not given")
     p.add_argument("--steps", type=int)
     p.add_argument("--batch-size", type=int)
+    p.add_argument("--accumulate", type=int, help="batches a step, one update for all; 1")
     p.add_argument("--layers", type=int)
+    p.add_argument("--length", type=int, help="of a sequence, for a task that has a length")
     p.add_argument("--lr", type=float)
     p.add_argument("--threads", type=int, help="2 if not given; part of what a run repeats")
     p.add_argument("--device", help="cpu if not given; only there a resumed run repeats every bit")
+    p.add_argument("--autocast", choices=AUTOCASTS, help="matrix products in 16 bits")
+    p.add_argument(
+        "--checkpoint",
+        action="store_true",
+        default=None,
+        help="keep only the blocks' inputs for the backward: less memory, one forward more",
+    )
     p.add_argument("--out", type=Path, help="runs/TASK if not given")
     p.add_argument("--resume", action="store_true", help="go on with runs that exist")
     return p.parse_args(arguments)
@@ -94,34 +114,36 @@ def train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
 
 
 def command(arguments: list[str] | None) -> str:
-    """The command as it was given, without --resume."""
+    """The command as it was given, without --resume, quoted for a shell."""
     given = sys.argv[1:] if arguments is None else arguments
-    return " ".join(["python -m nsa_lite.lab.train", *(x for x in given if x != "--resume")])
+    words = ["python", "-m", "nsa_lite.lab.train", *(x for x in given if x != "--resume")]
+    return shlex.join(words)
 
 
-def summary_of(
-    runs: dict[str, list[dict]], seconds: dict[str, float], device: str, command: str
-) -> dict:
+def summary_of(runs: dict[str, list[dict]], states: dict[str, dict], command: str) -> dict:
     """What was run, with what, and how it ended: enough to draw it again or to repeat it."""
     return {
         "command": command,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        **origin(),
         "runs": {
-            name: {"seconds": round(seconds[name], 1), "evaluations": evaluations(records)}
+            name: {
+                "config": states[name]["config"],
+                "seconds": round(states[name]["seconds"], 1),
+                "evaluations": evaluations(records),
+            }
             for name, records in runs.items()
         },
     }
 
 
-def report(task: str, runs: dict[str, list[dict]], seconds: dict[str, float], out: Path) -> None:
+def report(task: str, runs: dict[str, list[dict]], states: dict[str, dict], out: Path) -> None:
     """Print the table, and draw the curves into `out`."""
     from nsa_lite.show import curves, plots  # matplotlib is slow to import; only the end needs it
 
     plots.use_style()
     picture = out / "curves.png"
     curves.draw_curves(runs).savefig(picture)
-    print(runs_table(runs, seconds))
+    print(runs_table(runs, {name: state["seconds"] for name, state in states.items()}))
     if baseline := TASKS[task]().baseline():
         print(baseline)
     print(f"curves: {picture}")

@@ -1,11 +1,16 @@
-"""Train a small model on a toy task, step by step, and resume after any interruption."""
+"""Train a small model on a toy task, step by step, and resume after any interruption.
+
+Two held-out batches are drawn: one is reported, the other decides when a task is solved and the run
+stops, so that a run does not stop when the reported number happens to be high.
+"""
 
 import json
 import math
 import time
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import torch
 from torch import nn
@@ -13,10 +18,10 @@ from torch.optim import Optimizer
 
 from nsa_lite.checks import require, require_int
 from nsa_lite.config import NSAConfig
-from nsa_lite.lab.checkpoint import CheckpointError, restore, save
+from nsa_lite.lab.checkpoint import CheckpointError, load, restore, save
 from nsa_lite.lab.evaluate import asked_span, evaluate, loss_and_accuracy
 from nsa_lite.lab.logs import cut_log
-from nsa_lite.lab.tasks import Copy, Needle, Recall, Task
+from nsa_lite.lab.tasks import IGNORE, Batch, Copy, Needle, Recall, Task
 from nsa_lite.lab.text import Text
 from nsa_lite.model import DecoderLM, ModelConfig
 from nsa_lite.rivals.attentions import ATTENTIONS
@@ -25,11 +30,23 @@ TASKS = {task.name: task for task in (Recall, Needle, Copy, Text)}
 
 NEXT_STAGE_AT = 0.7  # accuracy, averaged over the last steps, at which the curriculum goes on
 STAGE_SHARE = 0.25  # of the steps: no stage but the last lasts longer, learned or not
+AUTOCASTS = {"bfloat16": torch.bfloat16}  # float16 would need its loss scaled
+REPORTED = 0  # the seed of the held-out batch whose scores are logged
+DECIDING = 1  # the seed of the one that says whether the task is solved
+
+
+class DivergedError(ArithmeticError):
+    """A run whose loss, gradient or weights left the finite numbers: the message says where."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run: everything that its result depends on but the machine."""
+    """One run: everything that its result depends on but the machine.
+
+    length: of the task's sequences, None for the task's own. A step takes `accumulate` batches of
+    batch_size and updates once. autocast: the dtype of matrix products ("bfloat16") or None.
+    checkpoint: blocks keep only their inputs for the backward.
+    """
 
     task: str
     attention: str
@@ -41,15 +58,22 @@ class TrainConfig:
     lr: float
     threads: int = 2
     device: str = "cpu"
+    length: int | None = None
+    autocast: str | None = None
+    accumulate: int = 1
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, "task", repr(self.task), f"must be one of {list(TASKS)}")
         rule = f"must be one of {list(ATTENTIONS)}"
         require(self.attention in ATTENTIONS, "attention", repr(self.attention), rule)
         require_int("seed", self.seed, at_least=0)
-        for name in ("layers", "steps", "batch_size", "threads"):
+        for name in ("layers", "steps", "batch_size", "threads", "accumulate"):
             require_int(name, getattr(self, name), at_least=1)
         require(self.lr > 0, "lr", self.lr, "must be positive")
+        rule = f"must be None or one of {list(AUTOCASTS)}"
+        require(self.autocast in (None, *AUTOCASTS), "autocast", repr(self.autocast), rule)
+        self.made_task()  # says no to a length
 
     @classmethod
     def preset(cls, task: str, attention: str, seed: int = 0, **changes) -> "TrainConfig":
@@ -57,6 +81,22 @@ class TrainConfig:
         require(task in TASKS, "task", repr(task), f"must be one of {list(TASKS)}")
         fields = {**TASKS[task].preset, **changes}
         return cls(task=task, attention=attention, seed=seed, **fields)
+
+    def made_task(self) -> Task:
+        """The task, of the run's length. Errors: ValueError where the task has no such length."""
+        task = TASKS[self.task]()
+        if self.length is None:
+            return task
+        has_one = "length" in [field.name for field in fields(task)]
+        require(has_one, "length", self.length, f"{self.task} has one length only")
+        return replace(task, length=self.length)
+
+    def everything(self) -> dict:
+        """All that a result depends on but the code and the machine, as a checkpoint holds it."""
+        sizes = asdict(cast(Any, self.made_task()))  # every task is a dataclass
+        curriculum = {"next_stage_at": NEXT_STAGE_AT, "stage_share": STAGE_SHARE}
+        seeds = {"reported": REPORTED, "deciding": DECIDING}
+        return {**asdict(self), "sizes": sizes, "curriculum": curriculum, "held_out": seeds}
 
     @property
     def name(self) -> str:
@@ -78,7 +118,7 @@ class Progress:
 def build(config: TrainConfig) -> DecoderLM:
     """The model of a run, its weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
-    vocab_size = TASKS[config.task]().vocab_size
+    vocab_size = config.made_task().vocab_size
     attention = ATTENTIONS[config.attention].build
     model = DecoderLM(ModelConfig(vocab_size, config.layers, config.nsa), attention)
     return model.to(config.device)
@@ -90,18 +130,33 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps)))
 
 
+def require_device(device: str) -> None:
+    """Raise a ValueError unless torch computes on `device` here: asked before a run begins."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError):  # the second from a torch that was built without it
+        usable = "cpu or cuda" if torch.cuda.is_available() else "cpu, for no GPU is found"
+        rule = f"no device that torch can use here; try {usable}"
+        raise ValueError(f"device = {device!r}: {rule}") from None
+
+
 def steps(
     config: TrainConfig, directory: Path, resume: bool = False
 ) -> Generator[dict, None, None]:
     """Train, yielding one log record a step; leave log.jsonl and checkpoint.safetensors behind.
 
     A checkpoint is written every 50 steps, at the end, and when the caller closes the iterator
-    between two steps; never in the middle of one. With resume=True the run goes on from it and
-    ends with the same weights as an unbroken one.
-    Errors: CheckpointError when there is a run already, or when its checkpoint does not fit.
+    between two steps; never in the middle of one, and only of good weights: they are finite, and so
+    is their held-out loss. With resume=True the run goes on from it and ends with the same weights
+    as an unbroken one.
+    Errors: ValueError for a device that is not here; CheckpointError when there is a run already,
+    or when its checkpoint does not fit; DivergedError, the last checkpoint left as it was, when the
+    loss, its gradient, the weights or the held-out loss are not finite. It would not help to keep
+    the weights of the step before instead: going on from any of them repeats the same steps.
     """
+    require_device(config.device)
     torch.set_num_threads(config.threads)
-    task = TASKS[config.task]()
+    task = config.made_task()
     model = build(config)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
@@ -111,23 +166,70 @@ def steps(
     log = directory / "log.jsonl"
     cut_log(log, progress.step)
 
-    def keep() -> None:
-        save(checkpoint, model, optimizer, {"config": asdict(config), **asdict(progress)})
+    def keep(record: dict) -> None:
+        require_good(config, task, model, record)
+        save(checkpoint, model, optimizer, {"config": config.everything(), **asdict(progress)})
 
-    with open(log, "a") as file:
-        while progress.step < config.steps and not progress.solved:
-            began = time.monotonic()
-            record = one_step(config, task, model, optimizer, progress)
-            progress.seconds += time.monotonic() - began
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            if "test_loss" in record:
-                keep()
-            try:
-                yield record
-            except GeneratorExit:
-                keep()
-                raise
+    try:
+        with open(log, "a") as file:
+            yield from updates(config, task, model, optimizer, progress, file, keep)
+    except DivergedError as error:
+        raise DivergedError(f"{error}; stopped. {what_is_left(checkpoint)}") from None
+
+
+def updates(
+    config: TrainConfig,
+    task: Task,
+    model: DecoderLM,
+    optimizer: Optimizer,
+    progress: Progress,
+    log: TextIO,
+    keep: Callable[[dict], None],
+) -> Generator[dict, None, None]:
+    """One update after another until the run is done; keep(record) is called between two."""
+    while progress.step < config.steps and not progress.solved:
+        began = time.monotonic()
+        record = one_step(config, task, model, optimizer, progress)
+        progress.seconds += time.monotonic() - began
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+        if "test_loss" in record:
+            keep(record)
+        try:
+            yield record
+        except GeneratorExit:
+            keep(record)
+            raise
+
+
+def require_finite(step: int, what: str, number: float) -> None:
+    """Raise DivergedError, naming the step and the number, unless it is finite."""
+    if not math.isfinite(number):
+        raise DivergedError(f"step {step}: the {what} is {number}")
+
+
+def require_good(config: TrainConfig, task: Task, model: DecoderLM, record: dict) -> None:
+    """Raise DivergedError unless the weights after a step, and their held-out loss, are finite."""
+    if not finite(model):
+        raise DivergedError(f"step {record['step']}: some weights are not finite")
+    if "test_loss" not in record:  # where it is, it was looked at
+        with autocast_of(config):
+            scores = evaluate(model, task, seed=REPORTED)
+        require_finite(record["step"], "held-out loss", scores["test_loss"])
+
+
+def finite(model: nn.Module) -> bool:
+    """Whether every weight is a finite number."""
+    return all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def what_is_left(checkpoint: Path) -> str:
+    """What a run that diverged still has, and what to do."""
+    advice = "The same settings would end here again: try a smaller --lr, in another --out"
+    if not checkpoint.exists():
+        return f"There is no checkpoint yet. {advice}"
+    _, state = load(checkpoint)
+    return f"{checkpoint} still holds step {state['step']}, the last good one. {advice}"
 
 
 def begin(
@@ -144,7 +246,9 @@ def begin(
         raise CheckpointError(
             f"{checkpoint}: this run exists; continue it with --resume, or choose another --out"
         )
-    state = restore(checkpoint, model, optimizer, asdict(config))
+    state = restore(checkpoint, model, optimizer, config.everything())
+    if not finite(model):
+        raise CheckpointError(f"{checkpoint}: some weights are not finite; left untouched")
     return Progress(**{field: state[field] for field in asdict(Progress())})
 
 
@@ -152,16 +256,16 @@ def one_step(
     config: TrainConfig, task: Task, model: DecoderLM, optimizer: Optimizer, progress: Progress
 ) -> dict:
     """One update, in place; the record says what happened."""
-    batch = task.batch(config.batch_size, batch_seed(config, progress.step), progress.stage)
-    batch = batch.to(config.device)
-    last = asked_span(batch)
-    logits, rules_loss = model(batch.tokens, last=last, return_loss=True)
-    loss, accuracy = loss_and_accuracy(logits, batch.targets[:, -last:])
+    batch = task.batch(
+        config.accumulate * config.batch_size, batch_seed(config, progress.step), progress.stage
+    )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step)
     optimizer.zero_grad()
-    (loss + rules_loss).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    loss, accuracy = backward(config, model, batch.to(config.device))
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    require_finite(progress.step + 1, "loss", loss)
+    require_finite(progress.step + 1, "gradient's norm", float(norm))
     optimizer.step()
 
     stage = progress.stage
@@ -169,16 +273,68 @@ def one_step(
     record = {
         "step": progress.step,
         "stage": stage,
-        "loss": round(loss.item(), 5),
+        "loss": round(loss, 5),
         "accuracy": round(accuracy, 4),
     }
     if progress.step % 50 == 0 or progress.step == config.steps:
-        record |= evaluate(model, task)
-        at_end = progress.stage == len(task.stages) - 1
-        solved = task.solved_at is not None and record["test_accuracy"] >= task.solved_at
-        progress.solved = solved and at_end
-        record["solved"] = progress.solved
+        with autocast_of(config):
+            record |= held_out_scores(task, model, progress)
     return record
+
+
+def backward(config: TrainConfig, model: DecoderLM, batch: Batch) -> tuple[float, float]:
+    """Add up the gradients of a batch, batch_size sequences at a time; its loss and accuracy.
+
+    The loss is the mean over all targets of the batch, however they are spread over its parts, and
+    a rule's own loss the mean over the parts.
+    """
+    last = asked_span(batch)
+    whole = asked_count(batch)
+    mean_loss = 0.0
+    mean_accuracy = 0.0
+    for part in parts(batch, config.batch_size):
+        with autocast_of(config):
+            logits, rules_loss = model(
+                part.tokens, last=last, return_loss=True, recompute=config.checkpoint
+            )
+        loss, accuracy = loss_and_accuracy(logits, part.targets[:, -last:])
+        share = asked_count(part) / whole
+        (share * loss + rules_loss / config.accumulate).backward()
+        mean_loss += share * loss.item()
+        mean_accuracy += share * accuracy
+    return mean_loss, mean_accuracy
+
+
+def parts(batch: Batch, size: int) -> list[Batch]:
+    """The batch in pieces of `size` sequences."""
+    pieces = (x.split(size) for x in (batch.tokens, batch.targets, batch.answer_at))
+    return [Batch(*piece) for piece in zip(*pieces, strict=True)]
+
+
+def asked_count(batch: Batch) -> int:
+    """How many targets a batch has."""
+    return int((batch.targets != IGNORE).sum())
+
+
+def autocast_of(config: TrainConfig) -> torch.autocast:
+    """The autocast under which a run computes forward; switched off where it has none."""
+    device_type = torch.device(config.device).type
+    dtype = AUTOCASTS[config.autocast] if config.autocast else None
+    return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
+
+
+def held_out_scores(task: Task, model: DecoderLM, progress: Progress) -> dict:
+    """What is logged of the reported batch; the deciding one ends the run, in place, when solved.
+
+    Errors: DivergedError when the held-out loss is not finite.
+    """
+    scores = evaluate(model, task, seed=REPORTED)
+    require_finite(progress.step, "held-out loss", scores["test_loss"])
+    at_end = progress.stage == len(task.stages) - 1
+    if at_end and task.solved_at is not None:
+        scores["deciding_accuracy"] = evaluate(model, task, seed=DECIDING)["test_accuracy"]
+        progress.solved = scores["deciding_accuracy"] >= task.solved_at
+    return {**scores, "solved": progress.solved}
 
 
 def advance(progress: Progress, accuracy: float, steps: int, last_stage: int) -> None:

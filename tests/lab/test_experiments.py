@@ -1,13 +1,21 @@
 """Experiments go on after any interruption, are done once, and record what they did."""
 
 import json
+import os
+import re
+import subprocess
 import threading
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 
-from nsa_lite.lab import experiments, rule_runs, training
+from nsa_lite.lab import experiments, origin, rule_runs, runs, training
+from nsa_lite.lab.checkpoint import difference, load
 from nsa_lite.lab.experiments import EXPERIMENTS, Experiment, main, write_results
-from nsa_lite.lab.runs import Run, do, recorded, training_run
+from nsa_lite.lab.runs import RECORDED, Run, do, recorded, training_run
+from nsa_lite.lab.tasks import Recall
 
 QUICK = dict(batch_size=2, threads=1, steps=20)
 
@@ -69,6 +77,164 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert (tmp_path / "place").read_text() == "1" and not (tmp_path / "result.json").exists()
     do(Run("a", 3, counting), tmp_path, threading.Event())
     assert json.loads((tmp_path / "result.json").read_text()) == {"count": 3}
+
+
+# --- whose result it is ---
+
+
+def lines(run, folder, capsys):
+    """What do() prints."""
+    do(run, folder, threading.Event())
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_run_whose_config_changed_is_done_anew_and_says_so(tmp_path, capsys):
+    folder = tmp_path / "a"
+    first = Run("a", 3, counting, {"lr": 0.1, "nsa": {"dim": 64}})
+    assert lines(first, folder, capsys) == []
+    changed = Run("a", 3, counting, {"lr": 0.1, "nsa": {"dim": 32}})
+    assert lines(changed, folder, capsys) == [
+        "a: made with nsa.dim = 64, asked for 32. Done anew; "
+        f"the old run is now in {tmp_path / 'a.old1'}"
+    ]
+    assert json.loads((folder / "result.json").read_text()) == {"count": 3}
+    about = json.loads((folder / "about.json").read_text())
+    assert about["config"] == changed.config
+    assert json.loads((tmp_path / "a.old1/about.json").read_text())["config"] == first.config
+    assert lines(changed, folder, capsys) == []
+    assert "a.old2" in lines(first, folder, capsys)[0]
+
+
+def test_an_unfinished_run_whose_config_changed_begins_anew(tmp_path):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        do(Run("a", 3, counting, {"lr": 0.1}), tmp_path / "a", stop)
+    with pytest.raises(KeyboardInterrupt):
+        do(Run("a", 3, counting, {"lr": 0.2}), tmp_path / "a", stop)
+    assert (tmp_path / "a/place").read_text() == "1"
+
+
+def test_a_result_that_does_not_say_how_it_was_made_is_not_taken(tmp_path, capsys):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "result.json").write_text('{"count": 1}')
+    assert lines(Run("a", 3, counting), folder, capsys)[0].startswith("a: made before configs")
+    assert json.loads((folder / "result.json").read_text()) == {"count": 3}
+
+
+def test_a_changed_learning_rate_does_not_take_the_old_training(tmp_path):
+    config = training.TrainConfig.preset("recall", "dense", **QUICK)
+    for lr in (4e-3, 1e-3):
+        run = training_run(replace(config, lr=lr, steps=2))
+        do(run, tmp_path / "a", threading.Event())
+        _, state = load(tmp_path / "a/checkpoint.safetensors")
+        assert state["config"]["lr"] == lr
+
+
+def test_a_changed_task_or_curriculum_is_another_training(monkeypatch):
+    config = training.TrainConfig.preset("recall", "dense", **QUICK)
+    before = config.everything()
+    monkeypatch.setattr(training, "NEXT_STAGE_AT", 0.9)
+    changed = difference(before, config.everything())
+    assert changed == "curriculum.next_stage_at = 0.7, asked for 0.9"
+    monkeypatch.undo()
+    monkeypatch.setitem(training.TASKS, "recall", partial(Recall, gap=24))
+    assert difference(before, config.everything()) == "sizes.gap = 16, asked for 24"
+
+
+def test_what_is_recorded_with_a_changed_config_is_missing_from_the_record(
+    tmp_path, small, capsys, monkeypatch
+):
+    assert main(small(tmp_path)) == 0
+    (tmp_path / "small.json").unlink()
+    changed = [Run("a-seed0", 3, counting, {"lr": 1}), Run("b-seed0", 3, counting)]
+    experiment = Experiment("small", lambda: changed, "small.json", write_results)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": experiment})
+    capsys.readouterr()
+    assert main(small(tmp_path, "--only", "b-*")) == 0
+    assert "1 of 2 runs finished" in capsys.readouterr().out
+    assert not (tmp_path / "small.json").exists()
+
+
+def test_the_record_says_of_each_run_its_config_commit_versions_and_machine(tmp_path, small):
+    assert main(small(tmp_path)) == 0
+    made = recorded("small", tmp_path)["made"]
+    assert set(made) == {"a-seed0", "b-seed0"}
+    for run in made.values():
+        assert run["config"] == {}
+        (under,) = run["under"]
+        assert set(under) == {"commit", "versions", "machine"}
+        assert under["versions"]["torch"] == torch.__version__
+        assert under["machine"]["cores"] == os.cpu_count()
+
+
+def test_a_run_done_in_parts_under_two_commits_names_both(tmp_path, monkeypatch):
+    stop = threading.Event()
+    stop.set()
+    commits = iter(["a" * 40, "b" * 40])
+    monkeypatch.setattr(runs, "origin", lambda: {"commit": next(commits)})
+    with pytest.raises(KeyboardInterrupt):
+        do(Run("a", 3, counting), tmp_path, stop)
+    do(Run("a", 3, counting), tmp_path, threading.Event())
+    under = json.loads((tmp_path / "about.json").read_text())["under"]
+    assert under == [{"commit": "a" * 40}, {"commit": "b" * 40}]
+
+
+def test_a_commit_says_whether_files_differ_from_it(tmp_path):
+    assert origin.commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "x").write_text("1")
+    subprocess.run([*git, "add", "x"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    subprocess.run([*git, "tag", "v1"], check=True)
+    assert re.fullmatch(r"[0-9a-f]{40}", origin.commit(tmp_path))
+    (tmp_path / "x").write_text("2")
+    assert re.fullmatch(r"[0-9a-f]{40}-dirty", origin.commit(tmp_path))
+
+
+# --- what it costs ---
+
+
+def test_the_cost_of_what_is_left_is_said_before_a_run(tmp_path, small, capsys, monkeypatch):
+    listed = [Run("a", 3, counting, {}, 100.0), Run("b", 3, counting, {}, 50.0)]
+    experiment = Experiment("small", lambda: listed, "small.json", write_results)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": experiment})
+    assert main(small(tmp_path, "--only", "b")) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "small: 1 of 2 runs to do, about 50 minutes on one core"
+    assert main(small(tmp_path)) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "small: 1 of 2 runs to do, about 1.7 hours on one core"
+    assert main(small(tmp_path)) == 0
+    assert "to do" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_each_run_says_its_cost_and_all_that_its_result_depends_on(name):
+    for run in EXPERIMENTS[name].runs():
+        assert run.minutes > 0 and run.config
+        assert difference(json.loads(json.dumps(run.config)), run.config) is None
+
+
+def test_every_record_is_of_an_experiment_and_every_experiment_has_its_record():
+    files = {path.name for path in RECORDED.iterdir()}
+    assert files == {experiment.file for experiment in EXPERIMENTS.values()}
+
+
+def test_a_run_that_diverges_ends_the_command_with_a_sentence(tmp_path, small, capsys, monkeypatch):
+    def diverging(folder):
+        yield {}
+        raise training.DivergedError("step 2: the loss is nan")
+
+    experiment = Experiment("small", lambda: [Run("a", 3, diverging)], "small.json", write_results)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": experiment})
+    assert main(small(tmp_path)) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: step 2: the loss is nan"
+
+
+# --- trainings ---
 
 
 def test_a_training_run_interrupted_and_resumed_records_what_an_unbroken_one_does(tmp_path):

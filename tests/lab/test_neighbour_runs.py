@@ -1,7 +1,9 @@
 """The recorded sweep of notebook 15, in small: its order, its cases, and what it leaves behind."""
 
 import json
+from dataclasses import replace
 
+import pytest
 import torch
 
 from nsa_lite.cost import tokens_read
@@ -42,10 +44,35 @@ def test_a_sweep_measures_every_case_and_its_result_is_json(tmp_path, monkeypatc
             folder / "checkpoint.safetensors",
             model,
             torch.optim.AdamW(model.parameters()),
-            {"config": {}},
+            {"config": config.everything()},
         )
     *_, last = neighbour_runs.sweep("recall", 1)(tmp_path / "recall-sweep-seed1")
     results = json.loads(json.dumps(last))["results"]
     assert [(r["method"], r["settings"]) for r in results] == chosen
     assert results[3]["read_by_head"] == results[2]["read_by_head"] + 3 * 8
     assert results[1]["kept"] < 9 and results[0]["kept"] == 104
+
+
+def test_a_model_of_another_config_is_not_swept(tmp_path):
+    config = neighbour_runs.configs("recall", 1)["dense"]
+    model = training.build(config)
+    checkpoint.save(
+        tmp_path / "checkpoint.safetensors",
+        model,
+        torch.optim.AdamW(model.parameters()),
+        {"config": config.everything()},
+    )
+    assert neighbour_runs.trained(config, tmp_path).training is False
+    with pytest.raises(checkpoint.CheckpointError, match=r"lr = 0.004, asked for 0.1"):
+        neighbour_runs.trained(replace(config, lr=0.1), tmp_path)
+
+
+def test_a_sweep_is_another_when_its_trainings_or_its_budgets_are():
+    runs = {run.name: run for run in neighbour_runs.runs()}
+    swept = runs["recall-sweep-seed0"].config
+    chosen = neighbour_runs.configs("recall", 0)
+    faster = {label: replace(config, lr=0.1) for label, config in chosen.items()}
+    again = neighbour_runs.sweep_run("recall", 0, chosen).config
+    assert checkpoint.difference(swept, again) is None
+    what = checkpoint.difference(swept, neighbour_runs.sweep_run("recall", 0, faster).config)
+    assert what == "trainings.dense.lr = 0.004, asked for 0.1"

@@ -9,7 +9,11 @@ from nsa_lite.lab import selection_runs
 from nsa_lite.lab.runs import do
 from nsa_lite.show.explorer import load_traces
 
-ABOUT = {"command": "a command", "versions": {"torch": torch.__version__}}
+ABOUT = {
+    "command": "a command",
+    "versions": {"torch": torch.__version__},
+    "made": {"training": {"config": {"lr": 1.0}, "under": []}},
+}
 
 
 SMALL = [  # checkpoints come every 50 steps and at the end
@@ -29,6 +33,7 @@ def test_a_look_keeps_its_steps_and_writes_traces_that_load(look, tmp_path, monk
     sequence, about = load_traces(path)
     assert list(sequence.checkpoints) == [f"step {step}" for step in look.kept]
     assert about["command"] == "a command" and about["held_out"] == results["training"]
+    assert about["made"] == {"config": {"lr": 1.0}, "under": []}
     assert ("brackets" in about) == (look.task == "text")
     tokens, labels, _ = look.sequence()
     assert sequence.length == tokens.shape[1] == len(labels)

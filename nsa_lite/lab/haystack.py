@@ -5,7 +5,7 @@ curriculum is data: a tuple of stages, each of which says what to draw, how much
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -42,7 +42,9 @@ class Stage:
         inside = SHORTEST <= self.length <= LONGEST
         require(inside, "length", self.length, f"must lie in {SHORTEST} .. {LONGEST}")
         require(0 <= self.noise <= 1, "noise", self.noise, "must lie in 0 .. 1: it is a share")
-        require(self.until > 0, "until", self.until, "must be positive; above 1 it is never reached")
+        require(
+            self.until > 0, "until", self.until, "must be positive; above 1 it is never reached"
+        )
         if self.facts_a_block is not None:
             require_int("facts_a_block", self.facts_a_block, at_least=1)
 
@@ -73,6 +75,30 @@ def require_rope_reaches(config: NSAConfig, length: int) -> None:
     require(config.rope_theta >= base, "rope_theta", config.rope_theta, rule)
 
 
+SIZES = NSAConfig.small(
+    kv_heads=1,
+    head_dim=32,
+    value_dim=32,
+    block_size=4,
+    stride=4,
+    select_block_size=16,
+    num_selected=16,
+    window=64,
+    rope_theta=smallest_rope_base(LONGEST, head_dim=32, slow_pairs=8),
+    phi="mean+mlp",
+)
+LAPTOP = (
+    Stage(256, noise=0.0, batch=8, steps=300),
+    Stage(256, batch=8, steps=100),
+    Stage(512, batch=8, steps=200),
+    Stage(1024, batch=4, steps=150),
+    Stage(2048, batch=2, steps=150),
+    Stage(4096, steps=100),
+    Stage(8192, steps=100),
+    Stage(16_384, steps=100),
+)
+
+
 @dataclass(frozen=True)
 class Haystack(Toy):
     """Look up values by key among T positions whose noise looks like facts.
@@ -91,9 +117,9 @@ class Haystack(Toy):
     numbers on one kind of device, not on two.
     """
 
-    stages: tuple[Stage, ...] = field(default_factory=lambda: LAPTOP)
-    keys: int = 64
-    values: int = 64
+    stages: tuple[Stage, ...] = LAPTOP
+    keys: int = 48
+    values: int = 16
     facts: int = 32
     questions: int = 32
     block: int = 16
@@ -102,6 +128,7 @@ class Haystack(Toy):
     device: str = "cpu"
     name: ClassVar[str] = "haystack"
     held_out_size: ClassVar[int] = 8
+    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1200, batch_size=4, lr=4e-3)
 
     def __post_init__(self) -> None:
         for name in ("values", "facts", "questions", "block"):
@@ -209,6 +236,3 @@ def with_answers(tokens: Tensor, answers: Tensor, answer_at: Tensor) -> Batch:
     nothing = torch.full_like(tokens[:, :before, 0], -1)
     targets = torch.cat([torch.full_like(nothing, IGNORE), answers], dim=1)
     return Batch(tokens, targets, torch.cat([nothing, answer_at], dim=1))
-
-
-LAPTOP = (Stage(256, batch=16, steps=200),)

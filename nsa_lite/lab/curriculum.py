@@ -77,7 +77,7 @@ def one_step(model: DecoderLM, optimizer: Optimizer, batch: Batch, questions: in
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     seconds = time.monotonic() - began
-    return {"loss": float(loss), "accuracy": accuracy, "seconds": seconds}
+    return {"loss": loss.item(), "accuracy": accuracy, "seconds": seconds}
 
 
 @torch.no_grad()

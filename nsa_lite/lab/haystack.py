@@ -77,14 +77,14 @@ def require_rope_reaches(config: NSAConfig, length: int) -> None:
 
 SIZES = NSAConfig.small(
     kv_heads=1,
-    head_dim=32,
+    head_dim=64,
     value_dim=32,
     block_size=4,
     stride=4,
-    select_block_size=16,
-    num_selected=16,
+    select_block_size=8,
+    num_selected=32,
     window=64,
-    rope_theta=smallest_rope_base(LONGEST, head_dim=32, slow_pairs=8),
+    rope_theta=smallest_rope_base(LONGEST, head_dim=64, slow_pairs=16),
     phi="mean+mlp",
 )
 LAPTOP = (
@@ -122,8 +122,8 @@ class Haystack(Toy):
     values: int = 16
     facts: int = 32
     questions: int = 32
-    block: int = 16
-    before: int = 16
+    block: int = 8
+    before: int = 8
     gap: int = 64
     device: str = "cpu"
     name: ClassVar[str] = "haystack"

@@ -185,7 +185,7 @@ def test_the_preset_reaches_the_longest_haystack():
         (lambda: Haystack(stages=()), r"stages = \(\): must hold at least one"),
         (lambda: Haystack(keys=32), "keys = 32: must exceed facts = 32"),
         (lambda: Haystack(questions=33), "questions = 33: must not exceed facts = 32"),
-        (lambda: Haystack(gap=180), "length = 256: leaves 28 positions for facts = 32"),
+        (lambda: Haystack(gap=190), "length = 256: leaves 26 positions for facts = 32"),
         (
             lambda: Haystack(stages=(Stage(256, facts_a_block=3),)),
             "facts_a_block = 3: must divide facts = 32",

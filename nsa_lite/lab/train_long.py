@@ -11,6 +11,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ COLUMNS = (
     Column("tokens", 7),
     Column("steps", 6),
     Column("seconds", 8, ".1f"),
+    Column("CPU s", 7, ".1f"),
     Column("accuracy", 9, ".3f"),
     Column("hit rate", 9, ".3f"),
 )
@@ -39,8 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(words.threads)
     runs = {}
     try:
+        task = up_to(words.length, Haystack())
         for attention in words.attention or KINDS:
-            runs[attention] = one_run(attention, words.seed)
+            runs[attention] = one_run(task, attention, words.seed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nStopped; nothing is saved.", file=sys.stderr)
         return 130
@@ -60,6 +66,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--attention", choices=ATTENTIONS, action="append", help="repeat for several")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--length", type=int, help="leave out longer stages")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--out", type=Path, default=Path("runs") / "haystack")
     return p.parse_args(arguments)
@@ -72,28 +79,38 @@ def build(task: Haystack, attention: str, seed: int) -> DecoderLM:
     return DecoderLM(sizes, ATTENTIONS[attention].build)
 
 
-def one_run(attention: str, seed: int) -> dict:
+def up_to(length: int | None, task: Haystack) -> Haystack:
+    """The task without its stages that are longer. Errors: ValueError if none is left."""
+    if length is None:
+        return task
+    return replace(task, stages=tuple(s for s in task.stages if s.length <= length))
+
+
+def one_run(task: Haystack, attention: str, seed: int) -> dict:
     """Train one attention through the whole curriculum; a held-out result after every stage."""
-    task = Haystack()
     model = build(task, attention, seed)
     lr = task.preset["lr"]
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.95), weight_decay=0.0)
     began = time.monotonic()
+    used_before = time.process_time()
     results = []
     with tqdm(total=sum(s.steps for s in task.stages), desc=attention, unit="step") as bar:
         for record in train(task, model, optimizer, lr, seed):
             bar.update()
             bar.set_postfix(tokens=record["length"], accuracy=record["running_accuracy"])
             if record["done"]:
-                spent = {"step": record["step"], "seconds": time.monotonic() - began}
                 stage = task.stages[record["stage"]]
-                results.append({"length": stage.length, **spent, **evaluate(task, model, stage)})
+                result = {"length": stage.length, "step": record["step"]}
+                result |= evaluate(task, model, stage)
+                result["seconds"] = time.monotonic() - began
+                result["cpu_seconds"] = time.process_time() - used_before
+                results.append(result)
     return {"attention": attention, "seed": seed, "stages": results}
 
 
 def rows_of(run: dict) -> list[list]:
     """A run's lines of the table, one a stage."""
-    keys = ("length", "step", "seconds", "accuracy", "hit_rate")
+    keys = ("length", "step", "seconds", "cpu_seconds", "accuracy", "hit_rate")
     return [[run["attention"], *(stage.get(key) for key in keys)] for stage in run["stages"]]
 
 

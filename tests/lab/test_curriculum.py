@@ -91,3 +91,9 @@ def test_the_command_leaves_a_table_and_a_record(tmp_path, capsys, monkeypatch):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["runs"]) == {"dense", "nsa-kl"}
     assert summary["runs"]["nsa-kl"]["stages"][1]["length"] == 320
+
+
+def test_stages_that_are_too_long_are_left_out():
+    assert train_long.up_to(256, TASK).stages == TASK.stages[:1]
+    assert train_long.up_to(None, TASK) == TASK
+    assert train_long.main(["--length", "100"]) == 2

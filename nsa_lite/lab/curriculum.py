@@ -14,7 +14,7 @@ from nsa_lite.lab.tasks import Batch
 from nsa_lite.model import DecoderLM
 
 WARM = 50  # steps until the learning rate is full
-FADE = 0.8  # of the running accuracy stays, each step adds the rest
+FADE = 0.9  # of the running accuracy stays, each step adds the rest
 
 
 @dataclass
@@ -46,7 +46,7 @@ def train(
         place.accuracy = 0.0
         while not place.ends(stage):
             batch = task.batch(stage.batch, batch_seed(seed, place.step), place.stage)
-            set_learning_rate(optimizer, lr * min(1.0, (place.step + 1) / WARM))
+            set_learning_rate(optimizer, lr * stage.rate * min(1.0, (place.step + 1) / WARM))
             record = one_step(model, optimizer, batch, task.questions)
             place.step += 1
             place.step_of_stage += 1

@@ -26,7 +26,8 @@ class Stage:
     noise: the share of the positions without a fact that hold a noise pair; the others are filler.
     facts_a_block: a number gathers that many facts in each of a few blocks, None leaves them
     wherever they fall. batch: sequences a step. A stage ends once a share of `until` of the answers
-    is right, averaged over the last steps, and after `steps` at the latest.
+    is right, averaged over the last steps, and after `steps` at the latest. rate: its learning rate
+    as a share of the run's; noisy steps, of few sequences, want a smaller one.
     """
 
     length: int
@@ -35,6 +36,7 @@ class Stage:
     batch: int = 1
     steps: int = 100
     until: float = 0.95
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("length", "batch", "steps"):
@@ -45,6 +47,7 @@ class Stage:
         require(
             self.until > 0, "until", self.until, "must be positive; above 1 it is never reached"
         )
+        require(self.rate > 0, "rate", self.rate, "must be positive")
         if self.facts_a_block is not None:
             require_int("facts_a_block", self.facts_a_block, at_least=1)
 
@@ -87,15 +90,15 @@ SIZES = NSAConfig.small(
     rope_theta=smallest_rope_base(LONGEST, head_dim=64, slow_pairs=16),
     phi="mean+mlp",
 )
+# Short stages are cheap a step and teach the choice, long ones make it hold among more blocks.
 LAPTOP = (
-    Stage(256, noise=0.0, batch=8, steps=300),
-    Stage(256, batch=8, steps=100),
-    Stage(512, batch=8, steps=200),
-    Stage(1024, batch=4, steps=150),
-    Stage(2048, batch=2, steps=150),
-    Stage(4096, steps=100),
-    Stage(8192, steps=100),
-    Stage(16_384, steps=100),
+    Stage(256, noise=0.0, batch=8, steps=300, until=0.97),
+    Stage(512, batch=8, steps=300, until=0.985),
+    Stage(1024, batch=8, steps=250, until=0.98, rate=0.7),
+    Stage(2048, batch=4, steps=150, until=0.98, rate=0.5),
+    Stage(4096, batch=2, steps=150, until=0.98, rate=0.35),
+    Stage(8192, steps=100, until=0.97, rate=0.25),
+    Stage(16_384, steps=120, until=0.97, rate=0.15),
 )
 
 

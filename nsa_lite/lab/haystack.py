@@ -79,6 +79,7 @@ def require_rope_reaches(config: NSAConfig, length: int) -> None:
 
 
 SIZES = NSAConfig.small(
+    dim=128,
     kv_heads=1,
     head_dim=64,
     value_dim=32,
@@ -131,7 +132,7 @@ class Haystack(Toy):
     device: str = "cpu"
     name: ClassVar[str] = "haystack"
     held_out_size: ClassVar[int] = 8
-    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1200, batch_size=4, lr=4e-3)
+    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1200, batch_size=4, lr=3e-3)
 
     def __post_init__(self) -> None:
         for name in ("values", "facts", "questions", "block"):

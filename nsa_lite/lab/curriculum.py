@@ -82,7 +82,7 @@ def one_step(model: DecoderLM, optimizer: Optimizer, batch: Batch, questions: in
 
 @torch.no_grad()
 def evaluate(
-    task: Haystack, model: DecoderLM, stage: Stage, sequences: int = 16, seed: int = 0
+    task: Haystack, model: DecoderLM, stage: Stage, sequences: int = 32, seed: int = 0
 ) -> dict:
     """Held-out accuracy and hit rate at any length, one sequence at a time: memory is that of one.
 

@@ -94,12 +94,12 @@ SIZES = NSAConfig.small(
 # Short stages are cheap a step and teach the choice, long ones make it hold among more blocks.
 LAPTOP = (
     Stage(256, noise=0.0, batch=8, steps=300, until=0.97),
-    Stage(512, batch=8, steps=300, until=0.985),
-    Stage(1024, batch=8, steps=250, until=0.98, rate=0.7),
-    Stage(2048, batch=4, steps=150, until=0.98, rate=0.5),
-    Stage(4096, batch=2, steps=150, until=0.98, rate=0.35),
-    Stage(8192, steps=100, until=0.97, rate=0.25),
-    Stage(16_384, steps=120, until=0.97, rate=0.15),
+    Stage(512, batch=8, steps=250, until=0.99),
+    Stage(1024, batch=8, steps=200, until=0.99, rate=0.7),
+    Stage(2048, batch=4, steps=150, until=0.985, rate=0.5),
+    Stage(4096, batch=2, steps=150, until=0.985, rate=0.35),
+    Stage(8192, batch=2, steps=120, until=0.985, rate=0.25),
+    Stage(16_384, steps=150, until=0.98, rate=0.15),
 )
 
 

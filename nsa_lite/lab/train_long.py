@@ -44,18 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
         task = up_to(words.length, Haystack())
         for attention in words.attention or KINDS:
             runs[attention] = one_run(task, attention, words.seed)
+            print(table(COLUMNS, rows_of(runs[attention])))
+            record(runs, words)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped; nothing is saved.", file=sys.stderr)
+        print(f"\nStopped. Runs that had ended are in {words.out}", file=sys.stderr)
         return 130
-    print(table(COLUMNS, [row for run in runs.values() for row in rows_of(run)]))
+    return 0
+
+
+def record(runs: dict[str, dict], words: argparse.Namespace) -> None:
+    """Leave the runs that have ended, and what they were made with, in summary.json."""
     words.out.mkdir(parents=True, exist_ok=True)
     settings = {"seed": words.seed, "threads": words.threads, "torch": torch.__version__}
     summary = {"python": platform.python_version(), **settings, "runs": runs}
     (words.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

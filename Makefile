@@ -16,7 +16,7 @@ NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 # With the notebooks these tests take about as long as all the others: one half for each of 2 cores.
 HALF = tests/exercises
 
-.PHONY: help lab test test-browser notebooks assignment train experiments bench test-gpu force
+.PHONY: help lab test test-browser notebooks assignment train train-long experiments bench test-gpu force
 
 help:
 	@echo "make lab            install into .venv and open the course (LAB_ARGS=--no-browser)"
@@ -25,6 +25,7 @@ help:
 	@echo "make notebooks      run every notebook anew and store its outputs and counts"
 	@echo "make assignment     pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
 	@echo "make train          train NSA, dense and window attention on recall (ARGS=...)"
+	@echo "make train-long     the same on haystacks of up to 16,384 tokens (ARGS=...)"
 	@echo "make experiments    do the long runs behind the recorded figures, or what is left of them"
 	@echo "make bench          on a GPU: time the kernels beside public peers, record and draw"
 	@echo "make test-gpu       on a GPU: the kernels' tests compiled, and compute-sanitizer; recorded"
@@ -70,8 +71,15 @@ train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.lab.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
 
+<<<<<<< HEAD
 # Long on a CPU (it says how long first); Ctrl-C stops, the same command goes on. All of
 # notebooks/recorded, or a part: ARGS="recall_controls", ARGS="rules --only '*-seed0'".
+=======
+train-long: $(READY)
+	$(VENV_PYTHON) -m nsa_lite.lab.train_long $(ARGS)
+
+# Long on a CPU; Ctrl-C stops, the same command goes on. ARGS="rules --only '*-seed0'", say.
+>>>>>>> hay15
 experiments: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.lab.experiments $(ARGS)
 

@@ -1,0 +1,242 @@
+"""Recall at any length: facts at random places of a haystack, and questions at its end.
+
+The alphabet is the same at every length, so a model that learned at one can be asked at another. A
+curriculum is data: a tuple of stages, each of which says what to draw, how much, and when to go on.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nsa_lite.checks import require, require_int
+from nsa_lite.config import NSAConfig
+from nsa_lite.lab.tasks import IGNORE, Batch, Toy
+
+SHORTEST = 256
+LONGEST = 262_144
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a curriculum: what is drawn, and when it ends.
+
+    noise: the share of the positions without a fact that hold a noise pair; the others are filler.
+    facts_a_block: a number gathers that many facts in each of a few blocks, None leaves them
+    wherever they fall. batch: sequences a step. A stage ends once a share of `until` of the answers
+    is right, averaged over the last steps, and after `steps` at the latest. rate: its learning rate
+    as a share of the run's; noisy steps, of few sequences, want a smaller one.
+    """
+
+    length: int
+    noise: float = 1.0
+    facts_a_block: int | None = None
+    batch: int = 1
+    steps: int = 100
+    until: float = 0.95
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("length", "batch", "steps"):
+            require_int(name, getattr(self, name), at_least=1)
+        inside = SHORTEST <= self.length <= LONGEST
+        require(inside, "length", self.length, f"must lie in {SHORTEST} .. {LONGEST}")
+        require(0 <= self.noise <= 1, "noise", self.noise, "must lie in 0 .. 1: it is a share")
+        require(
+            self.until > 0, "until", self.until, "must be positive; above 1 it is never reached"
+        )
+        require(self.rate > 0, "rate", self.rate, "must be positive")
+        if self.facts_a_block is not None:
+            require_int("facts_a_block", self.facts_a_block, at_least=1)
+
+
+def smallest_rope_base(length: int, head_dim: int, slow_pairs: int = 1) -> int:
+    """The smallest RoPE base with which some pairs of channels tell `length` positions apart.
+
+    Of h = D/2 pairs, pair c turns by base^(-c/h) a position. A pair that turns past half a turn
+    makes far look near again, so the slowest pairs, from c = h - slow_pairs on, must not:
+    T base^(-(h - slow_pairs) / h) <= pi, that is base >= (T / pi)^(h / (h - slow_pairs)).
+    Errors: ValueError or TypeError that names the argument.
+    """
+    pairs = head_dim // 2
+    require_int("length", length, at_least=1)
+    require_int("slow_pairs", slow_pairs, at_least=1)
+    rule = f"must be below head_dim / 2 = {pairs}: pair 0 turns by 1 a position, whatever the base"
+    require(slow_pairs < pairs, "slow_pairs", slow_pairs, rule)
+    return math.ceil(max(1.0, length / math.pi) ** (pairs / (pairs - slow_pairs)))
+
+
+def require_rope_reaches(config: NSAConfig, length: int) -> None:
+    """Raise a ValueError unless RoPE's slowest pair stays within half a turn over `length`."""
+    base = smallest_rope_base(length, config.head_dim)
+    rule = (
+        f"over {length} positions all {config.head_dim // 2} pairs of channels turn past half a "
+        f"turn, so far looks near; at least {base} is needed, and more leaves more pairs slow"
+    )
+    require(config.rope_theta >= base, "rope_theta", config.rope_theta, rule)
+
+
+SIZES = NSAConfig.small(
+    dim=128,
+    kv_heads=1,
+    head_dim=64,
+    value_dim=32,
+    block_size=4,
+    stride=4,
+    select_block_size=8,
+    num_selected=32,
+    window=64,
+    rope_theta=smallest_rope_base(LONGEST, head_dim=64, slow_pairs=16),
+    phi="mean+mlp",
+)
+# Short stages are cheap a step and teach the choice, long ones make it hold among more blocks.
+LAPTOP = (
+    Stage(256, noise=0.0, batch=8, steps=300, until=0.97),
+    Stage(512, batch=8, steps=250, until=0.99),
+    Stage(1024, batch=8, steps=200, until=0.99, rate=0.7),
+    Stage(2048, batch=4, steps=150, until=0.985, rate=0.5),
+    Stage(4096, batch=2, steps=150, until=0.985, rate=0.35),
+    Stage(8192, batch=2, steps=120, until=0.985, rate=0.25),
+    Stage(16_384, steps=150, until=0.98, rate=0.15),
+)
+
+
+@dataclass(frozen=True)
+class Haystack(Toy):
+    """Look up values by key among T positions whose noise looks like facts.
+
+    Each position carries two symbols, whose embeddings are summed: a fact is (key, value), a
+    question (key, ?), filler (., .), and noise (a key that no fact has, any value). No fact stands
+    at the first `before` positions, nor at the `gap` before the questions: the initial block, local
+    ones and windows hold noise only. With noise at half of the other positions:
+
+        place      before |             anywhere             |   gap    | questions
+        symbol 1   n1  .  |  .  k3  n4  .  n1  .  .  k7  n4  |  .  n9   |  k7  k3
+        symbol 2   v5  .  |  .  v7  v2  .  v2  .  .  v1  v8  |  .  v7   |   ?   ?
+        target      -  -  |  -   -   -  -   -  -  -   -   -  |  -   -   |  v1  v7
+
+    batch(stage=-1) is of the last stage. The data are made on `device`: a seed gives the same
+    numbers on one kind of device, not on two.
+    """
+
+    stages: tuple[Stage, ...] = LAPTOP
+    keys: int = 48
+    values: int = 16
+    facts: int = 32
+    questions: int = 32
+    block: int = 8
+    before: int = 8
+    gap: int = 64
+    device: str = "cpu"
+    name: ClassVar[str] = "haystack"
+    held_out_size: ClassVar[int] = 8
+    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1200, batch_size=4, lr=3e-3)
+
+    def __post_init__(self) -> None:
+        for name in ("values", "facts", "questions", "block"):
+            require_int(name, getattr(self, name), at_least=1)
+        for name in ("before", "gap"):
+            require_int(name, getattr(self, name), at_least=0)
+        require(len(self.stages) > 0, "stages", self.stages, "must hold at least one")
+        rule = f"must exceed facts = {self.facts}: noise takes the keys that no fact has"
+        require(self.keys > self.facts, "keys", self.keys, rule)
+        rule = f"must not exceed facts = {self.facts}: no key is asked twice"
+        require(self.questions <= self.facts, "questions", self.questions, rule)
+        for stage in self.stages:
+            self.require_room(stage)
+
+    def require_room(self, stage: Stage) -> None:
+        """Raise a ValueError unless a stage's facts have places."""
+        first, end = self.reach(stage)
+        together = stage.facts_a_block
+        if together is None:
+            rule = f"leaves {end - first} positions for facts = {self.facts}"
+            require(end - first >= self.facts, "length", stage.length, rule)
+            return
+        rule = f"must divide facts = {self.facts} and not exceed block = {self.block}"
+        fits = self.facts % together == 0 and together <= self.block
+        require(fits, "facts_a_block", together, rule)
+        count = self.facts // together
+        whole = self.whole_blocks(stage)
+        rule = f"holds {len(whole)} whole blocks for facts, and {count} are needed"
+        require(len(whole) >= count, "length", stage.length, rule)
+
+    @property
+    def vocab_size(self) -> int:
+        """Filler, the question mark, the keys and the values."""
+        return 2 + self.keys + self.values
+
+    def reach(self, stage: Stage) -> tuple[int, int]:
+        """The first position that may hold a fact, and the one behind the last."""
+        return self.before, stage.length - self.questions - self.gap
+
+    def whole_blocks(self, stage: Stage) -> range:
+        """The blocks that lie wholly where facts may be."""
+        first, end = self.reach(stage)
+        return range(-(-first // self.block), end // self.block)
+
+    def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
+        """A batch of sequences, of the last stage unless told otherwise."""
+        return self.draw(self.stages[stage], size, seed)
+
+    def draw(self, stage: Stage, size: int, seed: int) -> Batch:
+        """A batch of any stage, also of one that the curriculum does not hold."""
+        self.require_room(stage)
+        rng = torch.Generator(self.device).manual_seed(seed)
+        key = 2 + shuffled(size, self.keys, rng)
+        value = self.some_values((size, self.facts), rng)
+        tokens = self.noise(key[:, self.facts :], stage, rng)
+        at = self.places(stage, size, rng)
+        row = torch.arange(size, device=rng.device)[:, None]
+        tokens[row, at] = torch.stack([key[:, : self.facts], value], dim=-1)
+        asked = some_of(self.facts, self.questions, size, rng)
+        tokens[:, -self.questions :, 0] = key.gather(1, asked)
+        tokens[:, -self.questions :, 1] = 1
+        return with_answers(tokens, value.gather(1, asked), at.gather(1, asked))
+
+    def some_values(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """Random values, as tokens."""
+        drawn = torch.randint(self.values, shape, generator=rng, device=rng.device)
+        return 2 + self.keys + drawn
+
+    def noise(self, keys: Tensor, stage: Stage, rng: torch.Generator) -> Tensor:
+        """(B, T, 2): at a share of the positions one of these keys with a value, else filler."""
+        shape = (len(keys), stage.length)
+        which = torch.randint(keys.shape[1], shape, generator=rng, device=rng.device)
+        pairs = torch.stack([keys.gather(1, which), self.some_values(shape, rng)], dim=-1)
+        if stage.noise == 1:
+            return pairs
+        kept = torch.rand(shape, generator=rng, device=rng.device) < stage.noise
+        return pairs * kept[..., None]
+
+    def places(self, stage: Stage, size: int, rng: torch.Generator) -> Tensor:
+        """(B, facts): where the facts stand, no place twice."""
+        if stage.facts_a_block is None:
+            first, end = self.reach(stage)
+            return first + some_of(end - first, self.facts, size, rng)
+        whole = self.whole_blocks(stage)
+        count = self.facts // stage.facts_a_block
+        blocks = whole.start + some_of(len(whole), count, size, rng)
+        inside = some_of(self.block, stage.facts_a_block, size * count, rng)
+        return (blocks[..., None] * self.block + inside.view(size, count, -1)).flatten(1)
+
+
+def shuffled(rows: int, count: int, rng: torch.Generator) -> Tensor:
+    """Each row a permutation of 0 .. count - 1."""
+    return torch.rand(rows, count, generator=rng, device=rng.device).argsort(-1)
+
+
+def some_of(among: int, count: int, rows: int, rng: torch.Generator) -> Tensor:
+    """Each row `count` different numbers below `among`, in random order."""
+    drawn = torch.rand(rows, among, generator=rng, device=rng.device)
+    return drawn.topk(count).indices  # the order of random numbers is itself random
+
+
+def with_answers(tokens: Tensor, answers: Tensor, answer_at: Tensor) -> Batch:
+    """The last positions ask for these answers (B, questions); nothing is asked before them."""
+    before = tokens.shape[1] - answers.shape[1]
+    nothing = torch.full_like(tokens[:, :before, 0], -1)
+    targets = torch.cat([torch.full_like(nothing, IGNORE), answers], dim=1)
+    return Batch(tokens, targets, torch.cat([nothing, answer_at], dim=1))

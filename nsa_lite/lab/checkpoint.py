@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nsa_lite.config import NSAConfig
+
 FORMAT = "nsa_lite checkpoint 1"
 
 
@@ -60,14 +62,22 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def as_today(config: dict) -> dict:
+    """A saved config with the fields that layers have got since then, at their defaults."""
+    if "nsa" not in config:
+        return config
+    return config | {"nsa": NSAConfig().as_dict() | config["nsa"]}
+
+
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:
     """Load `path` into a model and an optimizer made from the same config; return its state.
 
     Errors: CheckpointError when the file's config differs, naming the first field that does.
     """
     tensors, state = load(path)
-    for name in sorted(config.keys() | state["config"].keys()):
-        saved = state["config"].get(name)
+    written = as_today(state["config"])
+    for name in sorted(config.keys() | written.keys()):
+        saved = written.get(name)
         asked = json.loads(json.dumps(config.get(name)))
         if saved != asked:
             raise CheckpointError(

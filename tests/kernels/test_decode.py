@@ -6,6 +6,7 @@ kernel is to fill starts as NaN.
 
 import gc
 import weakref
+from threading import Thread
 from typing import NamedTuple
 
 import pytest
@@ -309,6 +310,23 @@ def test_a_launch_with_a_tensor_from_elsewhere_is_no_launch_to_make_again():
 
     with pytest.raises(AssertionError, match="was not called with"):
         recorded(run, (torch.zeros(3),))
+
+
+def test_a_launch_of_another_thread_is_not_recorded():
+    kernel, others = Fake(), Fake()
+
+    def other():
+        launch(others, (1,), torch.zeros(3), 5, SIZE=7)
+
+    def run(x):
+        thread = Thread(target=other)
+        thread.start()
+        thread.join()
+        launch(kernel, (1,), x, 5, SIZE=7)
+
+    again = recorded(run, (torch.zeros(3),))
+    assert [compiled for compiled, *_ in again.launches] == [kernel]
+    assert len(others.got) == 1  # launched all the same
 
 
 # --- write_rows ---

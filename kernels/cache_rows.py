@@ -13,7 +13,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.checks import check_write
+from kernels.checks import check_range, check_write
 from kernels.launching import Again, launch
 from kernels.rows import load_rows, row_offsets, rows, rows_contiguous, store_rows
 from kernels.tile_sizes import cdiv, power_of_two
@@ -59,17 +59,21 @@ def write_rows(
 ) -> None:
     """Write row i of sequence b of each new tensor into row places[b, i] of its buffer.
 
-    The places lie on the device and are not read here, so they must fit, and no two may be equal.
+    The places of a GPU are not read here, so they must fit, and no two may be equal.
     No gradient flows. Errors: ValueError or TypeError that names the argument.
     """
     tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
     key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
-    if key not in known:
+    again = known.get(key)  # once: another thread may clear them
+    if again is None:
         check_write(buffers, new, places)
         if len(known) >= MOST_KNOWN:
             known.clear()
-        known[key] = Again()
-    known[key](launch_copy, tensors)
+        again = known[key] = Again()
+    if not places.is_cuda:
+        room = min((x.shape[2] for x in buffers), default=0)
+        check_range("places", places, 0, room - 1, f"must be rows of a buffer, 0 .. {room - 1}")
+    again(launch_copy, tensors)
 
 
 def launch_copy(*tensors: Tensor) -> None:

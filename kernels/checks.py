@@ -256,6 +256,27 @@ def check_lengths(lengths: Tensor, q: Tensor) -> None:
     require(q.shape[2] <= 8, "q.shape", tuple(q.shape), rule)
 
 
+def check_pair_like_blocks(name: str, pair: Sequence[Tensor], blocks: Sequence[Tensor]) -> None:
+    """Raise unless a branch has the heads and the value width of phi's blocks, as programs read."""
+    k, v = pair
+    expected = (blocks[0].shape[1], blocks[1].shape[3])
+    rule = "heads and value width must be those of cache.blocks, {}"
+    fits = (k.shape[1], v.shape[3]) == expected
+    require(fits, f"{name}[1].shape", tuple(v.shape), rule, expected)
+
+
+def check_range(argument: str, values: Tensor, low: int, high: int, rule: str) -> None:
+    """Raise if a number lies outside low .. high, where none has to be waited for: on a CPU.
+
+    There an interpreted kernel would read or write memory of somebody else, and Python crash.
+    """
+    if values.is_cuda or not values.numel():
+        return
+    lowest = int(values.min())
+    highest = int(values.max())
+    require(lowest >= low and highest <= high, argument, f"{lowest} .. {highest}", rule)
+
+
 def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
     """Raise unless ids is (B, G, T, n) of int32 or int64. Its values are not read: that would wait.
 

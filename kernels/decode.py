@@ -39,6 +39,8 @@ from kernels.checks import (
     check_int,
     check_lengths,
     check_most_blocks,
+    check_pair_like_blocks,
+    check_range,
     check_select_block_size,
     scale_or_default,
 )
@@ -666,6 +668,7 @@ def check(tensors: Sequence[Tensor], plan: Plan) -> None:
     q, gates, *pairs, lengths = tensors
     for name, (k, v) in zip(PAIRS, zip(pairs[::2], pairs[1::2], strict=True), strict=True):
         check_inputs(q, k, v, names=(f"{name}[0]", f"{name}[1]"))
+        check_pair_like_blocks(name, (k, v), pairs[:2])
     check_lengths(lengths, q)
     check_geometry(plan.block_size, plan.stride, plan.select_block_size)
     check_select_block_size(plan.select_block_size)
@@ -673,6 +676,14 @@ def check(tensors: Sequence[Tensor], plan: Plan) -> None:
     check_most_blocks(plan.num_selected)
     check_int("window_size", plan.window_size, at_least=1)
     check_gates(gates, q)
+
+
+def check_held(lengths: Tensor, q: Tensor, pairs: Sequence[Tensor]) -> None:
+    """Raise unless the cache holds the new tokens, and no more than it has rows for."""
+    new = q.shape[2]
+    room = min(pairs[2].shape[2], pairs[4].shape[2])
+    rule = f"must lie between the {new} new tokens and the {room} rows of the cache"
+    check_range("cache.lengths", lengths, new, room, rule)
 
 
 class Attended(NamedTuple):
@@ -766,7 +777,7 @@ def decode_step(
 
     The cache's lengths (B,) count them: query i of sequence b is token lengths[b] - T + i. It
     equals the last rows of nsa_attention; with return_ids the blocks that were read come too. The
-    lengths lie on the device and are not read here, so they must be T at least, and fit. No
+    lengths of a GPU are not read here, so they must be T at least, and fit. No
     gradient flows. Errors: ValueError or TypeError that names the argument.
     """
     choice = select_block_size, num_selected, num_initial, num_local
@@ -779,7 +790,10 @@ def decode_step(
             lengths = cache.lengths[:, None].expand(-1, pairs[0].shape[1])
             out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)
         return (out, ids) if return_ids else out
-    attended = attend(tensors, plan, prepared_for(tensors, plan, scale))
+    known = prepared_for(tensors, plan, scale)
+    if not q.is_cuda:
+        check_held(cache.lengths, q, pairs)
+    attended = attend(tensors, plan, known)
     return (attended.out, attended.ids()) if return_ids else attended.out
 
 

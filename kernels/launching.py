@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
+from threading import local
 from typing import NamedTuple
 
 import torch
@@ -21,9 +22,18 @@ def on_the_device(kernel: KernelInterface, grid: Grid, arguments: tuple, options
 starter: Starter = on_the_device
 
 
+class Recording(local):
+    """Who keeps this thread's launches, if anyone: those of other threads are not among them."""
+
+    starter: Starter | None = None
+
+
+recording = Recording()
+
+
 def launch(kernel: KernelInterface, grid: Grid, *arguments: object, **options: object) -> None:
     """Start a kernel, or hand it to whoever asked for the launches with `launching_by`."""
-    starter(kernel, grid, arguments, options)
+    (recording.starter or starter)(kernel, grid, arguments, options)
 
 
 @contextmanager
@@ -98,8 +108,11 @@ def recorded(run: Callable[..., None], tensors: Sequence[Tensor]) -> Recorded:
         constants = [options[name] for name in kernel.arg_names[len(arguments) :]]
         made.append((compiled, (*grid, 1, 1)[:3], [*arguments, *constants]))
 
-    with launching_by(start):
+    recording.starter = start
+    try:
         run(*tensors)
+    finally:
+        recording.starter = None
     once = {id(x): x for _, _, arguments in made for x in arguments}.values()
     constants = [x for x in once if not any_tensor(x)]
     others = [x for x in once if any_tensor(x)]

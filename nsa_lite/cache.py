@@ -325,7 +325,7 @@ def lengths_of(lengths: object, batch: int) -> Tensor:
 
 @contextmanager
 def growing(caches: Sequence[Cache | None]) -> Iterator[None]:
-    """What is done inside with caches leaves no history; if it fails, their lengths are put back.
+    """What is done inside with caches leaves no history; if it fails, they are as before.
 
     Without caches it is as if this were not here.
     """
@@ -337,11 +337,12 @@ def growing(caches: Sequence[Cache | None]) -> Iterator[None]:
     if not given:
         yield
         return
-    before = [cache.lengths_on_host.clone() for cache in given]
+    before = [(cache.lengths_on_host.clone(), cache.owner) for cache in given]
     with torch.no_grad():
         try:
             yield
         except BaseException:
-            for cache, lengths in zip(given, before, strict=True):
+            for cache, (lengths, owner) in zip(given, before, strict=True):
                 cache.put_lengths(lengths)
+                cache.owner = owner  # who was refused does not keep it
             raise

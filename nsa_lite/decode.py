@@ -163,6 +163,7 @@ def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
     for name, pair in zip(("selected", "window"), raw, strict=True):
         names = (f"cache.raw[{name!r}][0]", f"cache.raw[{name!r}][1]")
         require_attention_inputs(q, *pair, names=names)
+        require_pair_like_blocks(name, pair, blocks)
     new = q.shape[2]
     rule = "must hold 1 to {} new tokens a sequence"
     require(new <= MOST_NEW, "q.shape", tuple(q.shape), rule, MOST_NEW)
@@ -174,6 +175,15 @@ def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
     rule = "must hold the {} blocks of the longest sequence"
     enough = blocks[0].shape[2] >= whole
     require(enough, "cache.blocks[0].shape", tuple(blocks[0].shape), rule, whole)
+
+
+def require_pair_like_blocks(name: str, pair: Pair, blocks: Pair) -> None:
+    """Raise unless a branch has the heads and the value width of phi's blocks."""
+    k, v = pair
+    expected = (blocks[0].shape[1], blocks[1].shape[3])
+    fits = (k.shape[1], v.shape[3]) == expected
+    rule = "heads and value width must be those of cache.blocks, {}"
+    require(fits, f"cache.raw[{name!r}][1].shape", tuple(v.shape), rule, expected)
 
 
 def require_lengths(lengths: object, q: Tensor) -> None:

@@ -47,6 +47,7 @@ class DenseAttention(nn.Module):
             y = self.output(join_heads(self.attend(x, cache, last)))
         return with_extras(y, None, None, return_loss, return_trace)
 
+    @torch.inference_mode(False)  # a cache that is made in that mode could not grow outside it
     def new_cache(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> Cache:
         """An empty cache, as NSAttention.new_cache: one branch, "window", and no blocks."""
         c = self.config

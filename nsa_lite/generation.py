@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from nsa_lite.attention import accurate
 from nsa_lite.backend import PLAIN
 from nsa_lite.cache import Cache, lengths_of
-from nsa_lite.checks import require, require_int, require_range
+from nsa_lite.checks import autocasts, require, require_int, require_range
 from nsa_lite.layer import NSAttention
 from nsa_lite.model import DecoderLM
 
+SMALLEST = torch.finfo(torch.float32).tiny  # what is less may become 0 there
 WARM_UPS = 3  # runs of a step before it is captured: libraries start and kernels compile in them
 
 Step = Callable[[Int[Tensor, " B"]], Float[Tensor, "B vocab"]]  # the newest tokens -> their logits
@@ -92,7 +93,7 @@ def written(
     """stream without its checks: prefill all but each prompt's last token, then step by step."""
     if count == 0:
         return
-    caches = model.new_caches(len(prompt), int(lengths.max()) + count)
+    caches = model.new_caches(len(prompt), int(lengths.max()) + count, dtype=kept_in(model))
     prefill(model, prompt, lengths - 1, caches)
     step = step_of(model, caches)
     tokens = prompt.gather(1, (lengths - 1).to(prompt.device)[:, None])[:, 0]
@@ -105,6 +106,14 @@ def written(
         yield tokens
         if stop is not None and bool(ended.all()):
             return
+
+
+def kept_in(model: DecoderLM) -> torch.dtype | None:
+    """The dtype of keys and values under autocast, which leaves float64 alone; else None."""
+    x = model.embedding.weight
+    if not autocasts(x.device.type) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def prefill(model: DecoderLM, prompt: Tensor, lengths: Tensor, caches: list[Cache]) -> None:
@@ -126,7 +135,9 @@ def next_tokens(
     """The likeliest tokens at temperature 0, else drawn among the likeliest that reach top_p."""
     if temperature == 0:
         return logits.argmax(-1)
-    p = torch.softmax(accurate(logits) / temperature, dim=-1)
+    logits = accurate(logits)
+    below = logits - logits.amax(-1, keepdim=True)  # first: near temperature 0 a quotient is inf
+    p = torch.softmax(below / max(temperature, SMALLEST), dim=-1)
     kept = p if top_p == 1 else likeliest(p, top_p)
     return torch.multinomial(kept, 1, generator=generator)[:, 0]
 
@@ -138,7 +149,8 @@ def likeliest(p: Float[Tensor, "B vocab"], top_p: float) -> Float[Tensor, "B voc
     """
     ordered, ids = p.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered  # what the likelier ones have together
-    return torch.zeros_like(p).scatter(-1, ids, ordered.masked_fill(before >= top_p, 0.0))
+    enough = before >= max(top_p, SMALLEST)
+    return torch.zeros_like(p).scatter(-1, ids, ordered.masked_fill(enough, 0.0))
 
 
 # --- one step: called, or replayed from a CUDA graph ---
@@ -152,9 +164,14 @@ def step_of(model: DecoderLM, caches: list[Cache]) -> Step:
 
 
 def can_be_captured(model: DecoderLM) -> bool:
-    """Whether a step never waits for the device: each layer is NSA by the kernels, with no rule."""
+    """Whether a step never waits for the device: each layer is NSA by the kernels, with no rule.
+
+    Under autocast a graph would go on reading copies of the weights that autocast has let go of.
+    """
     x = model.embedding.weight
-    return x.is_cuda and all(runs_kernels(layer, x) for layer in model.attentions)
+    if not x.is_cuda or autocasts("cuda"):
+        return False
+    return all(runs_kernels(layer, x) for layer in model.attentions)
 
 
 def runs_kernels(layer: nn.Module, x: Tensor) -> bool:
@@ -224,7 +241,8 @@ class CapturedStep:
 def require_prompt(model: DecoderLM, prompt: Tensor, lengths: object) -> Tensor:
     """Each prompt's real length, on the CPU; raise unless prompt is (B, T) of the vocabulary."""
     model.require_tokens(prompt)
-    require(prompt.dim() == 2, "prompt.shape", tuple(prompt.shape), "must be (B, T)")
+    fits = prompt.dim() == 2 and len(prompt) >= 1
+    require(fits, "prompt.shape", tuple(prompt.shape), "must be (B, T) with at least one sequence")
     batch, length = prompt.shape
     if lengths is None:
         return torch.full((batch,), length)

@@ -138,6 +138,7 @@ class NSAttention(nn.Module):
             y = self.output(join_heads(out))
         return with_extras(y, loss, trace, return_loss, return_trace)
 
+    @torch.inference_mode(False)  # a cache that is made in that mode could not grow outside it
     def new_cache(self, batch: int, capacity: int, *, dtype: torch.dtype | None = None) -> Cache:
         """An empty cache for so many sequences of up to `capacity` tokens.
 

@@ -1,6 +1,6 @@
 """A small decoder language model; its attention is NSA unless another layer is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import cast
@@ -80,6 +80,19 @@ def made(attention: MakeAttention, config: NSAConfig) -> nn.Module:
     return layer
 
 
+def require_caches(caches: object, layers: int) -> Sequence[Cache]:
+    """The caches; raise unless there is one for each layer: without its cache one would forget."""
+    if not isinstance(caches, list | tuple):
+        got = type(caches).__name__
+        raise TypeError(f"caches: must be a list, as new_caches makes it, got {got}")
+    rule = f"must hold one for each of {layers} layers"
+    require(len(caches) == layers, "len(caches)", len(caches), rule)
+    for i, cache in enumerate(caches):
+        if not isinstance(cache, Cache):
+            raise TypeError(f"caches[{i}]: must be a Cache, got {type(cache).__name__}")
+    return caches
+
+
 class DecoderLM(nn.Module):
     """Token ids in, next-token logits out.
 
@@ -112,9 +125,7 @@ class DecoderLM(nn.Module):
     ) -> Tensor | tuple:
         self.require_tokens(tokens)
         layers = len(self.blocks)
-        given = [None] * layers if caches is None else caches
-        rule = f"must hold one for each of {layers} layers"
-        require(len(given) == layers, "len(caches)", len(given), rule)
+        given = [None] * layers if caches is None else require_caches(caches, layers)
         x = self.embedding(tokens)
         x = x.sum(dim=2) if tokens.dim() == 3 else x
         losses = []

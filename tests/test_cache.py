@@ -335,6 +335,24 @@ def test_a_copy_goes_on_by_itself(copied):
     assert torch.equal(layer(x[:, 20:], cache), y)
 
 
+def test_who_was_refused_does_not_keep_the_cache():
+    layer = built()
+    cache = copy.deepcopy(layer.new_cache(2, 20))  # of no layer's
+    with refused(ValueError, "cache.blocks.v.shape"):
+        built(value_dim=5)(stream(3), cache)
+    assert cache.owner is None
+    assert layer(stream(3), cache).shape == (2, 3, 12)
+
+
+@pytest.mark.parametrize("kind", ["nsa-oracle", "dense"])
+def test_a_cache_made_in_inference_mode_grows_outside_too(kind):
+    layer, x = built(kind), stream()
+    with torch.inference_mode():
+        cache = layer.new_cache(2, 40)
+        y = layer(x[:, :20], cache)
+    near(torch.cat([y, layer(x[:, 20:], cache)], dim=1), layer(x))
+
+
 # --- the device is not waited for ---
 
 
@@ -572,3 +590,17 @@ def test_a_model_whose_attention_keeps_nothing_says_so():
     model = DecoderLM(ModelConfig(vocab_size=11, nsa=SMALL), Bare)
     with refused(TypeError, "attention: Bare has no new_cache"):
         model.new_caches(1, 5)
+
+
+def test_a_model_gets_a_list_of_a_cache_for_each_layer():
+    """A layer without its cache would forget what came before, and say nothing."""
+    model = DecoderLM(ModelConfig(vocab_size=11, nsa=SMALL))
+    caches = model.new_caches(1, 5)
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    for given, words in (
+        ([caches[0], None], "caches[1]: must be a Cache, got NoneType"),
+        (caches[0], "caches: must be a list, as new_caches makes it, got Cache"),
+    ):
+        with refused(TypeError, words):
+            model(tokens, given)
+    assert [cache.lengths.tolist() for cache in caches] == [[0], [0]]

@@ -144,6 +144,22 @@ def test_cold_and_narrow_draws_are_greedy():
     assert not torch.equal(generate(model, tokens, 12, **DRAWN, generator=seeded()), greedy)
 
 
+@pytest.mark.parametrize("options", [(1e-40, 1.0), (1e-300, 1.0), (5e-324, 0.5), (1.0, 1e-300)])
+def test_numbers_that_float32_takes_for_0_draw_the_likeliest(options):
+    logits = torch.tensor([[3.0, 80.0, -2.0], [0.5, 0.0, 0.25]])
+    assert next_tokens(logits, *options, seeded()).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["nsa", "nsa-kl", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_writes_too(kind, dtype):
+    """Its keys and values are in bfloat16, but where the weights are in float64."""
+    model, tokens = decoder(kind).to(dtype), prompts()
+    with torch.autocast("cpu", torch.bfloat16):
+        written = generate(model, tokens, 3)
+        assert torch.equal(written[:, 9], model(tokens)[:, -1].argmax(-1))
+
+
 def test_a_generator_decides_and_torchs_own_is_left_alone():
     model, tokens = decoder(), prompts()
     before = torch.get_rng_state()
@@ -202,6 +218,7 @@ def test_behind_its_stop_a_sequence_is_filled_and_the_last_one_ends_all():
         (dict(prompt=torch.zeros(1, 3, 2).long()), ValueError, "prompt.shape = (1, 3, 2)"),
         (dict(prompt=torch.full((1, 3), 11)), ValueError, "tokens = 11 .. 11"),
         (dict(prompt=torch.zeros(1, 0).long()), ValueError, "tokens.shape = (1, 0)"),
+        (dict(prompt=torch.zeros(0, 3).long()), ValueError, "prompt.shape = (0, 3)"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_written(change, error, words):

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nsa_lite.config import NSAConfig
+
 FORMAT = "nsa_lite checkpoint 1"
 
 
@@ -64,7 +66,7 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def require_config(path: Path, state: dict, config: dict) -> None:
     """Raise a CheckpointError that says what differs, unless `config` is the checkpoint's."""
-    if what := difference(state["config"], config):
+    if what := difference(as_today(state["config"]), config):
         raise CheckpointError(f"{path}: made with {what}; left untouched")
 
 
@@ -90,6 +92,13 @@ def flat(config: dict, prefix: str = "") -> dict:
         else:
             fields[prefix + name] = value
     return fields
+
+
+def as_today(config: dict) -> dict:
+    """A saved config with the fields that layers have got since then, at their defaults."""
+    if "nsa" not in config:
+        return config
+    return config | {"nsa": NSAConfig().as_dict() | config["nsa"]}
 
 
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:

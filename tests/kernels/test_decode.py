@@ -6,6 +6,7 @@ kernel is to fill starts as NaN.
 
 import gc
 import weakref
+from threading import Thread
 from typing import NamedTuple
 
 import pytest
@@ -250,6 +251,44 @@ def test_strided_queries_keys_and_gates():
     assert torch.equal(out, case.run(kernels, **SIZES)[0])
 
 
+def changed(branch=None, keep=slice(None), lengths=(5, 9)):
+    """A step's arguments: of one branch's keys and values some heads, or only some channels."""
+    case = step([5, 9])
+    cache = case.cache.to(torch.float32)._replace(lengths=torch.tensor(lengths, device=DEVICE))
+    if branch is not None:
+        cache.raw[branch] = tuple(x[keep] for x in cache.raw[branch])
+    return case.q.float(), cache, case.gates.float()
+
+
+def refusals(call):
+    """What both packages say."""
+    for package in (kernels, nsa_lite):
+        with pytest.raises(ValueError, match="cache") as refusal:
+            package.decode_step(*call, **SIZES)
+        yield str(refusal.value)
+
+
+@pytest.mark.parametrize("branch", ["selected", "window"])
+def test_a_branch_with_fewer_heads_or_channels_is_refused_and_not_read_beyond_its_end(branch):
+    q, cache, gates = changed(branch, (slice(None), slice(0, 1)))
+    said = f"cache.raw['{branch}'][1].shape = (2, 1, 64, 24): heads and value width must be"
+    assert all(one.startswith(said) for one in refusals((q, cache, gates)))
+    cache = changed()[1]
+    k, v = cache.raw[branch]
+    cache.raw[branch] = k, v[..., :8]
+    said = f"cache.raw['{branch}'][1].shape = (2, 2, 64, 8): heads and value width must be"
+    assert all(one.startswith(said) for one in refusals((q, cache, gates)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is not waited for")
+@pytest.mark.parametrize("lengths", [(0, 9), (5, 65), (5, -1)])
+def test_interpreted_lengths_beyond_the_rows_are_refused(lengths):
+    rule = "must lie between the 1 new tokens and the 64 rows of the cache"
+    said = f"cache.lengths = {min(lengths)} .. {max(lengths)}: {rule}"
+    kernels.decode_step(*changed(), **SIZES)  # the shapes are known: numbers are looked at anew
+    assert set(refusals(changed(lengths=lengths))) == {said}
+
+
 # --- launches made again ---
 
 
@@ -311,6 +350,23 @@ def test_a_launch_with_a_tensor_from_elsewhere_is_no_launch_to_make_again():
         recorded(run, (torch.zeros(3),))
 
 
+def test_a_launch_of_another_thread_is_not_recorded():
+    kernel, others = Fake(), Fake()
+
+    def other():
+        launch(others, (1,), torch.zeros(3), 5, SIZE=7)
+
+    def run(x):
+        thread = Thread(target=other)
+        thread.start()
+        thread.join()
+        launch(kernel, (1,), x, 5, SIZE=7)
+
+    again = recorded(run, (torch.zeros(3),))
+    assert [compiled for compiled, *_ in again.launches] == [kernel]
+    assert len(others.got) == 1  # launched all the same
+
+
 # --- write_rows ---
 
 
@@ -339,6 +395,15 @@ def test_rows_of_a_part_of_a_batch():
     kernels.write_rows([buffer[2:3]], [new], torch.tensor([[5]], device=DEVICE))
     assert buffer.sum() == 32
     assert buffer[2, :, 5].sum() == 32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is not waited for")
+@pytest.mark.parametrize("place", [8, -1, 2**40])
+def test_interpreted_places_beyond_the_rows_are_refused(place):
+    buffer, new = torch.zeros(1, 2, 8, 16), torch.ones(1, 2, 1, 16)
+    kernels.write_rows([buffer], [new], torch.tensor([[7]]))
+    with pytest.raises(ValueError, match=rf"places = {place} .. {place}: must be rows of a buffer"):
+        kernels.write_rows([buffer], [new], torch.tensor([[place]]))
 
 
 # --- the layer and the model ---

@@ -177,6 +177,19 @@ def test_a_checkpoint_of_another_config_is_refused_by_field(tmp_path):
         list(steps(other, tmp_path, resume=True))
 
 
+def test_a_checkpoint_from_before_a_field_of_the_layer_goes_on(tmp_path):
+    config = TrainConfig.preset("recall", "dense", steps=3, **QUICK)
+    run = steps(config, tmp_path)
+    next(run)
+    run.close()
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, state = load(path)
+    assert state["config"]["nsa"].pop("share_window") is False
+    header = {"format": "nsa_lite checkpoint 1", "state": json.dumps(state)}
+    save_file(tensors, path, metadata=header)
+    assert list(steps(config, tmp_path, resume=True))[-1]["step"] == 3
+
+
 def test_no_half_written_checkpoint_takes_the_name(tmp_path, monkeypatch):
     config = TrainConfig.preset("recall", "dense", steps=2, **QUICK)
     run = steps(config, tmp_path)

@@ -3,6 +3,9 @@
     python -m nsa_lite.lab.train --task recall --attention nsa --attention dense --attention window
 
 It leaves a table, curves and a summary; a run that Ctrl-C stopped goes on with --resume.
+On several GPUs, or several processes on the CPU, which divide each batch among them:
+
+    torchrun --nproc-per-node 2 -m nsa_lite.lab.train --device cuda
 """
 
 import argparse
@@ -15,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import load
 from nsa_lite.lab.logs import evaluations, read_log, runs_table
 from nsa_lite.lab.origin import origin
@@ -36,32 +40,55 @@ CHANGES = (*SIZES, *MEANS)  # over a task's preset
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words = parse(arguments)
+    with distributed.processes():
+        again = command(arguments)
+        try:
+            runs, states = train_all(words)
+        except KeyboardInterrupt:
+            say(f"\nStopped and saved. To go on: {again} --resume")
+            return 130
+        except DivergedError as error:
+            say(f"error: {error}")
+            return 1
+        except ValueError as error:
+            say(f"error: {error}")
+            return 2
+        if distributed.rank() == 0:
+            out = folder(words)
+            report(words.task, runs, states, out)
+            summary = summary_of(runs, states, again)
+            (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return 0
+
+
+def train_all(words: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[str, dict]]:
+    """Each run's log and the state of its last checkpoint, by the run's name; on rank 0."""
+    device = words.device or "cpu"
+    distributed.take_own_device(device)
+    require_device(device)
     changes = {k: getattr(words, k) for k in CHANGES if getattr(words, k) is not None}
     runs: dict[str, list[dict]] = {}
     states: dict[str, dict] = {}
-    out = words.out or Path("runs") / words.task
-    try:
-        require_device(words.device or "cpu")
-        for attention in words.attention or ["nsa", "dense", "window"]:
-            for seed in words.seed or [0]:
-                config = TrainConfig.preset(words.task, attention, seed, **changes)
-                directory = out / config.name
-                train_with_bar(config, directory, words.resume)
+    for attention in words.attention or ["nsa", "dense", "window"]:
+        for seed in words.seed or [0]:
+            config = TrainConfig.preset(words.task, attention, seed, **changes)
+            directory = folder(words) / config.name
+            train_with_bar(config, directory, words.resume)
+            if distributed.rank() == 0:
                 _, states[config.name] = load(directory / "checkpoint.safetensors")
                 runs[config.name] = read_log(directory)
-    except KeyboardInterrupt:
-        print(f"\nStopped and saved. To go on: {command(arguments)} --resume", file=sys.stderr)
-        return 130
-    except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    report(words.task, runs, states, out)
-    summary = summary_of(runs, states, command(arguments))
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return 0
+    return runs, states
+
+
+def folder(words: argparse.Namespace) -> Path:
+    """Where the runs are."""
+    return words.out or Path("runs") / words.task
+
+
+def say(line: str) -> None:
+    """Print to stderr, once for all processes: what ends a run ends it on all of them."""
+    if distributed.rank() == 0:
+        print(line, file=sys.stderr)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -74,7 +101,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--attention", choices=ATTENTIONS, action="append", help="repeat for several")
     p.add_argument("--seed", type=int, action="append", help="repeat for several; 0 if not given")
     p.add_argument("--steps", type=int)
-    p.add_argument("--batch-size", type=int)
+    p.add_argument("--batch-size", type=int, help="of all processes together")
     p.add_argument("--accumulate", type=int, help="batches a step, one update for all; 1")
     p.add_argument("--layers", type=int)
     p.add_argument("--length", type=int, help="of a sequence, for a task that has a length")
@@ -100,13 +127,14 @@ def train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
     # Ctrl-C waits for the end of a step: half a step must not reach the checkpoint.
     before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        with tqdm(total=config.steps, desc=config.name, unit="step") as bar:
+        quiet = distributed.rank() > 0
+        with tqdm(total=config.steps, desc=config.name, unit="step", disable=quiet) as bar:
             for record in run:
                 bar.update(record["step"] - bar.n)
                 shown = ("test_accuracy", "hit_rate", "bits_per_byte")
                 if numbers := {k: record[k] for k in shown if k in record}:
                     bar.set_postfix(numbers)
-                if stop.is_set():
+                if any(distributed.everyone(stop.is_set())):  # all leave after the same step
                     run.close()
                     raise KeyboardInterrupt
     finally:
@@ -116,8 +144,10 @@ def train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
 def command(arguments: list[str] | None) -> str:
     """The command as it was given, without --resume, quoted for a shell."""
     given = sys.argv[1:] if arguments is None else arguments
-    words = ["python", "-m", "nsa_lite.lab.train", *(x for x in given if x != "--resume")]
-    return shlex.join(words)
+    world = distributed.world()
+    start = ["python"] if world == 1 else ["torchrun", "--nproc-per-node", str(world)]
+    words = ["-m", "nsa_lite.lab.train", *(x for x in given if x != "--resume")]
+    return shlex.join([*start, *words])
 
 
 def summary_of(runs: dict[str, list[dict]], states: dict[str, dict], command: str) -> dict:

@@ -2,10 +2,12 @@
 
 Two held-out batches are drawn: one is reported, the other decides when a task is solved and the run
 stops, so that a run does not stop when the reported number happens to be high.
+In a group of processes (lab/distributed.py) each takes its part of every batch.
 """
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,6 +20,7 @@ from torch.optim import Optimizer
 
 from nsa_lite.checks import require, require_int
 from nsa_lite.config import NSAConfig
+from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import CheckpointError, load, restore, save
 from nsa_lite.lab.evaluate import asked_span, evaluate, loss_and_accuracy
 from nsa_lite.lab.logs import cut_log
@@ -44,8 +47,9 @@ class TrainConfig:
     """One run: everything that its result depends on but the machine.
 
     length: of the task's sequences, None for the task's own. A step takes `accumulate` batches of
-    batch_size and updates once. autocast: the dtype of matrix products ("bfloat16") or None.
-    checkpoint: blocks keep only their inputs for the backward.
+    batch_size, which several processes divide among them, and updates once. autocast: the dtype of
+    matrix products ("bfloat16") or None. checkpoint: blocks keep only their inputs for the
+    backward. threads: of each process.
     """
 
     task: str
@@ -148,13 +152,16 @@ def steps(
     A checkpoint is written every 50 steps, at the end, and when the caller closes the iterator
     between two steps; never in the middle of one, and only of good weights: they are finite, and so
     is their held-out loss. With resume=True the run goes on from it and ends with the same weights
-    as an unbroken one.
-    Errors: ValueError for a device that is not here; CheckpointError when there is a run already,
-    or when its checkpoint does not fit; DivergedError, the last checkpoint left as it was, when the
-    loss, its gradient, the weights or the held-out loss are not finite. It would not help to keep
-    the weights of the step before instead: going on from any of them repeats the same steps.
+    as an unbroken one. Several processes call, and close, alike: each gets the records, rank 0
+    writes, and all go on from what it wrote.
+    Errors: ValueError for a device that is not here, or a batch_size that does not divide among the
+    processes; CheckpointError when there is a run already, or when its checkpoint does not fit;
+    DivergedError, the last checkpoint left as it was, when the loss, its gradient, the weights or
+    the held-out loss are not finite. It would not help to keep the weights of the step before
+    instead: going on from any of them repeats the same steps.
     """
     require_device(config.device)
+    distributed.own_size(config.batch_size)  # says no to a batch_size
     torch.set_num_threads(config.threads)
     task = config.made_task()
     model = build(config)
@@ -162,17 +169,22 @@ def steps(
         model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
     )
     checkpoint = directory / "checkpoint.safetensors"
-    progress = begin(config, model, optimizer, checkpoint, resume)
-    log = directory / "log.jsonl"
-    cut_log(log, progress.step)
+    progress = distributed.together(lambda: begin(config, model, optimizer, checkpoint, resume))
+    distributed.require_alike("step", progress.step)
+    log = directory / "log.jsonl" if distributed.rank() == 0 else Path(os.devnull)
+    distributed.once(lambda: cut_log(log, progress.step))
 
-    def keep(record: dict) -> None:
+    def keep_good(record: dict) -> None:
         require_good(config, task, model, record)
         save(checkpoint, model, optimizer, {"config": config.everything(), **asdict(progress)})
 
+    def keep(record: dict) -> None:
+        distributed.once(lambda: keep_good(record))
+
     try:
         with open(log, "a") as file:
-            yield from updates(config, task, model, optimizer, progress, file, keep)
+            spread = distributed.spread(model)
+            yield from updates(config, task, spread, optimizer, progress, file, keep)
     except DivergedError as error:
         raise DivergedError(f"{error}; stopped. {what_is_left(checkpoint)}") from None
 
@@ -180,7 +192,7 @@ def steps(
 def updates(
     config: TrainConfig,
     task: Task,
-    model: DecoderLM,
+    model: nn.Module,
     optimizer: Optimizer,
     progress: Progress,
     log: TextIO,
@@ -253,9 +265,10 @@ def begin(
 
 
 def one_step(
-    config: TrainConfig, task: Task, model: DecoderLM, optimizer: Optimizer, progress: Progress
+    config: TrainConfig, task: Task, model: nn.Module, optimizer: Optimizer, progress: Progress
 ) -> dict:
     """One update, in place; the record says what happened."""
+    distributed.draw_apart(batch_seed(config, progress.step))
     batch = task.batch(
         config.accumulate * config.batch_size, batch_seed(config, progress.step), progress.stage
     )
@@ -277,31 +290,37 @@ def one_step(
         "accuracy": round(accuracy, 4),
     }
     if progress.step % 50 == 0 or progress.step == config.steps:
-        with autocast_of(config):
-            record |= held_out_scores(task, model, progress)
+        alone = cast(DecoderLM, distributed.bare(model))
+        record |= distributed.once(lambda: held_out_scores(config, task, alone, progress))
+        progress.solved = record["solved"]
     return record
 
 
-def backward(config: TrainConfig, model: DecoderLM, batch: Batch) -> tuple[float, float]:
+def backward(config: TrainConfig, model: nn.Module, batch: Batch) -> tuple[float, float]:
     """Add up the gradients of a batch, batch_size sequences at a time; its loss and accuracy.
 
-    The loss is the mean over all targets of the batch, however they are spread over its parts, and
-    a rule's own loss the mean over the parts.
+    The loss is the mean over all targets of the batch, however they are spread over its parts and
+    over processes, and a rule's own loss the mean over the parts.
     """
     last = asked_span(batch)
     whole = asked_count(batch)
+    world = distributed.world()
+    own = distributed.own(parts(batch, distributed.own_size(config.batch_size)))
     mean_loss = 0.0
     mean_accuracy = 0.0
-    for part in parts(batch, config.batch_size):
-        with autocast_of(config):
-            logits, rules_loss = model(
-                part.tokens, last=last, return_loss=True, recompute=config.checkpoint
-            )
-        loss, accuracy = loss_and_accuracy(logits, part.targets[:, -last:])
+    for part in own:
         share = asked_count(part) / whole
-        (share * loss + rules_loss / config.accumulate).backward()
+        with distributed.exchange(model, now=part is own[-1]):
+            with autocast_of(config):
+                logits, rules_loss = model(
+                    part.tokens, last=last, return_loss=True, recompute=config.checkpoint
+                )
+            loss, accuracy = loss_and_accuracy(logits, part.targets[:, -last:])
+            # Gradients are averaged over ranks, but a share is of the sum.
+            (world * share * loss + rules_loss / config.accumulate).backward()
         mean_loss += share * loss.item()
         mean_accuracy += share * accuracy
+    mean_loss, mean_accuracy = distributed.added_up(mean_loss, mean_accuracy)
     return mean_loss, mean_accuracy
 
 
@@ -323,18 +342,19 @@ def autocast_of(config: TrainConfig) -> torch.autocast:
     return torch.autocast(device_type, dtype=dtype, enabled=dtype is not None)
 
 
-def held_out_scores(task: Task, model: DecoderLM, progress: Progress) -> dict:
-    """What is logged of the reported batch; the deciding one ends the run, in place, when solved.
+def held_out_scores(config: TrainConfig, task: Task, model: DecoderLM, progress: Progress) -> dict:
+    """What is logged of the reported batch, and whether the deciding one says "solved".
 
     Errors: DivergedError when the held-out loss is not finite.
     """
-    scores = evaluate(model, task, seed=REPORTED)
-    require_finite(progress.step, "held-out loss", scores["test_loss"])
-    at_end = progress.stage == len(task.stages) - 1
-    if at_end and task.solved_at is not None:
-        scores["deciding_accuracy"] = evaluate(model, task, seed=DECIDING)["test_accuracy"]
-        progress.solved = scores["deciding_accuracy"] >= task.solved_at
-    return {**scores, "solved": progress.solved}
+    with autocast_of(config):
+        scores = evaluate(model, task, seed=REPORTED)
+        require_finite(progress.step, "held-out loss", scores["test_loss"])
+        at_end = progress.stage == len(task.stages) - 1
+        if not at_end or task.solved_at is None:
+            return {**scores, "solved": False}
+        accuracy = evaluate(model, task, seed=DECIDING)["test_accuracy"]
+    return {**scores, "deciding_accuracy": accuracy, "solved": accuracy >= task.solved_at}
 
 
 def advance(progress: Progress, accuracy: float, steps: int, last_stage: int) -> None:

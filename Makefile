@@ -71,15 +71,11 @@ train: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.lab.train --task recall \
 		--attention nsa --attention dense --attention window $(ARGS)
 
-<<<<<<< HEAD
-# Long on a CPU (it says how long first); Ctrl-C stops, the same command goes on. All of
-# notebooks/recorded, or a part: ARGS="recall_controls", ARGS="rules --only '*-seed0'".
-=======
 train-long: $(READY)
 	$(VENV_PYTHON) -m nsa_lite.lab.train_long $(ARGS)
 
-# Long on a CPU; Ctrl-C stops, the same command goes on. ARGS="rules --only '*-seed0'", say.
->>>>>>> hay15
+# Long on a CPU (it says how long first); Ctrl-C stops, the same command goes on. All of
+# notebooks/recorded, or a part: ARGS="recall_controls", ARGS="rules --only '*-seed0'".
 experiments: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nsa_lite.lab.experiments $(ARGS)
 

@@ -592,7 +592,7 @@ def test_a_model_whose_attention_keeps_nothing_says_so():
         model.new_caches(1, 5)
 
 
-def test_a_model_gets_a_list_of_a_cache_for_each_layer():
+def test_a_list_without_a_cache_for_each_layer_is_refused():
     """A layer without its cache would forget what came before, and say nothing."""
     model = DecoderLM(ModelConfig(vocab_size=11, nsa=SMALL))
     caches = model.new_caches(1, 5)

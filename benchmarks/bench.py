@@ -144,7 +144,12 @@ def rows(config: str, length: int, kinds: list[str], device: str, slow: bool) ->
             try:
                 yield row | measure(make(x, sizes, ids), x["dout"], leaves)
             except Exception as error:  # a peer's refusal is a result too
-                yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
+                yield row | refusal(error)
+
+
+def refusal(error: Exception) -> dict[str, str]:
+    """What stands in a row in place of numbers: the first line of an error."""
+    return {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
 
 
 UNITS = ("forward", "backward", "peak GiB")
@@ -164,11 +169,13 @@ def show(row: dict) -> str:
     return place + "".join(f"{'-':>10}" if n is None else f"{n:10.3f}" for n in numbers)
 
 
-def keep_each(measured: Iterable[dict], record: dict, out: Path) -> None:
+def keep_each(
+    measured: Iterable[dict], record: dict, out: Path, line: Callable[[dict], str] = show
+) -> None:
     """Print and save each measurement as it comes in, so that it is kept if a later one fails."""
     for row in measured:
         record["rows"].append(row)
-        print(show(row), flush=True)
+        print(line(row), flush=True)
         save(record, out)
 
 

@@ -25,9 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import kernels
-from benchmarks.bench import NO_DEVICE
+from benchmarks.bench import NO_DEVICE, keep_each, refusal
 from benchmarks.cases import CONFIGS, Sizes
-from benchmarks.records import RESULTS, about, save
+from benchmarks.records import RESULTS, about
 from nsa_lite import NSAttention
 from nsa_lite.blocks import num_compressed
 
@@ -255,7 +255,7 @@ def rows(
             try:
                 yield row | measure(name, CONFIGS[config], batch, length, device)
             except Exception as error:  # a refusal is a result too
-                yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
+                yield row | refusal(error)
             gc.collect()
             if device == "cuda":
                 torch.cuda.empty_cache()
@@ -296,10 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     cases = cases if a.batch or a.length or a.config == "tiny" else list(CASES)
     record = about(command, "benchmarks.decode") | {"rows": []}
     print(HEADING)
-    for row in rows(a.config, cases, a.name or list(WHO), device):
-        record["rows"].append(row)
-        print(show(row), flush=True)
-        save(record, a.out)
+    keep_each(rows(a.config, cases, a.name or list(WHO), device), record, a.out, show)
     return 0
 
 

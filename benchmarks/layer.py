@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.bench import HEADING, NO_DEVICE, keep_each
+from benchmarks.bench import HEADING, NO_DEVICE, keep_each, refusal
 from benchmarks.cases import CONFIGS, Sizes
 from benchmarks.records import RESULTS, about, begin
 from nsa_lite import DenseAttention, NSAConfig, NSAttention
@@ -164,7 +164,7 @@ def rows(config: str, length: int, names: list[str], device: str) -> Iterator[di
         try:
             yield row | measure(case_of(name, CONFIGS[config], length, device))
         except Exception as error:  # a refusal is a result too
-            yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0][:200]}
+            yield row | refusal(error)
         gc.collect()  # a compiled layer holds itself
         if device == "cuda":
             torch.cuda.empty_cache()  # the next one finds the memory as this one did

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kernels.checks import check_range, check_write
-from kernels.launching import Again, launch
+from kernels.launching import Again, kept, launch, looks_of
 from kernels.rows import load_rows, row_offsets, rows, rows_contiguous, store_rows
 from kernels.tile_sizes import cdiv, power_of_two
 
@@ -49,7 +49,6 @@ def copy_rows(
 
 
 known: dict[tuple, Again] = {}
-MOST_KNOWN = 256
 
 
 def write_rows(
@@ -63,13 +62,12 @@ def write_rows(
     No gradient flows. Errors: ValueError or TypeError that names the argument.
     """
     tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
-    key = tuple((x.shape, x.stride(), x.dtype, x.device) for x in tensors)
-    again = known.get(key)  # once: another thread may clear them
-    if again is None:
+
+    def checked() -> Again:
         check_write(buffers, new, places)
-        if len(known) >= MOST_KNOWN:
-            known.clear()
-        again = known[key] = Again()
+        return Again()
+
+    again = kept(known, looks_of(tensors), checked)
     if not places.is_cuda:
         room = min((x.shape[2] for x in buffers), default=0)
         check_range("places", places, 0, room - 1, f"must be rows of a buffer, 0 .. {room - 1}")

@@ -45,7 +45,7 @@ from kernels.checks import (
     scale_or_default,
 )
 from kernels.importance import best_of, blocks_in_a_tile, sums_of_blocks
-from kernels.launching import Again, launch
+from kernels.launching import Again, kept, launch, looks_of
 from kernels.online_softmax import LOG2E, fold_in, fold_in_with_weights
 from kernels.operations import MOST_PROGRAMS, in_batches, operation, watched
 from kernels.pieces import load_pieces, store_pieces, zeros
@@ -640,16 +640,6 @@ def launch_all(step: Step, plan: Plan, known: Prepared) -> None:
 # --- a step, again and again ---
 
 prepared: dict[tuple, Prepared] = {}
-MOST_PREPARED = 256
-
-
-def key_of(tensors: Sequence[object], plan: Plan, scale: float | None) -> tuple:
-    """All that decides how a step reads its tensors, apart from their values."""
-    looks = (
-        (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else type(x)
-        for x in tensors
-    )
-    return (*looks, plan, scale)
 
 
 def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepared:
@@ -703,14 +693,12 @@ def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> 
 
     Errors: ValueError or TypeError, as decode_step.
     """
-    key = key_of(tensors, plan, scale)
-    known = prepared.get(key)
-    if known is None:
+
+    def checked() -> Prepared:
         check(tensors, plan)
-        if len(prepared) >= MOST_PREPARED:
-            prepared.clear()
-        known = prepared[key] = prepare(tensors, plan, scale)
-    return known
+        return prepare(tensors, plan, scale)
+
+    return kept(prepared, (looks_of(tensors), plan, scale), checked)
 
 
 def attend(tensors: Sequence[Tensor], plan: Plan, known: Prepared) -> Attended:

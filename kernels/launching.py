@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from threading import local
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from triton import KernelInterface
 
 Grid = tuple[int, ...]
+T = TypeVar("T")
 Starter = Callable[[KernelInterface, Grid, tuple, dict], None]
 
 
@@ -49,6 +50,30 @@ def launching_by(other: Starter) -> Iterator[None]:
 
 
 # --- again ---
+
+MOST_KEPT = 256  # looks of tensors that an operation remembers what it did for
+
+
+def looks_of(tensors: Sequence[object]) -> tuple:
+    """All that decides how a kernel reads its tensors, apart from their values."""
+    return tuple(
+        [
+            (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else type(x)
+            for x in tensors
+        ]
+    )
+
+
+def kept(memory: dict[tuple, T], key: tuple, make: Callable[[], T]) -> T:
+    """What `make` gave when this key was first asked for, or gives now; the memory is bounded."""
+    found = memory.get(key)  # once: another thread may clear it
+    if found is None:
+        found = make()
+        if len(memory) >= MOST_KEPT:
+            memory.clear()
+        memory[key] = found
+    return found
+
 
 Fill = Callable[[list[int]], object]  # addresses of tensors -> an argument
 

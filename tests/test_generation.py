@@ -8,22 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nsa_lite import DecoderLM, ModelConfig, NSAConfig, generate, stream
+from nsa_lite import DecoderLM, ModelConfig, generate, stream
 from nsa_lite.generation import CapturedStep, can_be_captured, likeliest, next_tokens, step_of
 from nsa_lite.rivals.attentions import ATTENTIONS
+from tests.test_layer import SMALL
 
-SMALL = NSAConfig(
-    dim=12,
-    heads=4,
-    kv_heads=2,
-    head_dim=4,
-    value_dim=3,
-    block_size=4,
-    stride=2,
-    select_block_size=4,
-    num_selected=4,
-    window=5,
-)
 KINDS = sorted(set(ATTENTIONS) - {"nsa-random"})
 DRAWN = dict(temperature=1.0, top_p=0.9)
 

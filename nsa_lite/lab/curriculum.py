@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from nsa_lite.lab.evaluate import hit_rate, loss_and_accuracy
 from nsa_lite.lab.haystack import Haystack, Stage, require_rope_reaches
 from nsa_lite.lab.tasks import Batch
+from nsa_lite.lab.training import batch_seed
 from nsa_lite.model import DecoderLM
 
 WARM = 50  # steps until the learning rate is full
@@ -54,11 +55,6 @@ def train(
             done = place.ends(stage)
             where = {"stage": place.stage, "length": stage.length, "step": place.step}
             yield {**where, **record, "running_accuracy": place.accuracy, "done": done}
-
-
-def batch_seed(seed: int, step: int) -> int:
-    """A different batch at every step of every seed; evaluation uses seeds below 1000."""
-    return 1000 + 1_000_003 * seed + step
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

@@ -8,7 +8,6 @@ is paid in full, what T queries would cost is not.
 
 import argparse
 import json
-import platform
 import sys
 import time
 from dataclasses import replace
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from nsa_lite.lab.curriculum import evaluate, train
 from nsa_lite.lab.haystack import Haystack
+from nsa_lite.lab.origin import origin
 from nsa_lite.model import DecoderLM, ModelConfig
 from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.tables import Column, table
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 def record(runs: dict[str, dict], words: argparse.Namespace) -> None:
     """Leave the runs that have ended, and what they were made with, in summary.json."""
     words.out.mkdir(parents=True, exist_ok=True)
-    settings = {"seed": words.seed, "threads": words.threads, "torch": torch.__version__}
-    summary = {"python": platform.python_version(), **settings, "runs": runs}
+    settings = {"seed": words.seed, "threads": words.threads}
+    summary = {**origin(), **settings, "runs": runs}
     (words.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 

@@ -268,10 +268,9 @@ def one_step(
     config: TrainConfig, task: Task, model: nn.Module, optimizer: Optimizer, progress: Progress
 ) -> dict:
     """One update, in place; the record says what happened."""
-    distributed.draw_apart(batch_seed(config, progress.step))
-    batch = task.batch(
-        config.accumulate * config.batch_size, batch_seed(config, progress.step), progress.stage
-    )
+    drawn = batch_seed(config.seed, progress.step)
+    distributed.draw_apart(drawn)
+    batch = task.batch(config.accumulate * config.batch_size, drawn, progress.stage)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, progress.step)
     optimizer.zero_grad()
@@ -368,6 +367,6 @@ def advance(progress: Progress, accuracy: float, steps: int, last_stage: int) ->
         progress.recent_accuracy = 0.0
 
 
-def batch_seed(config: TrainConfig, step: int) -> int:
+def batch_seed(seed: int, step: int) -> int:
     """A different batch at every step of every seed; evaluation uses seeds below 1000."""
-    return 1000 + 1_000_003 * config.seed + step
+    return 1000 + 1_000_003 * seed + step

@@ -3,8 +3,6 @@
 `make test-gpu` runs these with all other tests of the kernels and records the result.
 """
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -14,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import kernels
 import nsa_lite
 from benchmarks.cases import CONFIGS, coherent_ids, inputs, random_ids
+from benchmarks.decode import Held
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SIZES = CONFIGS["A"]
@@ -345,14 +344,6 @@ def test_dense_layers_at_length_65536():
 
 
 # --- decoding ---
-
-
-class Held(NamedTuple):
-    """All that decode_step asks of a cache."""
-
-    blocks: tuple
-    raw: dict
-    lengths: torch.Tensor
 
 
 def cache_of(lengths, room=65536, dtype=torch.bfloat16):

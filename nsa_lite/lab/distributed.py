@@ -12,6 +12,7 @@ is one process's; only rules that draw at random draw otherwise. Without torchru
 process group, there is one rank, and nothing here does anything.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group, which its defaults would keep
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,6 +44,12 @@ def processes() -> Iterator[None]:
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
     yield
+    leave()
+
+
+def leave() -> None:
+    """End the group and its threads: one that still holds a tensor as Python ends aborts it."""
+    gc.collect()  # DDP is a circle of references, and holds the group
     dist.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ import torch.multiprocessing as mp
 from torch.nn.functional import cross_entropy
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig
+from nsa_lite.lab import distributed
 from nsa_lite.lab.context_parallel import (
     ContextParallel,
     add_up_gradients,
@@ -42,7 +43,7 @@ def one_rank(rank, world, place, changes, results):
     loss_of(logits, answers).backward()
     add_up_gradients(model)
     torch.save([logits.detach(), *(w.grad for w in model.parameters())], f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    distributed.leave()
 
 
 @pytest.mark.parametrize("world, changes", [(2, {}), (3, dict(share_window=True))])

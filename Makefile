@@ -72,7 +72,8 @@ train: $(READY)
 		--attention nsa --attention dense --attention window $(ARGS)
 
 train-long: $(READY)
-	$(VENV_PYTHON) -m nsa_lite.lab.train_long $(ARGS)
+	$(VENV_PYTHON) -m nsa_lite.lab.train --task haystack \
+		--attention dense --attention nsa-kl --attention window $(ARGS)
 
 # Long on a CPU (it says how long first); Ctrl-C stops, the same command goes on. All of
 # notebooks/recorded, or a part: ARGS="recall_controls", ARGS="rules --only '*-seed0'".

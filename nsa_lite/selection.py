@@ -11,7 +11,6 @@ from nsa_lite.attention import accurate, in_full_precision, masked_softmax, scal
 from nsa_lite.blocks import (
     forced_blocks,
     num_select_blocks,
-    overlap_in_strides,
     query_positions,
     visible_compressed,
     visible_select_blocks,
@@ -100,11 +99,18 @@ def shared_out(
     stride: int,
     select_block_size: int,
 ) -> Float[Tensor, "B G T {blocks}"]:
-    """What the selection blocks get of compressed ones' probabilities, all heads' (Eq. 9-10)."""
-    overlap = overlap_in_strides(
-        p.shape[-1], blocks, block_size, stride, select_block_size, p.device
-    )
-    return p.sum(dim=2) @ overlap.to(p)  # Eq. 10 sums probabilities, not logits
+    """What the selection blocks get of compressed ones' probabilities, all heads' (Eq. 9-10).
+
+    Eq. 9's two sums, one after the other: a stride of d tokens gets p of the l/d compression blocks
+    that cover it, a selection block what its l'/d strides have.
+    """
+    p = p.sum(dim=2)  # Eq. 10 sums probabilities, not logits
+    covering = block_size // stride
+    shifted = [pad(p, (m, covering - 1 - m)) for m in range(covering)]
+    strides = torch.stack(shifted).sum(0)  # (B, G, T, N + l/d - 1)
+    inside = select_block_size // stride
+    strides = pad(strides, (0, blocks * inside - strides.shape[-1]))
+    return strides.unflatten(-1, (blocks, inside)).sum(-1)
 
 
 def choose_blocks(

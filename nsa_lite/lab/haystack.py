@@ -4,16 +4,16 @@ The alphabet is the same at every length, so a model that learned at one can be 
 curriculum is data: a tuple of stages, each of which says what to draw, how much, and when to go on.
 """
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from nsa_lite.checks import require, require_int
 from nsa_lite.config import NSAConfig
-from nsa_lite.lab.tasks import IGNORE, Batch, Toy
+from nsa_lite.lab.positions import smallest_rope_base
+from nsa_lite.lab.tasks import Batch, Common, Pace, shuffled, with_answers
 
 SHORTEST = 256
 LONGEST = 262_144
@@ -21,25 +21,26 @@ LONGEST = 262_144
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a curriculum: what is drawn, and when it ends.
+    """One stage of a curriculum: what is drawn, how much of it, and when it ends.
 
     noise: the share of the positions without a fact that hold a noise pair; the others are filler.
     facts_a_block: a number gathers that many facts in each of a few blocks, None leaves them
-    wherever they fall. batch: sequences a step. A stage ends once a share of `until` of the answers
-    is right, averaged over the last steps, and after `steps` at the latest. rate: its learning rate
-    as a share of the run's; noisy steps, of few sequences, want a smaller one.
+    wherever they fall. batch: sequences a step, times the run's batch_size. A stage ends once a
+    share of `until` of the answers is right, averaged over the last steps, and at the latest when
+    its share of the run's steps is over, which is `weight` of all stages' weights. rate: its
+    learning rate as a share of the run's; noisy steps, of few sequences, want a smaller one.
     """
 
     length: int
     noise: float = 1.0
     facts_a_block: int | None = None
     batch: int = 1
-    steps: int = 100
+    weight: float = 1.0
     until: float = 0.95
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch", "steps"):
+        for name in ("length", "batch"):
             require_int(name, getattr(self, name), at_least=1)
         inside = SHORTEST <= self.length <= LONGEST
         require(inside, "length", self.length, f"must lie in {SHORTEST} .. {LONGEST}")
@@ -47,35 +48,10 @@ class Stage:
         require(
             self.until > 0, "until", self.until, "must be positive; above 1 it is never reached"
         )
-        require(self.rate > 0, "rate", self.rate, "must be positive")
+        for name in ("weight", "rate"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         if self.facts_a_block is not None:
             require_int("facts_a_block", self.facts_a_block, at_least=1)
-
-
-def smallest_rope_base(length: int, head_dim: int, slow_pairs: int = 1) -> int:
-    """The smallest RoPE base with which some pairs of channels tell `length` positions apart.
-
-    Of h = D/2 pairs, pair c turns by base^(-c/h) a position. A pair that turns past half a turn
-    makes far look near again, so the slowest pairs, from c = h - slow_pairs on, must not:
-    T base^(-(h - slow_pairs) / h) <= pi, that is base >= (T / pi)^(h / (h - slow_pairs)).
-    Errors: ValueError or TypeError that names the argument.
-    """
-    pairs = head_dim // 2
-    require_int("length", length, at_least=1)
-    require_int("slow_pairs", slow_pairs, at_least=1)
-    rule = f"must be below head_dim / 2 = {pairs}: pair 0 turns by 1 a position, whatever the base"
-    require(slow_pairs < pairs, "slow_pairs", slow_pairs, rule)
-    return math.ceil(max(1.0, length / math.pi) ** (pairs / (pairs - slow_pairs)))
-
-
-def require_rope_reaches(config: NSAConfig, length: int) -> None:
-    """Raise a ValueError unless RoPE's slowest pair stays within half a turn over `length`."""
-    base = smallest_rope_base(length, config.head_dim)
-    rule = (
-        f"over {length} positions all {config.head_dim // 2} pairs of channels turn past half a "
-        f"turn, so far looks near; at least {base} is needed, and more leaves more pairs slow"
-    )
-    require(config.rope_theta >= base, "rope_theta", config.rope_theta, rule)
 
 
 SIZES = NSAConfig.small(
@@ -91,20 +67,28 @@ SIZES = NSAConfig.small(
     rope_theta=smallest_rope_base(LONGEST, head_dim=64, slow_pairs=16),
     phi="mean+mlp",
 )
-# Short stages are cheap a step and teach the choice, long ones make it hold among more blocks.
-LAPTOP = (
-    Stage(256, noise=0.0, batch=8, steps=300, until=0.97),
-    Stage(512, batch=8, steps=250, until=0.99),
-    Stage(1024, batch=8, steps=200, until=0.99, rate=0.7),
-    Stage(2048, batch=4, steps=150, until=0.985, rate=0.5),
-    Stage(4096, batch=2, steps=150, until=0.985, rate=0.35),
-    Stage(8192, batch=2, steps=120, until=0.985, rate=0.25),
-    Stage(16_384, steps=150, until=0.98, rate=0.15),
-)
+LAPTOP = 16_384  # the preset's longest stage
+TOKENS = 8192  # about what a step reads
+
+
+def curriculum(length: int) -> tuple[Stage, ...]:
+    """Stages of 256, 512, 1024 .. tokens, the last one `length`: the first without noise.
+
+    Short stages are cheap a step and teach the choice, long ones make it hold among more blocks.
+    From 512 tokens on the learning rate falls as one over the root of the length.
+    """
+    require_int("length", length, at_least=SHORTEST)
+    doubled = [SHORTEST << i for i in range(length.bit_length()) if SHORTEST << i < length]
+    first, *others = [*doubled, length]
+    stages = [Stage(first, noise=0.0, batch=8, weight=2.0, until=0.97)]
+    for each in others:
+        batch = max(1, min(8, TOKENS // each))
+        stages.append(Stage(each, batch=batch, until=0.985, rate=min(1.0, (512 / each) ** 0.5)))
+    return tuple(stages)
 
 
 @dataclass(frozen=True)
-class Haystack(Toy):
+class Haystack(Common):
     """Look up values by key among T positions whose noise looks like facts.
 
     Each position carries two symbols, whose embeddings are summed: a fact is (key, value), a
@@ -121,7 +105,7 @@ class Haystack(Toy):
     numbers on one kind of device, not on two.
     """
 
-    stages: tuple[Stage, ...] = LAPTOP
+    stages: tuple[Stage, ...] = curriculum(LAPTOP)
     keys: int = 48
     values: int = 16
     facts: int = 32
@@ -132,7 +116,9 @@ class Haystack(Toy):
     device: str = "cpu"
     name: ClassVar[str] = "haystack"
     held_out_size: ClassVar[int] = 8
-    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1200, batch_size=4, lr=3e-3)
+    evaluate_every: ClassVar[int] = 100
+    solved_at: ClassVar[float | None] = 0.98
+    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1300, batch_size=1, lr=3e-3)
 
     def __post_init__(self) -> None:
         for name in ("values", "facts", "questions", "block"):
@@ -162,6 +148,29 @@ class Haystack(Toy):
         whole = self.whole_blocks(stage)
         rule = f"holds {len(whole)} whole blocks for facts, and {count} are needed"
         require(len(whole) >= count, "length", stage.length, rule)
+
+    @property
+    def longest(self) -> int:
+        """The tokens of its longest stage."""
+        return max(stage.length for stage in self.stages)
+
+    def at_length(self, length: int) -> Self:
+        """The task with the curriculum that ends at this length."""
+        return replace(self, stages=curriculum(length))
+
+    def on(self, device: str) -> Self:
+        """The same task, its batches made there."""
+        return replace(self, device=device)
+
+    def pace(self, stage: int) -> Pace:
+        """As the stage says."""
+        weights = [each.weight for each in self.stages]
+        by = sum(weights[: stage + 1]) / sum(weights)
+        return Pace(self.stages[stage].until, by, self.stages[stage].batch)
+
+    def rate(self, stage: int, done: float) -> float:  # noqa: ARG002  the stage says it all
+        """The stage's own."""
+        return self.stages[stage].rate
 
     @property
     def vocab_size(self) -> int:
@@ -223,20 +232,7 @@ class Haystack(Toy):
         return (blocks[..., None] * self.block + inside.view(size, count, -1)).flatten(1)
 
 
-def shuffled(rows: int, count: int, rng: torch.Generator) -> Tensor:
-    """Each row a permutation of 0 .. count - 1."""
-    return torch.rand(rows, count, generator=rng, device=rng.device).argsort(-1)
-
-
 def some_of(among: int, count: int, rows: int, rng: torch.Generator) -> Tensor:
     """Each row `count` different numbers below `among`, in random order."""
     drawn = torch.rand(rows, among, generator=rng, device=rng.device)
     return drawn.topk(count).indices  # the order of random numbers is itself random
-
-
-def with_answers(tokens: Tensor, answers: Tensor, answer_at: Tensor) -> Batch:
-    """The last positions ask for these answers (B, questions); nothing is asked before them."""
-    before = tokens.shape[1] - answers.shape[1]
-    nothing = torch.full_like(tokens[:, :before, 0], -1)
-    targets = torch.cat([torch.full_like(nothing, IGNORE), answers], dim=1)
-    return Batch(tokens, targets, torch.cat([nothing, answer_at], dim=1))

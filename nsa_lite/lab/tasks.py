@@ -3,8 +3,9 @@
 Every batch comes from a seed alone, so a run can be resumed or repeated bit for bit.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from nsa_lite.checks import require, require_int
 from nsa_lite.config import NSAConfig
 
 IGNORE = -100  # a target that the loss skips
+NEXT_STAGE_AT = 0.7  # accuracy, averaged over the last steps, at which the curriculum goes on
+STAGE_SHARE = 0.25  # of the steps: no stage but the last lasts longer, learned or not
 TINY = NSAConfig.small(
     kv_heads=1, head_dim=32, value_dim=32, block_size=4, stride=2, num_selected=6
 )
@@ -34,25 +37,64 @@ class Batch:
         """The same batch on another device."""
         return Batch(*(x.to(device) for x in (self.tokens, self.targets, self.answer_at)))
 
+    def split(self, size: int) -> list["Batch"]:
+        """The batch in pieces of at most `size` sequences."""
+        pieces = (x.split(size) for x in (self.tokens, self.targets, self.answer_at))
+        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
+
+
+class Pace(NamedTuple):
+    """How a run goes through one stage of a curriculum.
+
+    The stage ends, if another follows, at an accuracy of `until` averaged over the last steps, or
+    once a share `by` of the run's steps is done. A step takes `batch` times the run's batch_size.
+    """
+
+    until: float
+    by: float
+    batch: int = 1
+
 
 class Task(Protocol):
     """What a model can be trained on; everything that differs from task to task is asked here.
 
     stages: the curriculum, one entry a stage; batch(stage=-1) is of the last. preset: the fields
-    of a TrainConfig that a laptop finishes in minutes. solved_at: the held-out accuracy at which a
-    run may stop, None for never.
+    of a TrainConfig that a laptop finishes in minutes. evaluate_every: the steps between two
+    held-out results. solved_at: the held-out accuracy at which a run may stop, None for never.
     """
 
     name: ClassVar[str]
     preset: ClassVar[dict[str, Any]]
     held_out_size: ClassVar[int]
+    evaluate_every: ClassVar[int]
     solved_at: ClassVar[float | None]
 
     @property
-    def stages(self) -> tuple[int, ...]: ...
+    def stages(self) -> tuple[Any, ...]: ...
+
+    @property
+    def longest(self) -> int:
+        """How many tokens its longest sequence has."""
+        ...
 
     @property
     def vocab_size(self) -> int: ...
+
+    def at_length(self, length: int) -> Self:
+        """The same task with sequences of another length. Errors: ValueError if it has but one."""
+        ...
+
+    def on(self, device: str) -> Self:
+        """The same task, its batches made on that device if it can make them there."""
+        ...
+
+    def pace(self, stage: int) -> Pace:
+        """When a stage ends, and how much a step of it takes."""
+        ...
+
+    def rate(self, stage: int, done: float) -> float:
+        """The learning rate as a share of the run's, in a stage, after a share of the steps."""
+        ...
 
     def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
         """Training sequences, drawn from the seed."""
@@ -71,11 +113,31 @@ class Task(Protocol):
         ...
 
 
-class Toy:
-    """What the toy tasks share: they are drawn anew from each seed, and can be solved."""
+class Common:
+    """What most tasks share: they are drawn anew from each seed, and can be solved."""
 
+    name: ClassVar[str]
     held_out_size: ClassVar[int] = 64
+    evaluate_every: ClassVar[int] = 50
     solved_at: ClassVar[float | None] = 0.995
+
+    def at_length(self, length: int) -> Self:
+        """The task with its length changed, if that is one of its fields."""
+        has_one = "length" in [field.name for field in fields(cast(Any, self))]
+        require(has_one, "length", length, f"{self.name} has one length only")
+        return replace(cast(Any, self), length=length)
+
+    def on(self, device: str) -> Self:  # noqa: ARG002  small batches are made on the CPU
+        """The task as it is."""
+        return self
+
+    def pace(self, stage: int) -> Pace:
+        """All stages alike."""
+        return Pace(until=NEXT_STAGE_AT, by=STAGE_SHARE * (stage + 1))
+
+    def rate(self, stage: int, done: float) -> float:  # noqa: ARG002  the stages do not matter
+        """Half a cosine, down to a twentieth."""
+        return 0.05 + 0.475 * (1 + math.cos(math.pi * done))
 
     def batch(self, size: int, seed: int, stage: int = -1) -> Batch:
         raise NotImplementedError
@@ -94,7 +156,7 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class Recall(Toy):
+class Recall(Common):
     """Look up values by key, outside the window, among more facts than a summary holds easily.
 
     Each position carries two symbols, whose embeddings are summed: a fact is (key, value), a
@@ -149,6 +211,11 @@ class Recall(Toy):
         )
 
     @property
+    def longest(self) -> int:
+        """The tokens of every sequence."""
+        return (1 + self.blocks) * self.block + self.gap + self.questions
+
+    @property
     def vocab_size(self) -> int:
         """Filler, the question mark, the keys and the values."""
         return 2 + self.keys + self.values
@@ -157,24 +224,23 @@ class Recall(Toy):
         """A batch of sequences, of the last stage unless told otherwise."""
         rng = torch.Generator().manual_seed(seed)
         count = self.blocks * self.stages[stage]
-        length = (1 + self.blocks) * self.block + self.gap + self.questions
-        tokens = torch.zeros(size, length, 2, dtype=torch.int64)
-        key = 2 + _shuffled(size, self.keys, rng)[:, :count]
+        tokens = torch.zeros(size, self.longest, 2, dtype=torch.int64)
+        key = 2 + shuffled(size, self.keys, rng)[:, :count]
         value = 2 + self.keys + torch.randint(self.values, (size, count), generator=rng)
-        places = _shuffled(size * self.blocks, self.block, rng)[:, : self.stages[stage]]
+        places = shuffled(size * self.blocks, self.block, rng)[:, : self.stages[stage]]
         places = places.sort(-1).values.view(size, self.blocks, -1)
         block_start = (1 + torch.arange(self.blocks)) * self.block
         at = (places + block_start[:, None]).flatten(1)
         row = torch.arange(size)[:, None]
         tokens[row, at] = torch.stack([key, value], dim=-1)
-        asked = _shuffled(size, count, rng)[:, : self.questions]
+        asked = shuffled(size, count, rng)[:, : self.questions]
         tokens[:, -self.questions :, 0] = key.gather(1, asked)
         tokens[:, -self.questions :, 1] = 1
-        return _ask(tokens, self.questions, value.gather(1, asked), at.gather(1, asked))
+        return with_answers(tokens, value.gather(1, asked), at.gather(1, asked))
 
 
 @dataclass(frozen=True)
-class Needle(Toy):
+class Needle(Common):
     """One fact at any depth in a haystack of noise; the last position asks for it.
 
     symbol 1   .  .  .  n  .  .  .  .  .  .  n
@@ -193,6 +259,11 @@ class Needle(Toy):
         require_int("length", self.length, at_least=2)
 
     @property
+    def longest(self) -> int:
+        """The tokens of every sequence."""
+        return self.length
+
+    @property
     def vocab_size(self) -> int:
         """Filler, the question mark, the needle's sign, the values and the noise."""
         return 3 + self.values + self.noise
@@ -208,11 +279,11 @@ class Needle(Toy):
             [torch.full_like(value, 2), value], dim=-1
         )
         tokens[:, -1] = torch.tensor([2, 1])
-        return _ask(tokens, 1, value, at)
+        return with_answers(tokens, value, at)
 
 
 @dataclass(frozen=True)
-class Copy(Toy):
+class Copy(Common):
     """Repeat a random string after a stretch of filler: every next token of the second copy.
 
     tokens     c  a  d  b  .  .  .  .  ?  c  a  d
@@ -227,6 +298,11 @@ class Copy(Toy):
     preset: ClassVar[dict] = dict(nsa=TINY, layers=2, steps=1200, batch_size=32, lr=2e-3)
 
     @property
+    def longest(self) -> int:
+        """The tokens of every sequence."""
+        return 2 * self.string + self.gap
+
+    @property
     def vocab_size(self) -> int:
         """Filler, the sign to begin, and the symbols."""
         return 2 + self.symbols
@@ -238,19 +314,17 @@ class Copy(Toy):
         gap = torch.zeros(size, self.gap, dtype=torch.int64)
         begin = torch.ones(size, 1, dtype=torch.int64)
         tokens = torch.cat([text, gap, begin, text[:, :-1]], dim=1)
-        return _ask(tokens, self.string, text, torch.arange(self.string).expand(size, -1))
+        return with_answers(tokens, text, torch.arange(self.string).expand(size, -1))
 
 
-def _shuffled(rows: int, count: int, rng: torch.Generator) -> Tensor:
+def shuffled(rows: int, count: int, rng: torch.Generator) -> Tensor:
     """Each row a permutation of 0 .. count - 1."""
-    return torch.rand(rows, count, generator=rng).argsort(-1)
+    return torch.rand(rows, count, generator=rng, device=rng.device).argsort(-1)
 
 
-def _ask(tokens: Tensor, questions: int, answers: Tensor, answer_at: Tensor) -> Batch:
-    """Targets at the last `questions` positions, IGNORE before them."""
-    size, length = tokens.shape[:2]
-    targets = torch.full((size, length), IGNORE)
-    where = torch.full((size, length), -1)
-    targets[:, -questions:] = answers
-    where[:, -questions:] = answer_at
-    return Batch(tokens, targets, where)
+def with_answers(tokens: Tensor, answers: Tensor, answer_at: Tensor) -> Batch:
+    """The last positions ask for these answers (B, questions); nothing is asked before them."""
+    before = tokens.shape[1] - answers.shape[1]
+    nothing = answers.new_full((len(tokens), before), -1)
+    targets = torch.cat([torch.full_like(nothing, IGNORE), answers], dim=1)
+    return Batch(tokens, targets, torch.cat([nothing, answer_at], dim=1))

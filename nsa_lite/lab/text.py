@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
-from nsa_lite.lab.tasks import Batch
+from nsa_lite.lab.tasks import Batch, Common
 
 NSA = NSAConfig.small(
     dim=128,
@@ -42,7 +42,7 @@ def library_bytes(split: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Common):
     """Predict the next byte of Python source; tokens are bytes, every position has a target.
 
     tokens     d  e  f     m  a  i
@@ -56,6 +56,11 @@ class Text:
     preset: ClassVar[dict] = dict(nsa=NSA, layers=2, steps=400, batch_size=4, lr=3e-3)
     held_out_size: ClassVar[int] = 8
     solved_at: ClassVar[float | None] = None
+
+    @property
+    def longest(self) -> int:
+        """The tokens of every sequence."""
+        return self.length
 
     def batch(self, size: int, seed: int, stage: int = -1) -> Batch:  # noqa: ARG002  one stage
         """Random stretches of the training text."""

@@ -33,7 +33,7 @@ from nsa_lite.lab.training import (
 from nsa_lite.rivals.attentions import ATTENTIONS
 
 SIZES = ("steps", "batch_size", "accumulate", "lr", "layers", "length")
-MEANS = ("threads", "device", "autocast", "checkpoint")
+MEANS = ("threads", "device", "autocast", "checkpoint", "all_queries")
 CHANGES = (*SIZES, *MEANS)  # over a task's preset
 
 
@@ -104,7 +104,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--batch-size", type=int, help="of all processes together")
     p.add_argument("--accumulate", type=int, help="batches a step, one update for all; 1")
     p.add_argument("--layers", type=int)
-    p.add_argument("--length", type=int, help="of a sequence, for a task that has a length")
+    p.add_argument(
+        "--length", type=int, help="of the longest sequences; haystack takes 256 to 262144"
+    )
     p.add_argument("--lr", type=float)
     p.add_argument("--threads", type=int, help="2 if not given; part of what a run repeats")
     p.add_argument("--device", help="cpu if not given; only there a resumed run repeats every bit")
@@ -114,6 +116,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         default=None,
         help="keep only the blocks' inputs for the backward: less memory, one forward more",
+    )
+    p.add_argument(
+        "--all-queries",
+        action="store_true",
+        default=None,
+        help="the last layer attends from every position, not from those alone that are asked",
     )
     p.add_argument("--out", type=Path, help="runs/TASK if not given")
     p.add_argument("--resume", action="store_true", help="go on with runs that exist")

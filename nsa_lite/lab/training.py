@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -23,16 +23,17 @@ from nsa_lite.config import NSAConfig
 from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import CheckpointError, load, restore, save
 from nsa_lite.lab.evaluate import asked_span, evaluate, loss_and_accuracy
+from nsa_lite.lab.haystack import Haystack
 from nsa_lite.lab.logs import cut_log
-from nsa_lite.lab.tasks import IGNORE, Batch, Copy, Needle, Recall, Task
+from nsa_lite.lab.positions import require_rope_reaches
+from nsa_lite.lab.tasks import IGNORE, Batch, Copy, Needle, Pace, Recall, Task
 from nsa_lite.lab.text import Text
 from nsa_lite.model import DecoderLM, ModelConfig
 from nsa_lite.rivals.attentions import ATTENTIONS
 
-TASKS = {task.name: task for task in (Recall, Needle, Copy, Text)}
+TASKS = {task.name: task for task in (Recall, Needle, Copy, Text, Haystack)}
 
-NEXT_STAGE_AT = 0.7  # accuracy, averaged over the last steps, at which the curriculum goes on
-STAGE_SHARE = 0.25  # of the steps: no stage but the last lasts longer, learned or not
+WARM = 50  # steps until the learning rate is full
 AUTOCASTS = {"bfloat16": torch.bfloat16}  # float16 would need its loss scaled
 REPORTED = 0  # the seed of the held-out batch whose scores are logged
 DECIDING = 1  # the seed of the one that says whether the task is solved
@@ -46,10 +47,12 @@ class DivergedError(ArithmeticError):
 class TrainConfig:
     """One run: everything that its result depends on but the machine.
 
-    length: of the task's sequences, None for the task's own. A step takes `accumulate` batches of
-    batch_size, which several processes divide among them, and updates once. autocast: the dtype of
-    matrix products ("bfloat16") or None. checkpoint: blocks keep only their inputs for the
-    backward. threads: of each process.
+    length: of the task's (longest) sequences, None for the task's own. A step takes `accumulate`
+    batches of batch_size (a stage may ask for a multiple), which several processes divide among
+    them, and updates once. autocast: the dtype of matrix products ("bfloat16") or None. checkpoint:
+    blocks keep only their inputs for the backward. all_queries: the last layer too attends from
+    every position, as a language model does, not from those alone that have a target. threads: of
+    each process.
     """
 
     task: str
@@ -66,6 +69,7 @@ class TrainConfig:
     autocast: str | None = None
     accumulate: int = 1
     checkpoint: bool = False
+    all_queries: bool = False
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, "task", repr(self.task), f"must be one of {list(TASKS)}")
@@ -77,7 +81,7 @@ class TrainConfig:
         require(self.lr > 0, "lr", self.lr, "must be positive")
         rule = f"must be None or one of {list(AUTOCASTS)}"
         require(self.autocast in (None, *AUTOCASTS), "autocast", repr(self.autocast), rule)
-        self.made_task()  # says no to a length
+        require_rope_reaches(self.nsa, self.made_task().longest)
 
     @classmethod
     def preset(cls, task: str, attention: str, seed: int = 0, **changes) -> "TrainConfig":
@@ -89,16 +93,14 @@ class TrainConfig:
     def made_task(self) -> Task:
         """The task, of the run's length. Errors: ValueError where the task has no such length."""
         task = TASKS[self.task]()
-        if self.length is None:
-            return task
-        has_one = "length" in [field.name for field in fields(task)]
-        require(has_one, "length", self.length, f"{self.task} has one length only")
-        return replace(task, length=self.length)
+        task = task if self.length is None else task.at_length(self.length)
+        return task.on(self.device)
 
     def everything(self) -> dict:
         """All that a result depends on but the code and the machine, as a checkpoint holds it."""
-        sizes = asdict(cast(Any, self.made_task()))  # every task is a dataclass
-        curriculum = {"next_stage_at": NEXT_STAGE_AT, "stage_share": STAGE_SHARE}
+        task = self.made_task()
+        sizes = asdict(cast(Any, task))  # every task is a dataclass
+        curriculum = [task.pace(stage)._asdict() for stage in range(len(task.stages))]
         seeds = {"reported": REPORTED, "deciding": DECIDING}
         return {**asdict(self), "sizes": sizes, "curriculum": curriculum, "held_out": seeds}
 
@@ -128,10 +130,10 @@ def build(config: TrainConfig) -> DecoderLM:
     return model.to(config.device)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """50 steps of warm-up, then half a cosine down to a twentieth."""
-    warm = min(1.0, (step + 1) / 50)
-    return config.lr * warm * (0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps)))
+def learning_rate(config: TrainConfig, task: Task, progress: Progress) -> float:
+    """Warm-up, then as the task has it."""
+    warm = min(1.0, (progress.step + 1) / WARM)
+    return config.lr * warm * task.rate(progress.stage, progress.step / config.steps)
 
 
 def require_device(device: str) -> None:
@@ -149,11 +151,11 @@ def steps(
 ) -> Generator[dict, None, None]:
     """Train, yielding one log record a step; leave log.jsonl and checkpoint.safetensors behind.
 
-    A checkpoint is written every 50 steps, at the end, and when the caller closes the iterator
-    between two steps; never in the middle of one, and only of good weights: they are finite, and so
-    is their held-out loss. With resume=True the run goes on from it and ends with the same weights
-    as an unbroken one. Several processes call, and close, alike: each gets the records, rank 0
-    writes, and all go on from what it wrote.
+    A checkpoint is written with every held-out result (task.evaluate_every), at the end, and when
+    the caller closes the iterator between two steps; never in the middle of one, and only of good
+    weights: they are finite, and so is their held-out loss. With resume=True the run goes on from
+    it and ends with the same weights as an unbroken one. Several processes call, and close, alike:
+    each gets the records, rank 0 writes, and all go on from what it wrote.
     Errors: ValueError for a device that is not here, or a batch_size that does not divide among the
     processes; CheckpointError when there is a run already, or when its checkpoint does not fit;
     DivergedError, the last checkpoint left as it was, when the loss, its gradient, the weights or
@@ -270,41 +272,43 @@ def one_step(
     """One update, in place; the record says what happened."""
     drawn = batch_seed(config.seed, progress.step)
     distributed.draw_apart(drawn)
-    batch = task.batch(config.accumulate * config.batch_size, drawn, progress.stage)
+    pace = task.pace(progress.stage)
+    size = config.batch_size * pace.batch
+    batch = task.batch(config.accumulate * size, drawn, progress.stage)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, progress.step)
+        group["lr"] = learning_rate(config, task, progress)
     optimizer.zero_grad()
-    loss, accuracy = backward(config, model, batch.to(config.device))
+    loss, accuracy = backward(config, model, batch.to(config.device), size)
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     require_finite(progress.step + 1, "loss", loss)
     require_finite(progress.step + 1, "gradient's norm", float(norm))
     optimizer.step()
 
     stage = progress.stage
-    advance(progress, accuracy, config.steps, last_stage=len(task.stages) - 1)
+    advance(progress, accuracy, pace, config.steps, last_stage=len(task.stages) - 1)
     record = {
         "step": progress.step,
         "stage": stage,
         "loss": round(loss, 5),
         "accuracy": round(accuracy, 4),
     }
-    if progress.step % 50 == 0 or progress.step == config.steps:
+    if progress.step % task.evaluate_every == 0 or progress.step == config.steps:
         alone = cast(DecoderLM, distributed.bare(model))
         record |= distributed.once(lambda: held_out_scores(config, task, alone, progress))
         progress.solved = record["solved"]
     return record
 
 
-def backward(config: TrainConfig, model: nn.Module, batch: Batch) -> tuple[float, float]:
-    """Add up the gradients of a batch, batch_size sequences at a time; its loss and accuracy.
+def backward(config: TrainConfig, model: nn.Module, batch: Batch, size: int) -> tuple[float, float]:
+    """Add up the gradients of a batch, `size` sequences at a time; its loss and accuracy.
 
     The loss is the mean over all targets of the batch, however they are spread over its parts and
     over processes, and a rule's own loss the mean over the parts.
     """
-    last = asked_span(batch)
+    last = batch.tokens.shape[1] if config.all_queries else asked_span(batch)
     whole = asked_count(batch)
     world = distributed.world()
-    own = distributed.own(parts(batch, distributed.own_size(config.batch_size)))
+    own = distributed.own(batch.split(distributed.own_size(size)))
     mean_loss = 0.0
     mean_accuracy = 0.0
     for part in own:
@@ -321,12 +325,6 @@ def backward(config: TrainConfig, model: nn.Module, batch: Batch) -> tuple[float
         mean_accuracy += share * accuracy
     mean_loss, mean_accuracy = distributed.added_up(mean_loss, mean_accuracy)
     return mean_loss, mean_accuracy
-
-
-def parts(batch: Batch, size: int) -> list[Batch]:
-    """The batch in pieces of `size` sequences."""
-    pieces = (x.split(size) for x in (batch.tokens, batch.targets, batch.answer_at))
-    return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
 def asked_count(batch: Batch) -> int:
@@ -356,12 +354,12 @@ def held_out_scores(config: TrainConfig, task: Task, model: DecoderLM, progress:
     return {**scores, "deciding_accuracy": accuracy, "solved": accuracy >= task.solved_at}
 
 
-def advance(progress: Progress, accuracy: float, steps: int, last_stage: int) -> None:
+def advance(progress: Progress, accuracy: float, pace: Pace, steps: int, last_stage: int) -> None:
     """One step further; on to the next stage once this one is learned, or has lasted too long."""
     progress.step += 1
     progress.recent_accuracy = 0.8 * progress.recent_accuracy + 0.2 * accuracy
-    overdue = progress.step >= STAGE_SHARE * steps * (progress.stage + 1)
-    learned = progress.recent_accuracy > NEXT_STAGE_AT
+    overdue = progress.step >= pace.by * steps
+    learned = progress.recent_accuracy > pace.until
     if progress.stage < last_stage and (learned or overdue):
         progress.stage += 1
         progress.recent_accuracy = 0.0

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from nsa_lite.lab import distributed, training
+from nsa_lite.lab import distributed, tasks, training
 from nsa_lite.lab.checkpoint import load
 from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.tasks import Recall
@@ -112,7 +112,7 @@ def solved(rank, folder, patch):
         return {"test_loss": 0.0, "test_accuracy": 1.0 - rank}
 
     patch.setattr(training, "evaluate", scores)
-    patch.setattr(training, "NEXT_STAGE_AT", -1.0)
+    patch.setattr(tasks, "NEXT_STAGE_AT", -1.0)
     return [len(list(steps(CONFIGS["dense"], folder / "solved"))), evaluated]
 
 
@@ -246,7 +246,7 @@ def test_each_rank_has_its_own_sequences_of_every_accumulated_batch(monkeypatch)
     dealt = []
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        dealt.append(distributed.own(training.parts(batch, distributed.own_size(4))))
+        dealt.append(distributed.own(batch.split(distributed.own_size(4))))
     rows = [torch.cat([part.tokens for part in parts]) for parts in dealt]
     assert torch.equal(rows[0], batch.tokens[[0, 1, 4, 5]])
     assert torch.equal(rows[1], batch.tokens[[2, 3, 6, 7]])

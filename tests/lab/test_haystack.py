@@ -11,9 +11,8 @@ from nsa_lite.lab.haystack import (
     LONGEST,
     Haystack,
     Stage,
-    require_rope_reaches,
-    smallest_rope_base,
 )
+from nsa_lite.lab.positions import require_rope_reaches, smallest_rope_base
 from nsa_lite.lab.tasks import IGNORE
 from nsa_lite.rope import rotate
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nsa_lite.lab import training
+from nsa_lite.lab import tasks, training
 from nsa_lite.lab.checkpoint import CheckpointError, load, save
-from nsa_lite.lab.evaluate import asked_span, hit_rate, loss_and_accuracy
+from nsa_lite.lab.evaluate import asked_span, hit_rate, hits, loss_and_accuracy
 from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.tasks import Batch, Recall
 from nsa_lite.lab.train import command as command_of
@@ -226,6 +226,7 @@ def test_hit_rate_counts_questions_whose_block_any_group_selects():
     ids = torch.tensor([[[[0, 2], [0, 1], [0, -1]], [[0, 3], [0, 2], [0, 2]]]])  # (1, 2, 3, 2)
     trace = Trace(Recall.preset["nsa"], 0, ids, None, None, None, {})
     at = torch.tensor([[8 * 3, 8 * 3 + 7, -1]])  # blocks 3 and 3; the third asks nothing
+    assert hits([trace], at)[0, :2].tolist() == [True, False]
     assert hit_rate([trace], Batch(None, None, at)) == 0.5
 
 
@@ -244,20 +245,20 @@ def test_loss_and_accuracy_skip_what_is_not_asked():
 
 
 def test_the_curriculum_goes_on_when_its_stage_is_learned(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lite.lab.training.NEXT_STAGE_AT", -1.0)  # any accuracy is enough
+    monkeypatch.setattr("nsa_lite.lab.tasks.NEXT_STAGE_AT", -1.0)  # any accuracy is enough
     config = TrainConfig.preset("recall", "dense", steps=4, **QUICK)
     assert [r["stage"] for r in steps(config, tmp_path)] == [0, 1, 2, 2]
     assert len(Recall().stages) == 3
 
 
 def test_the_curriculum_goes_on_when_its_time_is_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lite.lab.training.NEXT_STAGE_AT", 2.0)  # no accuracy is enough
+    monkeypatch.setattr("nsa_lite.lab.tasks.NEXT_STAGE_AT", 2.0)  # no accuracy is enough
     config = TrainConfig.preset("recall", "dense", steps=8, **QUICK)
     assert [r["stage"] for r in steps(config, tmp_path)] == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_a_solved_run_stops_and_stays_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("nsa_lite.lab.training.NEXT_STAGE_AT", -1.0)
+    monkeypatch.setattr("nsa_lite.lab.tasks.NEXT_STAGE_AT", -1.0)
     monkeypatch.setattr(Recall, "solved_at", 0.0)
     config = TrainConfig.preset("recall", "dense", steps=60, **QUICK)
     assert len(list(steps(config, tmp_path))) == 50  # the first evaluation is good enough
@@ -376,7 +377,7 @@ def test_a_run_is_ended_by_another_batch_than_the_one_that_is_reported(tmp_path,
 
     monkeypatch.setattr(Recall, "held_out", watched)
     monkeypatch.setattr(training, "evaluate", scores)
-    monkeypatch.setattr(training, "NEXT_STAGE_AT", -1.0)
+    monkeypatch.setattr(tasks, "NEXT_STAGE_AT", -1.0)
     config = TrainConfig.preset("recall", "dense", steps=60, **QUICK)
     records = list(steps(config, tmp_path))
     assert len(records) == 60

@@ -13,10 +13,12 @@ from torch import Tensor
 from nsa_lite.attention import window_attention
 from nsa_lite.cache import write_rows
 from nsa_lite.checks import require
+from nsa_lite.compression import compressed_attention
 from nsa_lite.config import NSAConfig
 from nsa_lite.decode import decode_step
 from nsa_lite.nsa import nsa_attention
 from nsa_lite.rope import rotate
+from nsa_lite.selection import select_blocks
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -25,13 +27,23 @@ class Operations(NamedTuple):
     """What layers ask their backend for."""
 
     nsa_attention: Callable
+    compressed_attention: Callable
+    select_blocks: Callable
     window_attention: Callable
     rotate: Callable
     decode_step: Callable
     write_rows: Callable
 
 
-PLAIN = Operations(nsa_attention, window_attention, rotate, decode_step, write_rows)
+PLAIN = Operations(
+    nsa_attention,
+    compressed_attention,
+    select_blocks,
+    window_attention,
+    rotate,
+    decode_step,
+    write_rows,
+)
 
 
 def require_backend(backend: str) -> None:

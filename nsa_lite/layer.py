@@ -40,13 +40,15 @@ class Known(NamedTuple):
     """What a rule for choosing blocks may use.
 
     Shapes: x (B, S, C) the layer's inputs so far, q (B, H, T, D) the queries at start .. start +
-    T - 1, k (B, G, S, D) the selected branch's keys, one a token; q and k are rotated.
+    T - 1, k (B, G, S, D) the selected branch's keys, one a token, compressed (B, G, N, D) the
+    compressed branch's keys, one a block; q and all keys are rotated.
     """
 
     config: NSAConfig
     x: Tensor
     q: Tensor
     k: Tensor
+    compressed: Tensor
     start: int
 
 
@@ -233,7 +235,8 @@ class NSAttention(nn.Module):
         choose = None
         loss = None
         if self.choose is not None:
-            choice = decided(self.choose, Known(self.config, x, q, raw["selected"].k, start))
+            known = Known(self.config, x, q, raw["selected"].k, blocks.k, start)
+            choice = decided(self.choose, known)
             attention = choice.attention or attention
             choose = partial(chosen_before, choice.ids)
             loss = choice.loss

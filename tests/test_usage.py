@@ -134,7 +134,7 @@ def test_autocast_changes_nothing_inside_an_operation(operation, dtype):
 def test_autocast_changes_no_score_of_any_rule():
     torch.manual_seed(0)
     q, k, v, k_c, v_c, _ = tensors(61)
-    known = Known(SMALL, stream(61), q, k, 0)
+    known = Known(SMALL, stream(61), q, k, k_c, 0)
     z, mass = torch.randn(2, 5, 8), torch.rand(2, 5, 8)
     lse = compressed_attention(q, k_c, v_c, **BLOCKS)[1]
     sizes = {**BLOCKS, "select_block_size": 8}

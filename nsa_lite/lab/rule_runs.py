@@ -13,7 +13,8 @@ from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.tables import Column, table
 
 CONTROLS = ("nsa", "nsa-random", "nsa-no-selection", "nsa-oracle", "dense", "window")
-RULES = tuple(name for name in ATTENTIONS if name not in CONTROLS)
+STARTERS = ("nsa-own-kl", "nsa-own-kl-first", "nsa-all-first", "nsa-score")  # border_runs.py
+RULES = tuple(name for name in ATTENTIONS if name not in CONTROLS + STARTERS)
 SEEDS = (0, 1, 2)
 
 

@@ -278,7 +278,7 @@ def one_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, task, progress)
     optimizer.zero_grad()
-    loss, accuracy = backward(config, model, batch.to(config.device), size)
+    loss, accuracy = backward(config, model, batch.to(config.device))
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     require_finite(progress.step + 1, "loss", loss)
     require_finite(progress.step + 1, "gradient's norm", float(norm))
@@ -299,8 +299,8 @@ def one_step(
     return record
 
 
-def backward(config: TrainConfig, model: nn.Module, batch: Batch, size: int) -> tuple[float, float]:
-    """Add up the gradients of a batch, `size` sequences at a time; its loss and accuracy.
+def backward(config: TrainConfig, model: nn.Module, batch: Batch) -> tuple[float, float]:
+    """Add up the gradients of a batch, an `accumulate`th at a time; its loss and accuracy.
 
     The loss is the mean over all targets of the batch, however they are spread over its parts and
     over processes, and a rule's own loss the mean over the parts.
@@ -308,6 +308,7 @@ def backward(config: TrainConfig, model: nn.Module, batch: Batch, size: int) -> 
     last = batch.tokens.shape[1] if config.all_queries else asked_span(batch)
     whole = asked_count(batch)
     world = distributed.world()
+    size = len(batch.tokens) // config.accumulate
     own = distributed.own(batch.split(distributed.own_size(size)))
     mean_loss = 0.0
     mean_accuracy = 0.0

@@ -1,6 +1,7 @@
 """Every attention that the course compares, one record each: name, how to build it, its line."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from nsa_lite.config import NSAConfig
 from nsa_lite.dense import DenseAttention
 from nsa_lite.gates import BRANCHES
 from nsa_lite.layer import NSAttention, Rule
-from nsa_lite.rivals import rules, taught
+from nsa_lite.rivals import rules, starters, taught
 
 
 class Line(NamedTuple):
@@ -78,6 +79,11 @@ def nsa_taught(rule: Callable[[NSAConfig], nn.Module]) -> Callable[[NSAConfig], 
     return build
 
 
+def at_first(starter: type[starters.Starting]) -> Callable[[NSAConfig], nn.Module]:
+    """NSA whose own choice is helped in the first passes of its training only."""
+    return nsa_taught(partial(starter, first=starters.FIRST))
+
+
 ATTENTIONS = {
     attention.name: attention
     for attention in (
@@ -102,5 +108,9 @@ ATTENTIONS = {
         Attention("nsa-gumbel", nsa_taught(taught.GumbelTopK), Line("#AA4499", (0, (3, 3)), "X")),
         Attention("nsa-quest", nsa_by(rules.by_bound), Line("#E69F00", (0, (4, 2, 1, 2)), "*")),
         Attention("nsa-moba", nsa_by(rules.by_block_mean), Line("#8C564B", (0, (8, 2)), "h")),
+        Attention("nsa-own-kl", nsa_taught(starters.OwnKL), Line("#882255", "-", "4")),
+        Attention("nsa-own-kl-first", at_first(starters.OwnKL), Line("#882255", ":", "3")),
+        Attention("nsa-all-first", at_first(starters.AllBlocks), Line("#000000", ":", "1")),
+        Attention("nsa-score", nsa_taught(starters.ScoreInLogits), Line("#999933", "-", "2")),
     )
 }

@@ -18,7 +18,8 @@ from nsa_lite.attention import (
     masked_softmax,
     window_attention,
 )
-from nsa_lite.blocks import query_positions, visible_compressed
+from nsa_lite.backend import operations_of
+from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
 from nsa_lite.compression import Phi, compressed_attention
 from nsa_lite.config import NSAConfig
 from nsa_lite.gates import gated_sum
@@ -29,6 +30,7 @@ from nsa_lite.rope import rotate
 from nsa_lite.selection import attend_to_blocks, shared_out
 
 SMALLEST = 1e-9  # a score's logarithm stays finite
+STRETCH = 128  # queries in each of the two stretches that are taught of many
 
 
 class Indexer(nn.Module):
@@ -46,45 +48,120 @@ class Indexer(nn.Module):
         self.key = nn.Linear(config.dim, config.kv_heads * width, bias=False)
         self.phi = Phi(width, config.block_size, config.stride, config.phi)
 
-    def importance(self, known: Known) -> Float[Tensor, "B G T blocks"]:
-        """Eq. 8-10 with the indexer's own query, key and phi."""
+    def own(self, known: Known) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B G N D"]]:
+        """The indexer's own queries and compressed keys."""
         c = self.config
         x = known.x.detach()
         t = query_positions(known.q, known.start)
         q = rotate(split_heads(self.query(x[:, known.start :]), c.heads), t, c.rope_theta)
         k = self.phi(split_heads(self.key(x), c.kv_heads))
         i = torch.arange(k.shape[2], device=k.device)
-        k = rotate(k, i * c.stride, c.rope_theta)
-        visible = visible_compressed(t, len(i), c.block_size, c.stride)
-        p, _ = attention_probabilities(q, k, visible, None)
-        return shared_out(p, num_blocks(known), c.block_size, c.stride, c.select_block_size)
+        return q, rotate(k, i * c.stride, c.rope_theta)
+
+    def importance(self, known: Known) -> Float[Tensor, "B G T blocks"]:
+        """Eq. 8-10 with the indexer's own query, key and phi."""
+        return importance_by(known, *self.own(known))
 
     def logits(self, known: Known) -> Float[Tensor, "B G T blocks"]:
         """z, of which a softmax over the candidates gives each its share of the importance."""
-        return self.importance(known).clamp_min(SMALLEST).log()
+        return logarithm(self.importance(known))
 
 
-class BCEOverSoftmax(Indexer):
+def importance_by(
+    known: Known, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G N D"]
+) -> Float[Tensor, "B G T blocks"]:
+    """Eq. 8-10 for any queries and compressed keys, with their gradient."""
+    c = known.config
+    t = query_positions(q, known.start)
+    visible = visible_compressed(t, k.shape[2], c.block_size, c.stride)
+    p, _ = attention_probabilities(q, k, visible, None)
+    return shared_out(p, num_blocks(known), c.block_size, c.stride, c.select_block_size)
+
+
+def logarithm(importance: Tensor) -> Tensor:
+    """Its logarithm, finite also where it is 0."""
+    return importance.clamp_min(SMALLEST).log()
+
+
+class Taught(Indexer):
+    """An indexer that learns from what dense attention weighs; a subclass compares the two.
+
+    Dense attention's mass is T x S: of many queries only a sample is taught in each step.
+    """
+
+    def forward(self, known: Known) -> Choice:
+        own = self.own(known)
+        if known.q.shape[2] <= 2 * STRETCH:
+            z = logarithm(importance_by(known, *own))
+            return Choice(best(known, z), loss=self.loss(known, z))
+        ids = chosen_by(known, *own)
+        if not self.training:
+            return Choice(ids)
+        losses = [self.loss_of_some(known, own, first) for first in stretches(known)]
+        return Choice(ids, loss=torch.stack(losses).mean())
+
+    def loss_of_some(
+        self, known: Known, own: tuple[Tensor, Tensor], first: int
+    ) -> Float[Tensor, ""]:
+        """The loss of STRETCH queries, from number `first` on."""
+        q, k = own
+        some = first_to_last(known, first, first + STRETCH)
+        z = logarithm(importance_by(some, q[:, :, first : first + STRETCH], cut(some, k)))
+        return self.loss(some, z)
+
+    def loss(self, known: Known, z: Float[Tensor, "B G T blocks"]) -> Float[Tensor, ""]:
+        """How far the scores z are from what dense attention weighs."""
+        raise NotImplementedError
+
+
+class BCEOverSoftmax(Taught):
     """Teacher: the set that the true mass would choose, by binary cross-entropy on a softmax.
 
     The text this project began from calls the idea ERSA and gives no formula; nothing public
     describes it. This is our reading.
     """
 
-    def forward(self, known: Known) -> Choice:
-        z = self.logits(known)
+    def loss(self, known: Known, z: Float[Tensor, "B G T blocks"]) -> Float[Tensor, ""]:
         target = chosen(known, best(known, true_mass(known)))
-        loss = bce_over_softmax(z, target, candidates(known))
-        return Choice(best(known, z), loss=mean_where_it_matters(known, loss))
+        return mean_where_it_matters(known, bce_over_softmax(z, target, candidates(known)))
 
 
-class KLToTrueMass(Indexer):
+class KLToTrueMass(Taught):
     """Teacher: dense attention pooled over blocks, by KL divergence (section 6.1; DSA)."""
 
-    def forward(self, known: Known) -> Choice:
-        z = self.logits(known)
-        loss = kl_to_mass(z, true_mass(known), candidates(known))
-        return Choice(best(known, z), loss=mean_where_it_matters(known, loss))
+    def loss(self, known: Known, z: Float[Tensor, "B G T blocks"]) -> Float[Tensor, ""]:
+        return mean_where_it_matters(known, kl_to_mass(z, true_mass(known), candidates(known)))
+
+
+def stretches(known: Known) -> tuple[int, int]:
+    """Where two stretches of queries begin: the newest, who choose among most, and a random one."""
+    newest = known.q.shape[2] - STRETCH
+    return int(torch.randint(newest + 1, ())), newest
+
+
+def first_to_last(known: Known, first: int, last: int) -> Known:
+    """What a layer knows of its queries first .. last - 1 and of the tokens up to them."""
+    seen = known.start + last
+    part = known._replace(x=known.x[:, :seen], q=known.q[:, :, first:last], k=known.k[:, :, :seen])
+    return part._replace(compressed=cut(part, known.compressed), start=known.start + first)
+
+
+def cut(known: Known, k: Float[Tensor, "B G N D"]) -> Float[Tensor, "B G n D"]:
+    """The compressed keys of the blocks that end among the tokens known."""
+    c = known.config
+    return k[:, :, : num_compressed(known.x.shape[1], c.block_size, c.stride)]
+
+
+@torch.no_grad()
+def chosen_by(
+    known: Known, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G N D"]
+) -> Int[Tensor, "B G T n"]:
+    """The paper's choice (Eq. 8-11) by these queries and compressed keys, of the fast backend."""
+    c = known.config
+    operations = operations_of("auto", q, c)
+    blocks = dict(block_size=c.block_size, stride=c.stride, start=known.start)
+    _, lse = operations.compressed_attention(q, k, k, **blocks)
+    return operations.select_blocks(q, k, lse, **blocks, **c.choice_sizes)
 
 
 class StraightThrough(Indexer):

@@ -146,6 +146,16 @@ def test_questions_asked_after_the_rest_get_the_answers_of_one_pass(attention, l
         assert torch.equal(given.hit, evaluate.hits(traces, batch.answer_at)[:, -count:])
 
 
+@pytest.mark.parametrize("attention", ["nsa", "nsa-kl", "dense"])
+def test_evaluation_goes_with_autocast(attention):
+    model = build(config(attention, layers=2)).eval()
+    batch = Haystack(stages=(Stage(300),)).batch(2, seed=5)
+    expected = answers(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = answers(model, batch)
+    torch.testing.assert_close(given.logits.float(), expected.logits, rtol=0.05, atol=0.05)
+
+
 def test_many_sequences_are_read_a_few_at_a_time(monkeypatch):
     model = build(config("nsa")).eval()
     batch = Haystack(stages=(Stage(256),)).batch(3, seed=0)

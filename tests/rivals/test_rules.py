@@ -8,6 +8,7 @@ from torch.autograd import gradcheck
 
 import nsa_lite
 from nsa_lite import NSAConfig, NSAttention, selected_attention
+from nsa_lite.blocks import num_compressed
 from nsa_lite.layer import Choice, Known
 from nsa_lite.rivals import rules
 from nsa_lite.rivals.attentions import ATTENTIONS, Shut
@@ -69,7 +70,11 @@ def known(length=LENGTH, start=0, **changes):
     torch.manual_seed(1)
     q = torch.randn(2, 4, length - start, 4, dtype=torch.float64)
     k = torch.randn(2, 2, length, 4, dtype=torch.float64)
-    facts = dict(config=CONFIG, x=stream(length), q=q, k=k, start=start)
+    c = CONFIG
+    compressed = torch.randn(
+        2, 2, num_compressed(length, c.block_size, c.stride), 4, dtype=torch.float64
+    )
+    facts = dict(config=c, x=stream(length), q=q, k=k, compressed=compressed, start=start)
     return Known(**{**facts, **changes})
 
 

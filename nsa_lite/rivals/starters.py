@@ -1,0 +1,139 @@
+"""What may get NSA's own choice started: the paper's scores, trained or eased in another way.
+
+Unlike the rules of taught.py these have no weights: the scores are those of the compressed branch
+(Eq. 8-10), and the question is what trains its keys before anybody reads well with them.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nsa_lite.attention import KV, masked_softmax, scale_of, window_attention
+from nsa_lite.compression import compressed_attention
+from nsa_lite.config import NSAConfig
+from nsa_lite.gates import gated_sum
+from nsa_lite.layer import Choice, Known
+from nsa_lite.nsa import Branches, Choose
+from nsa_lite.rivals.rules import best, candidates, num_blocks, true_mass
+from nsa_lite.rivals.taught import importance_by, kl_to_mass, logarithm, mean_where_it_matters
+from nsa_lite.selection import gather_blocks, selected_mask
+
+FIRST = 300  # passes in training that a start lasts
+LEAST = 1e-3  # added to a score before its logarithm: a block without mass stays readable
+
+
+class Starting(nn.Module):
+    """The paper's choice, helped in training: for the first passes only, or throughout.
+
+    It counts its passes in training, so that a run that resumes goes on where it was.
+    """
+
+    passes: Tensor
+
+    def __init__(self, config: NSAConfig, first: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.first = first
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, known: Known) -> Choice:
+        helps = self.training and (self.first is None or int(self.passes) < self.first)
+        if self.training:
+            self.passes += 1
+        return self.helped(known) if helps else as_the_paper(known)
+
+    def helped(self, known: Known) -> Choice:
+        """The choice, and what else is asked of the training, while the help lasts."""
+        raise NotImplementedError
+
+
+class OwnKL(Starting):
+    """Teacher: dense attention, by KL divergence to the compressed branch's own scores."""
+
+    def helped(self, known: Known) -> Choice:
+        z = logarithm(importance_by(known, known.q, known.compressed))
+        loss = kl_to_mass(z, true_mass(known), candidates(known))
+        return Choice(best(known, z), loss=mean_where_it_matters(known, loss))
+
+
+class AllBlocks(Starting):
+    """Every block up to the query's own is read, so that values are learned before the choice."""
+
+    def helped(self, known: Known) -> Choice:
+        count = num_blocks(known)
+        batch, _, length, _ = known.q.shape
+        ids = torch.arange(count, device=known.q.device)
+        return Choice(ids.expand(batch, known.config.kv_heads, length, count))
+
+
+class ScoreInLogits(Starting):
+    """Teacher: the task, through the score of a block added to the logits of its tokens.
+
+    So also in use: what is read differs from NSA. The idea is SAS's (arXiv 2609.13141); the
+    logarithm, which makes the added score a factor on a block's weights, is our choice.
+    """
+
+    def forward(self, known: Known) -> Choice:
+        return self.helped(known)
+
+    def helped(self, known: Known) -> Choice:
+        z = logarithm(importance_by(known, known.q, known.compressed) + LEAST)
+        ids = best(known, z)
+        bias = z.gather(-1, ids.long().clamp(min=0))
+        return Choice(ids, attention=partial(biased_nsa_attention, bias=bias))
+
+
+def as_the_paper(known: Known) -> Choice:
+    """Eq. 8-11 of the compressed branch's own keys."""
+    with torch.no_grad():
+        return Choice(best(known, importance_by(known, known.q, known.compressed)))
+
+
+def biased_nsa_attention(  # noqa: PLR0913  nsa_attention's signature, and a bias
+    q: Tensor,
+    compressed: KV,
+    selected: KV,
+    window: KV,
+    gates: Tensor,
+    *,
+    bias: Float[Tensor, "B G T n"],
+    block_size: int,
+    stride: int,
+    select_block_size: int,
+    window_size: int,
+    choose: Choose,
+    start: int = 0,
+    **_: object,  # the sizes of a choice that has been made already
+) -> tuple[Tensor, Branches]:
+    """nsa_attention, with return_branches, whose selected logits have their block's bias added."""
+    out_c, lse = compressed_attention(
+        q, *compressed, block_size=block_size, stride=stride, start=start
+    )
+    ids = choose(lse)
+    out_s = biased_selected_attention(q, *selected, ids, bias, select_block_size, start)
+    out_w = window_attention(q, *window, window=window_size, start=start)
+    branches = Branches(*(x.detach() for x in (out_c, out_s, out_w, lse, ids)))
+    return gated_sum(gates, (out_c, out_s, out_w)), branches
+
+
+def biased_selected_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G S D"],
+    v: Float[Tensor, "B G S Dv"],
+    ids: Int[Tensor, "B G T n"],
+    bias: Float[Tensor, "B G T n"],
+    select_block_size: int,
+    start: int = 0,
+) -> Float[Tensor, "B H T Dv"]:
+    """Attention to the tokens of the chosen blocks, each logit with its block's bias added."""
+    keys = gather_blocks(k, ids, select_block_size)
+    values = gather_blocks(v, ids, select_block_size)
+    positions = torch.arange(start, start + q.shape[2], device=q.device)
+    mask = selected_mask(ids, positions, select_block_size)
+    queries = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
+    scores = queries @ keys.transpose(-1, -2) * scale_of(None, q.shape[3])  # (B, G, T, R, n l')
+    scores = scores + bias.repeat_interleave(select_block_size, -1)[..., None, :]
+    p, _ = masked_softmax(scores, mask[..., None, :])
+    return (p @ values).transpose(2, 3).flatten(1, 2)

@@ -68,21 +68,24 @@ SIZES = NSAConfig.small(
     phi="mean+mlp",
 )
 LAPTOP = 16_384  # the preset's longest stage
-TOKENS = 8192  # about what a step reads
+TOKENS = 8192  # that a step of the preset reads, where a sequence is not longer
 
 
-def curriculum(length: int) -> tuple[Stage, ...]:
+def curriculum(length: int, tokens: int = TOKENS) -> tuple[Stage, ...]:
     """Stages of 256, 512, 1024 .. tokens, the last one `length`: the first without noise.
 
-    Short stages are cheap a step and teach the choice, long ones make it hold among more blocks.
-    From 512 tokens on the learning rate falls as one over the root of the length.
+    Short stages are cheap a step and teach the choice, long ones make it hold among more blocks. A
+    step reads about so many tokens, at most those of a thousandth as many sequences; from 512
+    tokens a sequence on the learning rate falls as one over the root of the length.
     """
     require_int("length", length, at_least=SHORTEST)
+    require_int("tokens", tokens, at_least=1)
+    most = max(1, tokens // 1024)
     doubled = [SHORTEST << i for i in range(length.bit_length()) if SHORTEST << i < length]
     first, *others = [*doubled, length]
-    stages = [Stage(first, noise=0.0, batch=8, weight=2.0, until=0.97)]
+    stages = [Stage(first, noise=0.0, batch=most, weight=2.0, until=0.97)]
     for each in others:
-        batch = max(1, min(8, TOKENS // each))
+        batch = max(1, min(most, tokens // each))
         stages.append(Stage(each, batch=batch, until=0.985, rate=min(1.0, (512 / each) ** 0.5)))
     return tuple(stages)
 
@@ -113,10 +116,10 @@ class Haystack(Common):
     block: int = 8
     before: int = 8
     gap: int = 64
+    held_out_size: int = 8
+    evaluate_every: int = 100
     device: str = "cpu"
     name: ClassVar[str] = "haystack"
-    held_out_size: ClassVar[int] = 8
-    evaluate_every: ClassVar[int] = 100
     solved_at: ClassVar[float | None] = 0.98
     preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1300, batch_size=1, lr=3e-3)
 

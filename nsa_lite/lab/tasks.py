@@ -65,9 +65,13 @@ class Task(Protocol):
 
     name: ClassVar[str]
     preset: ClassVar[dict[str, Any]]
-    held_out_size: ClassVar[int]
-    evaluate_every: ClassVar[int]
     solved_at: ClassVar[float | None]
+
+    @property
+    def held_out_size(self) -> int: ...
+
+    @property
+    def evaluate_every(self) -> int: ...
 
     @property
     def stages(self) -> tuple[Any, ...]: ...
@@ -80,11 +84,11 @@ class Task(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def at_length(self, length: int) -> Self:
+    def at_length(self, length: int) -> "Task":
         """The same task with sequences of another length. Errors: ValueError if it has but one."""
         ...
 
-    def on(self, device: str) -> Self:
+    def on(self, device: str) -> "Task":
         """The same task, its batches made on that device if it can make them there."""
         ...
 
@@ -117,8 +121,8 @@ class Common:
     """What most tasks share: they are drawn anew from each seed, and can be solved."""
 
     name: ClassVar[str]
-    held_out_size: ClassVar[int] = 64
-    evaluate_every: ClassVar[int] = 50
+    held_out_size: int = 64
+    evaluate_every: int = 50
     solved_at: ClassVar[float | None] = 0.995
 
     def at_length(self, length: int) -> Self:

@@ -54,7 +54,7 @@ class Text(Common):
     vocab_size: int = 256
     name: ClassVar[str] = "text"
     preset: ClassVar[dict] = dict(nsa=NSA, layers=2, steps=400, batch_size=4, lr=3e-3)
-    held_out_size: ClassVar[int] = 8
+    held_out_size: int = 8
     solved_at: ClassVar[float | None] = None
 
     @property

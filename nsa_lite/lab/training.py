@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -51,8 +51,8 @@ class TrainConfig:
     batches of batch_size (a stage may ask for a multiple), which several processes divide among
     them, and updates once. autocast: the dtype of matrix products ("bfloat16") or None. checkpoint:
     blocks keep only their inputs for the backward. all_queries: the last layer too attends from
-    every position, as a language model does, not from those alone that have a target. threads: of
-    each process.
+    every position, as a language model does, not from those alone that have a target. sizes:
+    fields of the task, over its own. threads: of each process.
     """
 
     task: str
@@ -70,6 +70,7 @@ class TrainConfig:
     accumulate: int = 1
     checkpoint: bool = False
     all_queries: bool = False
+    sizes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.task in TASKS, "task", repr(self.task), f"must be one of {list(TASKS)}")
@@ -92,7 +93,7 @@ class TrainConfig:
 
     def made_task(self) -> Task:
         """The task, of the run's length. Errors: ValueError where the task has no such length."""
-        task = TASKS[self.task]()
+        task: Task = TASKS[self.task](**self.sizes)
         task = task if self.length is None else task.at_length(self.length)
         return task.on(self.device)
 
@@ -263,7 +264,7 @@ def begin(
     state = restore(checkpoint, model, optimizer, config.everything())
     if not finite(model):
         raise CheckpointError(f"{checkpoint}: some weights are not finite; left untouched")
-    return Progress(**{field: state[field] for field in asdict(Progress())})
+    return Progress(**{name: state[name] for name in asdict(Progress())})
 
 
 def one_step(

@@ -1,7 +1,6 @@
 """Long sequences in the trainer: stages as data, questions asked after the rest was read."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ class Short(Haystack):
     """Haystacks of 256 and 320 tokens, for small models."""
 
     stages: tuple[Stage, ...] = SHORT
-    evaluate_every: ClassVar[int] = 2
+    evaluate_every: int = 2
 
 
 @pytest.fixture
@@ -48,6 +47,7 @@ def test_a_curriculum_doubles_up_to_its_length():
     first, *others = curriculum(65_536)
     assert first.noise == 0.0 and all(stage.noise == 1.0 for stage in others)
     assert [s.batch for s in curriculum(65_536)] == [8, 8, 8, 4, 2, 1, 1, 1, 1]
+    assert [s.batch for s in curriculum(65_536, 65_536)] == [64, 64, 64, 32, 16, 8, 4, 2, 1]
     assert others[-1].rate == pytest.approx((512 / 65_536) ** 0.5)
 
 

@@ -20,7 +20,8 @@ class Phi(nn.Module):
     """phi of Eq. 7: add an intra-block position encoding, then a two-layer MLP, (l, D) -> (D).
 
     kind="mean+mlp" adds the block's mean to the result: ours, not the paper's. It starts as
-    a fair summary, so short trainings learn to choose blocks sooner.
+    a fair summary, so short trainings learn to choose blocks sooner. kind="mean" is the mean alone,
+    without weights, as in later methods.
     """
 
     def __init__(self, width: int, block_size: int, stride: int, kind: str = "mlp") -> None:
@@ -32,6 +33,8 @@ class Phi(nn.Module):
         self.block_size = block_size
         self.stride = stride
         self.kind = kind
+        if kind == "mean":
+            return
         self.position = nn.Parameter(torch.randn(block_size, width) * 0.02)
         self.mlp = nn.Sequential(
             nn.Linear(block_size * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
@@ -43,6 +46,8 @@ class Phi(nn.Module):
         fits = x.shape[3] == self.width
         require(fits, "x.shape", tuple(x.shape), f"its width must be {self.width}")
         blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
+        if self.kind == "mean":
+            return blocks.mean(-2)
         summary = self.mlp((blocks + self.position).flatten(-2))
         return summary + blocks.mean(-2) if self.kind == "mean+mlp" else summary
 

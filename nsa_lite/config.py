@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 
 from nsa_lite.checks import require, require_counts, require_geometry, require_int
 
-PHIS = ("mlp", "mean+mlp")  # the paper's; and ours, which adds the block's mean
+PHIS = ("mlp", "mean+mlp", "mean")  # the paper's; and ours: with the block's mean, or that alone
 
 
 @dataclass(frozen=True)

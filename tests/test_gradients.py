@@ -57,7 +57,7 @@ def test_gradcheck_selected_attention_with_the_set_frozen():
     assert gradcheck(lambda *qkv: selected_attention(*qkv, ids, select_block_size=2), leaves(9))
 
 
-@pytest.mark.parametrize("phi", ["mlp", "mean+mlp"])
+@pytest.mark.parametrize("phi", ["mlp", "mean+mlp", "mean"])
 def test_gradcheck_the_layer_in_its_input_and_every_parameter(phi):
     torch.manual_seed(0)
     layer = NSAttention(NSAConfig(**{**TINY.as_dict(), "phi": phi})).double()

@@ -20,6 +20,7 @@ from nsa_lite import (
     loops,
 )
 from nsa_lite.backend import PLAIN, Operations, operations_of
+from nsa_lite.compression import Phi
 from nsa_lite.layer import projected_together
 from nsa_lite.nsa import nsa_attention
 from nsa_lite.rivals.attentions import ATTENTIONS
@@ -474,3 +475,12 @@ def test_gates_of_another_type_do_not_change_the_outputs_type():
     pairs = [(k[:, :, :9], v[:, :, :9]), (k, v), (k, v)]
     sizes = dict(block_size=4, stride=2, select_block_size=4, num_selected=3, window_size=5)
     assert nsa_attention(q, *pairs, gates, **sizes).dtype == torch.float32
+
+
+def test_phi_can_be_the_mean_alone_which_has_no_weights():
+    phi = Phi(6, 4, 2, kind="mean")
+    x = torch.randn(1, 2, 9, 6)
+    blocks = [x[:, :, i : i + 4].sum(2) / 4 for i in (0, 2, 4)]
+    torch.testing.assert_close(phi(x), torch.stack(blocks, 2))
+    assert not list(phi.parameters())
+    assert phi(x[:, :, :3]).shape == (1, 2, 0, 6)

@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from nsa_lite.checks import require
-from nsa_lite.lab import neighbour_runs, rule_runs, selection_runs
+from nsa_lite.lab import border_runs, long_runs, neighbour_runs, rule_runs, selection_runs
 from nsa_lite.lab.origin import versions
 from nsa_lite.lab.runs import RECORDED, Run, do, finished, write_json
 from nsa_lite.lab.training import DivergedError
@@ -30,13 +32,14 @@ class Experiment(NamedTuple):
     runs() lists its runs in the order in which they are done; write(about, results, folder, path)
     leaves its record once all have a result: `about` names the command, the versions that wrote the
     record, and for each run (`made`) its config, commit, versions and machine; `results` are the
-    runs' by name, `folder` is where they worked.
+    runs' by name, `folder` is where they worked. on_gpu: its runs need a CUDA device.
     """
 
     name: str
     runs: Callable[[], list[Run]]
     file: str
     write: Callable[[dict, dict[str, dict], Path, Path], None]
+    on_gpu: bool = False
 
 
 def write_results(about: dict, results: dict[str, dict], folder: Path, path: Path) -> None:  # noqa: ARG001
@@ -58,6 +61,10 @@ EXPERIMENTS = {
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
         *(selection(look) for look in selection_runs.LOOKS),
+        Experiment("border_small", border_runs.few_runs, "border_small.json", write_results),
+        Experiment("haystack", long_runs.laptop_runs, "haystack.json", write_results),
+        Experiment("border", border_runs.runs, "border.json", write_results, on_gpu=True),
+        Experiment("haystack_64k", long_runs.gpu_runs, "haystack_64k.json", write_results, True),
     )
 }
 
@@ -109,6 +116,9 @@ def do_and_record(name: str, words: argparse.Namespace, stop: threading.Event) -
     """Do what is left of one experiment, say before what it costs, and after how far it is."""
     require(name in EXPERIMENTS, "experiment", repr(name), f"must be one of {list(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name]
+    if experiment.on_gpu and not torch.cuda.is_available():
+        print(f"{name}: its runs need a GPU, and torch finds none here; left out")
+        return
     runs = experiment.runs()
     folder = words.out / name
     chosen = [run for run in runs if fnmatch.fnmatch(run.name, words.only)]

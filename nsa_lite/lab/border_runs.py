@@ -1,0 +1,119 @@
+"""When NSA's own choice starts, and what gets it started: many short trainings, one axis each.
+
+    python -m nsa_lite.lab.experiments border
+
+All share one task: facts gathered in 14 blocks of 16 positions (32 where l is 32), of which a query
+may choose three freely, so that chance hits .21. What changes from arm to arm: the tokens that one
+compressed key sums up (l, with d = l/2), the facts in a block, noise beside them, phi, the width of
+values, and what trains the choice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nsa_lite.config import NSAConfig
+from nsa_lite.lab.haystack import Stage
+from nsa_lite.lab.runs import Run, training_run
+from nsa_lite.lab.training import TrainConfig
+
+SEEDS = (0, 1, 2, 3, 4)
+BLOCKS = 14  # that hold facts
+STARTED_AT = 0.5  # held-out accuracy from which a run has started, far above a guess's 1 in 64
+REMEDIES = (
+    "nsa-own-kl-first",
+    "nsa-own-kl",
+    "nsa-kl",
+    "nsa-bce",
+    "nsa-all-first",
+    "nsa-score",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting, trained with several seeds; block_size is l, facts are those of a block."""
+
+    block_size: int = 16
+    facts: int = 2
+    noise: float = 1.0
+    phi: str = "mean+mlp"
+    value_dim: int = 32
+    attention: str = "nsa"
+
+    @property
+    def name(self) -> str:
+        """All that sets it apart: 'nsa-l16-f2-noise1-mean+mlp-v32'."""
+        sizes = f"l{self.block_size}-f{self.facts}-noise{self.noise:g}"
+        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}"
+
+    def config(self, seed: int, device: str) -> TrainConfig:
+        """The training of one seed."""
+        block = max(16, self.block_size)
+        nsa = NSAConfig.small(
+            kv_heads=1,
+            head_dim=32,
+            value_dim=self.value_dim,
+            block_size=self.block_size,
+            stride=self.block_size // 2,
+            select_block_size=block,
+            num_selected=6,
+            window=16,
+            phi=self.phi,
+        )
+        # A first block and the last two hold no fact: they are read whatever the scores say.
+        length = (1 + BLOCKS + 2) * block
+        sizes = dict(
+            stages=(Stage(length, self.noise, self.facts),),
+            keys=2 * BLOCKS * self.facts,
+            values=64,
+            facts=BLOCKS * self.facts,
+            questions=BLOCKS,
+            block=block,
+            before=block,
+            gap=2 * block - BLOCKS,
+            held_out_size=32,
+            evaluate_every=50,
+        )
+        return TrainConfig.preset(
+            "haystack",
+            self.attention,
+            seed,
+            nsa=nsa,
+            sizes=sizes,
+            steps=1500,
+            batch_size=32,
+            lr=4e-3,
+            threads=1,
+            device=device,
+        )
+
+
+def arms() -> Iterator[Arm]:
+    """Every arm: the grid of l and facts a block, then one axis at a time, then the remedies."""
+    for block_size in (4, 8, 16, 32):
+        for facts in (1, 2, 4):
+            yield Arm(block_size, facts)
+        yield Arm(block_size, noise=0.0)
+    for phi in ("mean", "mlp"):
+        yield Arm(phi=phi)
+    for value_dim in (8, 128):
+        yield Arm(value_dim=value_dim)
+    for attention in REMEDIES:
+        for facts in (1, 2):
+            yield Arm(facts=facts, attention=attention)
+
+
+def runs(device: str = "cuda") -> list[Run]:
+    """All arms with all seeds; all arms of a seed come before the next seed."""
+    return [run(arm, seed, device) for seed in SEEDS for arm in arms()]
+
+
+def few_runs() -> list[Run]:
+    """What a CPU can do in an hour: the ends of the axis l, and one remedy."""
+    few = (Arm(4), Arm(16), Arm(16, attention="nsa-own-kl-first"))
+    return [run(arm, seed, "cpu") for seed in SEEDS[:2] for arm in few]
+
+
+def run(arm: Arm, seed: int, device: str) -> Run:
+    """One training."""
+    return training_run(arm.config(seed, device), f"{arm.name}-seed{seed}", minutes=8)

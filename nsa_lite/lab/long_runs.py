@@ -1,0 +1,122 @@
+"""The long runs: trained up to 16,384 tokens on a laptop, up to 65,536 on a GPU, asked up to 256k.
+
+    python -m nsa_lite.lab.experiments haystack
+    python -m nsa_lite.lab.experiments haystack_64k        on a GPU
+
+Each run's result holds its evaluations, its needle map at lengths it was never trained on too, and
+what a step at its longest length costs.
+"""
+
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from nsa_lite.config import NSAConfig
+from nsa_lite.lab.checkpoint import load, weights
+from nsa_lite.lab.depths import by_depth
+from nsa_lite.lab.haystack import LONGEST, Haystack, curriculum
+from nsa_lite.lab.logs import evaluations, read_log
+from nsa_lite.lab.positions import smallest_rope_base
+from nsa_lite.lab.runs import Run
+from nsa_lite.lab.training import Progress, TrainConfig, autocast_of, build, one_step, steps
+
+SEEDS = (0, 1, 2)
+LAPTOP = ("dense", "nsa-kl", "window")
+GPU = ("dense", "nsa-kl", "nsa", "nsa-own-kl-first", "window", "nsa-no-selection", "nsa-random")
+LENGTHS = (4096, 16_384, 65_536, 131_072, LONGEST)
+LENGTH = 65_536
+TIMED = 5  # steps, after as many to warm up
+# The paper's blocks and budget, one group of 16 heads.
+SIZES = NSAConfig(
+    dim=128,
+    heads=16,
+    kv_heads=1,
+    head_dim=64,
+    value_dim=64,
+    rope_theta=smallest_rope_base(LONGEST, head_dim=64, slow_pairs=16),
+    phi="mean+mlp",
+)
+
+
+def laptop_runs() -> list[Run]:
+    """The trainer's preset, every seed; needle maps up to 256k too."""
+    configs = [
+        TrainConfig.preset("haystack", name, seed, threads=1) for seed in SEEDS for name in LAPTOP
+    ]
+    return [long_run(config, sequences=4, minutes=12) for config in configs]
+
+
+def gpu_runs() -> list[Run]:
+    """Two layers that attend from every position of up to 65,536."""
+    return [long_run(gpu_config(name, seed), 16, 3) for seed in SEEDS for name in GPU]
+
+
+def gpu_config(attention: str, seed: int) -> TrainConfig:
+    """A run on one GPU: the paper's blocks, bfloat16 products, about 65,536 tokens a step."""
+    return TrainConfig.preset(
+        "haystack",
+        attention,
+        seed,
+        nsa=SIZES,
+        layers=2,
+        sizes=dict(stages=curriculum(LENGTH, tokens=LENGTH), held_out_size=4),
+        steps=1250,
+        lr=2e-3,
+        threads=1,
+        device="cuda",
+        autocast="bfloat16",
+        all_queries=True,
+    )
+
+
+def long_run(config: TrainConfig, sequences: int, minutes: float) -> Run:
+    """A training, then what it finds at every length and depth, and what a step costs."""
+
+    def work(folder: Path) -> Generator[dict, None, None]:
+        yield from steps(config, folder, resume=True)
+        tensors, state = load(folder / "checkpoint.safetensors")
+        model = build(config)
+        model.load_state_dict(weights(tensors))
+        task = config.made_task()
+        assert isinstance(task, Haystack)
+        with autocast_of(config):
+            maps = [by_depth(model, task, length, sequences) for length in LENGTHS]
+        yield {
+            "seconds": round(state["seconds"], 1),
+            "evaluations": evaluations(read_log(folder)),
+            "depths": maps,
+            "cost": cost_of_step(config),
+        }
+
+    settings = {**config.everything(), "lengths": list(LENGTHS), "sequences": sequences}
+    return Run(config.name, config.steps, work, settings, minutes)
+
+
+def cost_of_step(config: TrainConfig) -> dict[str, float]:
+    """One step of the last stage: milliseconds, tokens a second, and on a GPU the GiB it takes."""
+    task = config.made_task()
+    model = build(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    progress = Progress(stage=len(task.stages) - 1)
+    on_gpu = config.device != "cpu"
+
+    def some() -> float:
+        began = time.monotonic()
+        for _ in range(TIMED):
+            progress.step = 0  # no evaluation falls in between
+            one_step(config, task, model, optimizer, progress)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return (time.monotonic() - began) / TIMED
+
+    some()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = some()
+    tokens = config.batch_size * task.pace(progress.stage).batch * task.longest
+    cost = {"milliseconds": round(1000 * seconds, 2), "tokens_a_second": round(tokens / seconds)}
+    if on_gpu:
+        cost["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return cost

@@ -91,31 +91,36 @@ bench: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(PEERS))
 test-gpu: $(if $(filter $(VENV_PYTHON),$(GPU_PYTHON)),$(READY))
 	$(GPU_PYTHON) -m benchmarks.gpu_tests
 
-# The stamp .venv/ready says that the set-up came to its end: a .venv without it is half made, and
-# is made anew. `force` is for a .venv whose Python has gone, as after an upgrade of the system.
+# The stamp .venv/ready says that the set-up came to its end, .venv/made that this file began it: a
+# .venv with the second alone is half made, and is made anew; one with neither is somebody's own, and
+# stays. `force` is for a .venv whose Python has gone, as after an upgrade of the system.
 $(READY): pyproject.toml constraints.txt $(shell test -x $(VENV_PYTHON) || echo force)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON) here:" \
 		"install Python 3.11 or newer, then run make again." >&2; exit 1; }
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
 		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed:" \
 		"install one and name it, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 1; }
+	@test ! -e .venv || test -e $(READY) || test -e .venv/made || { \
+		echo "There is a .venv here that make did not make: move it away, then run make again." >&2; \
+		exit 1; }
 	@test -x $(VENV_PYTHON) && test -e $(READY) || rm -rf .venv
-	@test -e .venv || "$(PYTHON)" -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; \
+	@test -e .venv || { mkdir .venv && touch .venv/made && \
+		"$(PYTHON)" -m venv .venv >/dev/null 2>&1; } || { rm -rf .venv; \
 		echo "$(PYTHON) cannot make the folder .venv: install its venv module (on Debian and" \
 		"Ubuntu: apt install python3-venv) or free some disk space, then run make again." >&2; \
 		exit 1; }
 	@$(VENV_PYTHON) -m pip install --disable-pip-version-check \
 		-c constraints.txt -e ".[lab,test]" || { \
-		echo "pip could not install the packages, for the reason above: check the network" \
-		"connection, then run make again." >&2; exit 1; }
+		echo "pip could not install the packages, for the reason above: no network, or no build" \
+		"of a package for this Python and system. Mend that, then run make again." >&2; exit 1; }
 	@touch $(READY)
 
 # The public kernels that the benchmark holds ours beside.
 $(PEERS): $(READY)
 	@$(VENV_PYTHON) -m pip install --disable-pip-version-check \
 		-c constraints.txt -e ".[bench]" || { \
-		echo "pip could not install fla-core, for the reason above: check the network" \
-		"connection, then run make bench again." >&2; exit 1; }
+		echo "pip could not install fla-core, for the reason above: no network, or no build of it" \
+		"for this Python and system. Mend that, then run make bench again." >&2; exit 1; }
 	@touch $(PEERS)
 
 # What only the browser tests need: playwright, which drives Chromium, and axe-core, which looks

@@ -6,10 +6,12 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -130,8 +132,8 @@ def machine(tmp_path):
          "as in 'make lab PYTHON=python3.12'."),
         (NO_VENV, "", "python3 cannot make the folder .venv: install its venv module (on Debian "
          "and Ubuntu: apt install python3-venv) or free some disk space, then run make again."),
-        (WORKING, "exit 1", "pip could not install the packages, for the reason above: check the "
-         "network connection, then run make again."),
+        (WORKING, "exit 1", "pip could not install the packages, for the reason above: no network, "
+         "or no build of a package for this Python and system. Mend that, then run make again."),
     ],
     ids=["no-python", "old-python", "no-venv-module", "no-network"],
 )  # fmt: skip
@@ -165,6 +167,7 @@ def test_new_pins_without_network_keep_the_working_venv(machine):
 
 def test_a_half_made_venv_and_one_whose_python_has_gone_are_made_anew(machine):
     (machine.project / ".venv/bin").mkdir(parents=True)
+    (machine.project / ".venv/made").touch()
     (machine.project / ".venv/half").touch()
     assert machine(WORKING).returncode == 0
     assert not (machine.project / ".venv/half").exists()
@@ -172,6 +175,26 @@ def test_a_half_made_venv_and_one_whose_python_has_gone_are_made_anew(machine):
     (machine.project / ".venv/bin/python").symlink_to("/no/such/python")
     assert machine(WORKING).returncode == 0
     assert (machine.project / "made").read_text("utf-8") == "made\nmade\n"
+
+
+def test_a_venv_that_somebody_made_is_never_deleted(machine):
+    theirs = machine.project / ".venv/bin/python"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    refused = machine(WORKING)
+    assert refused.returncode != 0 and theirs.exists()
+    assert refused.stderr.startswith("There is a .venv here that make did not make: move it away")
+
+
+def test_every_pin_takes_every_python_that_is_promised():
+    """3.11 or newer: its first release and the later ones."""
+    for name in pins():
+        try:
+            asks = metadata.distribution(package(name)[0]).metadata["Requires-Python"]
+        except metadata.PackageNotFoundError:  # of another system, or an extra
+            continue
+        for python in ("3.11.0", "3.12.0", "3.13.0", "3.14.0"):
+            assert SpecifierSet(asks or "").contains(python), f"{name} asks for Python {asks}"
 
 
 # --- what the repository's files say ---

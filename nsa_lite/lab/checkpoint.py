@@ -1,5 +1,9 @@
-"""Checkpoints: tensors and a small JSON header in one safetensors file, never pickled code."""
+"""Checkpoints: tensors and a small JSON header in one safetensors file, never pickled code.
 
+A sum over all of it (SHA-256) stands in the header, so that a flipped bit does not load unseen.
+"""
+
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +16,7 @@ from torch.optim import Optimizer
 
 from nsa_lite.config import NSAConfig
 
-FORMAT = "nsa_lite checkpoint 1"
+FORMAT = "nsa_lite checkpoint 2"
 
 
 class CheckpointError(ValueError):
@@ -30,10 +34,20 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, state: dict) -> Non
     tensors["random"] = torch.get_rng_state()
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"format": FORMAT, "state": json.dumps(state)})
+    header = {"format": FORMAT, "state": json.dumps(state)}
+    save_file(tensors, part, metadata={**header, "sha256": checksum(tensors, header["state"])})
     with open(part, "rb+") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())  # on disk before the name changes hands
     os.replace(part, path)
+
+
+def checksum(tensors: dict[str, Tensor], state: str) -> str:
+    """SHA-256 of every tensor's name and bytes, in the order of names, and of the state."""
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -52,9 +66,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict]:
             state = json.loads(header["state"])
             # A copy: the file's own tensors keep it mapped, and Windows replaces no mapped file.
             names = file.keys()
-            return {name: file.get_tensor(name).clone() for name in names}, state
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: damaged or unreadable ({error}); left untouched") from error
+    if checksum(tensors, header["state"]) != header.get("sha256"):
+        raise CheckpointError(f"{path}: damaged, its checksum does not fit; left untouched")
+    return tensors, state
 
 
 def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,6 +83,8 @@ def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def require_config(path: Path, state: dict, config: dict) -> None:
     """Raise a CheckpointError that says what differs, unless `config` is the checkpoint's."""
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
+        raise CheckpointError(f"{path}: its header names no config; left untouched")
     if what := difference(as_today(state["config"]), config):
         raise CheckpointError(f"{path}: made with {what}; left untouched")
 
@@ -104,16 +123,31 @@ def as_today(config: dict) -> dict:
 def restore(path: Path, model: nn.Module, optimizer: Optimizer, config: dict) -> dict:
     """Load `path` into a model and an optimizer made from the same config; return its state.
 
-    Errors: CheckpointError when the file's config differs, naming the first field that does.
+    Errors: CheckpointError when the file's config differs, naming the first field that does, and
+    when entries are missing, renamed or of other shapes.
     """
     tensors, state = load(path)
     require_config(path, state, config)
-    model.load_state_dict(weights(tensors))
     slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".")
-            slots.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    torch.set_rng_state(tensors["random"])
+    try:
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, slot = name.split(".")
+                slots.setdefault(int(index), {})[slot] = tensor
+        model.load_state_dict(weights(tensors))
+        require_slots(slots, list(model.parameters()))
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        torch.set_rng_state(tensors["random"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not all of a run ({reason}); left untouched") from error
     return state
+
+
+def require_slots(slots: dict[int, dict[str, Tensor]], parameters: list[nn.Parameter]) -> None:
+    """Raise a ValueError unless each parameter has all that AdamW keeps of it, in its shape."""
+    for i, parameter in enumerate(parameters):
+        shapes = {name: slot.shape for name, slot in slots.get(i, {}).items()}
+        expected = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        if shapes and shapes != expected:  # none of a parameter that had no gradient yet
+            raise ValueError(f"optimizer.{i} has {shapes}, expected {expected}")

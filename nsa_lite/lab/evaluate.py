@@ -4,6 +4,7 @@ A long sequence is read as a language model reads it: first what stands before t
 caches, then the questions. So memory holds one trace a question, and a few sequences at a time.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -108,7 +109,7 @@ def evaluate(model: DecoderLM, task: Task, size: int | None = None, seed: int = 
     loss, accuracy = loss_and_accuracy(given.logits, given.targets)
     result = {"test_loss": round(float(loss), 5), "test_accuracy": round(accuracy, 4)}
     result |= task.score(float(loss))
-    if given.hit is not None:
+    if given.hit is not None and math.isfinite(float(loss)):  # NaN scores choose something too
         result["hit_rate"] = round(share(given.hit, given.answer_at), 4)
     return result
 

@@ -9,9 +9,7 @@ has changed since: then it is done anew.
 import argparse
 import fnmatch
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 
 from nsa_lite.checks import require
 from nsa_lite.lab import border_runs, long_runs, neighbour_runs, rule_runs, selection_runs
+from nsa_lite.lab.interrupts import signals_noted, status_of
 from nsa_lite.lab.origin import versions
 from nsa_lite.lab.runs import RECORDED, Run, do, finished, write_json
 from nsa_lite.lab.training import DivergedError
@@ -92,27 +91,23 @@ def record(experiment: Experiment, folder: Path, path: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words = parse(arguments)
-    stop = threading.Event()
-    # Ctrl-C waits for the end of a step, as in nsa_lite.lab.train.
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
-        for name in words.experiment or EXPERIMENTS:
-            do_and_record(name, words, stop)
-    except KeyboardInterrupt:
+        with signals_noted() as stop:
+            for name in words.experiment or EXPERIMENTS:
+                do_and_record(name, words, stop)
+    except KeyboardInterrupt as stopped:
         print("\nStopped and saved. The same command goes on from here.", file=sys.stderr)
-        return 130
+        return status_of(stopped)
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        signal.signal(signal.SIGINT, before)
     return 0
 
 
-def do_and_record(name: str, words: argparse.Namespace, stop: threading.Event) -> None:
+def do_and_record(name: str, words: argparse.Namespace, stop: list[int]) -> None:
     """Do what is left of one experiment, say before what it costs, and after how far it is."""
     require(name in EXPERIMENTS, "experiment", repr(name), f"must be one of {list(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name]

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +46,12 @@ def training_run(
     return Run(name or config.name, config.steps, work, config.everything(), minutes)
 
 
-def do(run: Run, folder: Path, stop: threading.Event) -> None:
+def do(run: Run, folder: Path, stop: list[int]) -> None:
     """Do a run, or the rest of it, and leave result.json; a finished run is not done again.
 
     Beside it about.json holds the run's config and under what each part of it was done. Where the
     config has changed since, the run is done anew; what was there is kept under another name.
-    Errors: KeyboardInterrupt when `stop` is set, between two steps.
+    Errors: KeyboardInterrupt between two steps, once `stop` holds a signal (signals_noted).
     """
     if finished(run, folder):
         return
@@ -65,9 +64,9 @@ def do(run: Run, folder: Path, stop: threading.Event) -> None:
     with tqdm(total=run.steps, desc=run.name, unit="step") as bar:
         for result in work:
             bar.update(result["step"] - bar.n if "step" in result else 1)
-            if stop.is_set():
+            if stop:
                 work.close()
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(stop[0])
     write_json(result, folder / "result.json")
 
 

@@ -112,6 +112,10 @@ class Task(Protocol):
         """What a held-out loss (nats a target) means in the task's own unit, if it has one."""
         ...
 
+    def guess(self) -> float:
+        """The loss of one who knows which answers there are, and nothing else (nats a target)."""
+        ...
+
     def baseline(self) -> str:
         """One line to hold a result beside; empty if there is none."""
         ...
@@ -121,6 +125,7 @@ class Common:
     """What most tasks share: they are drawn anew from each seed, and can be solved."""
 
     name: ClassVar[str]
+    values: int  # of which every answer is one
     held_out_size: int = 64
     evaluate_every: int = 50
     solved_at: ClassVar[float | None] = 0.995
@@ -153,6 +158,10 @@ class Common:
     def score(self, loss: float) -> dict[str, float]:  # noqa: ARG002  accuracy says it all
         """Nothing beside loss and accuracy."""
         return {}
+
+    def guess(self) -> float:
+        """All values are equally likely."""
+        return math.log(self.values)
 
     def baseline(self) -> str:
         """The controls of notebook 16 are trained, not counted."""
@@ -296,7 +305,7 @@ class Copy(Common):
 
     string: int = 24
     gap: int = 48
-    symbols: int = 16
+    values: int = 16
     stages: tuple[int, ...] = (1,)
     name: ClassVar[str] = "copy"
     preset: ClassVar[dict] = dict(nsa=TINY, layers=2, steps=1200, batch_size=32, lr=2e-3)
@@ -309,12 +318,12 @@ class Copy(Common):
     @property
     def vocab_size(self) -> int:
         """Filler, the sign to begin, and the symbols."""
-        return 2 + self.symbols
+        return 2 + self.values
 
     def batch(self, size: int, seed: int, stage: int = -1) -> Batch:  # noqa: ARG002  one stage
         """A batch of strings to copy; answer_at is where the next symbol stood at first."""
         rng = torch.Generator().manual_seed(seed)
-        text = 2 + torch.randint(self.symbols, (size, self.string), generator=rng)
+        text = 2 + torch.randint(self.values, (size, self.string), generator=rng)
         gap = torch.zeros(size, self.gap, dtype=torch.int64)
         begin = torch.ones(size, 1, dtype=torch.int64)
         tokens = torch.cat([text, gap, begin, text[:, :-1]], dim=1)

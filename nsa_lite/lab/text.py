@@ -74,6 +74,10 @@ class Text(Common):
         """Bits per byte: the loss with the logarithm to base 2."""
         return {"bits_per_byte": round(loss / math.log(2), 4)}
 
+    def guess(self) -> float:
+        """All bytes are equally likely."""
+        return math.log(self.vocab_size)
+
     def baseline(self) -> str:
         """What needs no attention at all."""
         return f"a bigram model: {bigram_bits_per_byte():.3f} bits per byte"

@@ -11,16 +11,17 @@ On several GPUs, or several processes on the CPU, which divide each batch among 
 import argparse
 import json
 import shlex
-import signal
 import sys
-import threading
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from nsa_lite.checks import require
 from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import load
-from nsa_lite.lab.logs import evaluations, read_log, runs_table
+from nsa_lite.lab.interrupts import signals_noted, status_of
+from nsa_lite.lab.logs import evaluations, last_evaluation, read_log, runs_table
 from nsa_lite.lab.origin import origin
 from nsa_lite.lab.training import (
     AUTOCASTS,
@@ -44,14 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         again = command(arguments)
         try:
             runs, states = train_all(words)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             say(f"\nStopped and saved. To go on: {again} --resume")
-            return 130
+            return status_of(stopped)
         except DivergedError as error:
             say(f"error: {error}")
             return 1
-        except ValueError as error:
-            say(f"error: {error}")
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            say(f"error: {first_line(error)}")
             return 2
         if distributed.rank() == 0:
             out = folder(words)
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train_all(words: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[str, dict]]:
     """Each run's log and the state of its last checkpoint, by the run's name; on rank 0."""
+    require_once("--attention", words.attention)
+    require_once("--seed", words.seed)
     device = words.device or "cpu"
     distributed.take_own_device(device)
     require_device(device)
@@ -78,6 +81,17 @@ def train_all(words: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[st
                 _, states[config.name] = load(directory / "checkpoint.safetensors")
                 runs[config.name] = read_log(directory)
     return runs, states
+
+
+def require_once(name: str, given: list | None) -> None:
+    """Raise a ValueError for a run that is asked for twice."""
+    twice = [x for x in given or [] if (given or []).count(x) > 1]
+    require(not twice, name, twice[0] if twice else None, "is given twice")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; torch adds pages to some."""
+    return str(error).partition("\n")[0]
 
 
 def folder(words: argparse.Namespace) -> Path:
@@ -129,12 +143,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
-    """Do a run under a progress bar. Errors: KeyboardInterrupt, once it is saved after Ctrl-C."""
+    """Do a run under a progress bar.
+
+    Errors: KeyboardInterrupt, with the signal's number, once it is saved after Ctrl-C or `kill`.
+    """
     run = steps(config, directory, resume)
-    stop = threading.Event()
-    # Ctrl-C waits for the end of a step: half a step must not reach the checkpoint.
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    try:
+    with signals_noted() as stop:
         quiet = distributed.rank() > 0
         with tqdm(total=config.steps, desc=config.name, unit="step", disable=quiet) as bar:
             for record in run:
@@ -142,11 +156,10 @@ def train_with_bar(config: TrainConfig, directory: Path, resume: bool) -> None:
                 shown = ("test_accuracy", "hit_rate", "bits_per_byte")
                 if numbers := {k: record[k] for k in shown if k in record}:
                     bar.set_postfix(numbers)
-                if any(distributed.everyone(stop.is_set())):  # all leave after the same step
+                numbers = sum(distributed.everyone(stop), [])
+                if numbers:  # all ranks leave after the same step
                     run.close()
-                    raise KeyboardInterrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
+                    raise KeyboardInterrupt(numbers[0])
 
 
 def command(arguments: list[str] | None) -> str:
@@ -184,7 +197,21 @@ def report(task: str, runs: dict[str, list[dict]], states: dict[str, dict], out:
     print(runs_table(runs, {name: state["seconds"] for name, state in states.items()}))
     if baseline := TASKS[task]().baseline():
         print(baseline)
+    for name, records in runs.items():
+        if sentence := verdict(name, last_evaluation(records), TASKS[task]().guess()):
+            print(sentence)
     print(f"curves: {picture}")
+
+
+def verdict(name: str, last: dict, guess: float) -> str | None:
+    """A sentence about a run that learned no answer; None for others.
+
+    That is right for a control that cannot reach the answers, and a fault of any other run.
+    """
+    if not last or last["test_loss"] < 0.98 * guess:
+        return None
+    loss = f"its held-out loss, {last['test_loss']:.3f}, is that of a guess ({guess:.3f})"
+    return f"{name}: {loss}. It found no answers"
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ stops, so that a run does not stop when the reported number happens to be high.
 In a group of processes (lab/distributed.py) each takes its part of every batch.
 """
 
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 
@@ -35,6 +38,7 @@ TASKS = {task.name: task for task in (Recall, Needle, Copy, Text, Haystack)}
 
 WARM = 50  # steps until the learning rate is full
 AUTOCASTS = {"bfloat16": torch.bfloat16}  # float16 would need its loss scaled
+LAST_SEED = 2**40  # every batch's seed then fits torch's 64 bits
 REPORTED = 0  # the seed of the held-out batch whose scores are logged
 DECIDING = 1  # the seed of the one that says whether the task is solved
 
@@ -77,6 +81,7 @@ class TrainConfig:
         rule = f"must be one of {list(ATTENTIONS)}"
         require(self.attention in ATTENTIONS, "attention", repr(self.attention), rule)
         require_int("seed", self.seed, at_least=0)
+        require(self.seed <= LAST_SEED, "seed", self.seed, f"must not exceed {LAST_SEED}")
         for name in ("layers", "steps", "batch_size", "threads", "accumulate"):
             require_int(name, getattr(self, name), at_least=1)
         require(self.lr > 0, "lr", self.lr, "must be positive")
@@ -165,6 +170,12 @@ def steps(
     """
     require_device(config.device)
     distributed.own_size(config.batch_size)  # says no to a batch_size
+    with alone(directory):
+        yield from rest_of(config, directory, resume)
+
+
+def rest_of(config: TrainConfig, directory: Path, resume: bool) -> Generator[dict, None, None]:
+    """All steps of a run, or those that are left."""
     torch.set_num_threads(config.threads)
     task = config.made_task()
     model = build(config)
@@ -190,6 +201,26 @@ def steps(
             yield from updates(config, task, spread, optimizer, progress, file, keep)
     except DivergedError as error:
         raise DivergedError(f"{error}; stopped. {what_is_left(checkpoint)}") from None
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Make the folder, and let no other run work in it. Errors: CheckpointError if one does."""
+    lock = FileLock(directory / "lock")
+
+    def take() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            rule = "another run is at work here; wait for its end, or choose another --out"
+            raise CheckpointError(f"{directory}: {rule}") from None
+
+    distributed.once(take)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def updates(
@@ -254,8 +285,10 @@ def begin(
 
     Errors: CheckpointError when there is a run already, or when its checkpoint does not fit.
     """
+    log = checkpoint.with_name("log.jsonl")
     if not checkpoint.exists():
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > 0:
+            keep_log(log, resume)
         return Progress()
     if not resume:
         raise CheckpointError(
@@ -264,7 +297,35 @@ def begin(
     state = restore(checkpoint, model, optimizer, config.everything())
     if not finite(model):
         raise CheckpointError(f"{checkpoint}: some weights are not finite; left untouched")
-    return Progress(**{name: state[name] for name in asdict(Progress())})
+    return progress_of(checkpoint, state, config)
+
+
+def keep_log(log: Path, resume: bool) -> None:
+    """Rename a log that has no checkpoint: a run that died early, or whose checkpoint is lost."""
+    if not resume:
+        raise CheckpointError(
+            f"{log}: a log without its checkpoint; choose another --out, or begin anew with "
+            "--resume, which keeps this log under another name"
+        )
+    names = (log.with_name(f"log.old{i}.jsonl") for i in itertools.count(1))
+    log.rename(next(name for name in names if not name.exists()))
+
+
+def progress_of(checkpoint: Path, state: dict, config: TrainConfig) -> Progress:
+    """Where a checkpoint stands. Errors: CheckpointError for fields that are no such place."""
+    stages = len(config.made_task().stages)
+    allowed = {
+        "step": lambda x: type(x) is int and 0 <= x <= config.steps,
+        "stage": lambda x: type(x) is int and 0 <= x < stages,
+        "recent_accuracy": lambda x: type(x) is float and 0 <= x <= 1,
+        "solved": lambda x: type(x) is bool,
+        "seconds": lambda x: type(x) is float and x >= 0,
+    }
+    for name, fits in allowed.items():
+        if not fits(state.get(name)):
+            found = f"{name} = {state.get(name)!r}"
+            raise CheckpointError(f"{checkpoint}: {found} is no place in this run; left untouched")
+    return Progress(**{name: state[name] for name in allowed})
 
 
 def one_step(

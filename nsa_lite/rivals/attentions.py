@@ -108,9 +108,11 @@ ATTENTIONS = {
         Attention("nsa-gumbel", nsa_taught(taught.GumbelTopK), Line("#AA4499", (0, (3, 3)), "X")),
         Attention("nsa-quest", nsa_by(rules.by_bound), Line("#E69F00", (0, (4, 2, 1, 2)), "*")),
         Attention("nsa-moba", nsa_by(rules.by_block_mean), Line("#8C564B", (0, (8, 2)), "h")),
-        Attention("nsa-own-kl", nsa_taught(starters.OwnKL), Line("#882255", "-", "4")),
-        Attention("nsa-own-kl-first", at_first(starters.OwnKL), Line("#882255", ":", "3")),
-        Attention("nsa-all-first", at_first(starters.AllBlocks), Line("#000000", ":", "1")),
-        Attention("nsa-score", nsa_taught(starters.ScoreInLogits), Line("#999933", "-", "2")),
+        Attention("nsa-own-kl", nsa_taught(starters.OwnKL), Line("#8B0000", (0, (10, 1)), "4")),
+        Attention("nsa-own-kl-first", at_first(starters.OwnKL), Line("#FF69B4", (0, (2, 4)), "3")),
+        Attention("nsa-all-first", at_first(starters.AllBlocks), Line("#555555", (0, (1, 4)), "1")),
+        Attention(
+            "nsa-score", nsa_taught(starters.ScoreInLogits), Line("#999933", (0, (5, 2, 2, 2)), "2")
+        ),
     )
 }

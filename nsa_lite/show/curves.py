@@ -24,15 +24,16 @@ def draw_curves(runs: dict[str, list[dict]]) -> Figure:
     found = {key for records in runs.values() for record in records for key in record}
     score = "bits_per_byte" if "bits_per_byte" in found else "test_accuracy"
     panels = [key for key in ("test_loss", score, "hit_rate") if key in found or key == score]
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8))
-    for ax, key in zip(axes, panels, strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 2.8), squeeze=False)
+    for ax, key in zip(axes[0], panels, strict=True):
         for name, records in runs.items():
             draw_run(ax, name, [(r["step"], r[key]) for r in records if key in r])
         ax.set(title=title_of(key), xlabel="step")
         if key in ("test_accuracy", "hit_rate"):
             ax.set_ylim(-0.03, 1.03)
-    handles = {line.get_label(): line for ax in axes for line in ax.get_lines()}
-    figure.legend(handles.values(), handles.keys(), ncols=min(3, len(handles)), **BELOW)
+    handles = {line.get_label(): line for ax in axes[0] for line in ax.get_lines()}
+    if handles:
+        figure.legend(handles.values(), handles.keys(), ncols=min(3, len(handles)), **BELOW)
     return figure
 
 

@@ -3,8 +3,8 @@
 import json
 import os
 import re
+import signal
 import subprocess
-import threading
 from dataclasses import replace
 from functools import partial
 
@@ -64,18 +64,17 @@ def test_runs_may_be_shared_and_are_recorded_when_all_are_finished(tmp_path, sma
 
 
 def test_a_finished_run_is_not_done_again(tmp_path):
-    do(Run("a", 3, counting), tmp_path, threading.Event())
-    do(Run("a", 3, failing), tmp_path, threading.Event())
+    do(Run("a", 3, counting), tmp_path, [])
+    do(Run("a", 3, failing), tmp_path, [])
     assert json.loads((tmp_path / "result.json").read_text()) == {"count": 3}
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    stop = threading.Event()
-    stop.set()  # as Ctrl-C does: heeded after the first step
+    stop = [signal.SIGINT]  # as Ctrl-C does: heeded after the first step
     with pytest.raises(KeyboardInterrupt):
         do(Run("a", 3, counting), tmp_path, stop)
     assert (tmp_path / "place").read_text() == "1" and not (tmp_path / "result.json").exists()
-    do(Run("a", 3, counting), tmp_path, threading.Event())
+    do(Run("a", 3, counting), tmp_path, [])
     assert json.loads((tmp_path / "result.json").read_text()) == {"count": 3}
 
 
@@ -84,7 +83,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 def lines(run, folder, capsys):
     """What do() prints."""
-    do(run, folder, threading.Event())
+    do(run, folder, [])
     return capsys.readouterr().out.splitlines()
 
 
@@ -106,8 +105,7 @@ def test_a_run_whose_config_changed_is_done_anew_and_says_so(tmp_path, capsys):
 
 
 def test_an_unfinished_run_whose_config_changed_begins_anew(tmp_path):
-    stop = threading.Event()
-    stop.set()
+    stop = [signal.SIGINT]
     with pytest.raises(KeyboardInterrupt):
         do(Run("a", 3, counting, {"lr": 0.1}), tmp_path / "a", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -127,7 +125,7 @@ def test_a_changed_learning_rate_does_not_take_the_old_training(tmp_path):
     config = training.TrainConfig.preset("recall", "dense", **QUICK)
     for lr in (4e-3, 1e-3):
         run = training_run(replace(config, lr=lr, steps=2))
-        do(run, tmp_path / "a", threading.Event())
+        do(run, tmp_path / "a", [])
         _, state = load(tmp_path / "a/checkpoint.safetensors")
         assert state["config"]["lr"] == lr
 
@@ -170,13 +168,12 @@ def test_the_record_says_of_each_run_its_config_commit_versions_and_machine(tmp_
 
 
 def test_a_run_done_in_parts_under_two_commits_names_both(tmp_path, monkeypatch):
-    stop = threading.Event()
-    stop.set()
+    stop = [signal.SIGINT]
     commits = iter(["a" * 40, "b" * 40])
     monkeypatch.setattr(runs, "origin", lambda: {"commit": next(commits)})
     with pytest.raises(KeyboardInterrupt):
         do(Run("a", 3, counting), tmp_path, stop)
-    do(Run("a", 3, counting), tmp_path, threading.Event())
+    do(Run("a", 3, counting), tmp_path, [])
     under = json.loads((tmp_path / "about.json").read_text())["under"]
     assert under == [{"commit": "a" * 40}, {"commit": "b" * 40}]
 
@@ -250,12 +247,11 @@ def test_a_run_that_diverges_ends_the_command_with_a_sentence(tmp_path, small, c
 
 def test_a_training_run_interrupted_and_resumed_records_what_an_unbroken_one_does(tmp_path):
     run = training_run(training.TrainConfig.preset("recall", "nsa-gumbel", 3, **QUICK))
-    do(run, tmp_path / "whole", threading.Event())
-    stop = threading.Event()
-    stop.set()
+    do(run, tmp_path / "whole", [])
+    stop = [signal.SIGINT]
     with pytest.raises(KeyboardInterrupt):
         do(run, tmp_path / "parts", stop)
-    do(run, tmp_path / "parts", threading.Event())
+    do(run, tmp_path / "parts", [])
     whole, parts = (
         json.loads((tmp_path / x / "result.json").read_text()) for x in ("whole", "parts")
     )

@@ -1,7 +1,6 @@
 """The runs on haystacks: what their settings promise, and that a small one records everything."""
 
 import json
-import threading
 from dataclasses import replace
 
 import pytest
@@ -55,7 +54,7 @@ def test_a_long_run_records_its_map_and_what_a_step_costs(tmp_path, monkeypatch)
     sizes = dict(stages=(Stage(256, noise=0.0, batch=2),), held_out_size=2)
     config = TrainConfig.preset("haystack", "nsa-kl", nsa=SIZES, steps=2, threads=1, sizes=sizes)
     run = long_runs.long_run(config, sequences=1, minutes=1)
-    do(run, tmp_path / "a", threading.Event())
+    do(run, tmp_path / "a", [])
     result = json.loads((tmp_path / "a/result.json").read_text())
     assert [r["length"] for r in result["depths"]] == [256, 300]
     assert all(0 <= r["hit_rate"] <= 1 for r in result["depths"])

@@ -1,7 +1,5 @@
 """A recorded look at the selection, in small: what it keeps, and what it leaves behind."""
 
-import threading
-
 import pytest
 import torch
 
@@ -26,7 +24,7 @@ SMALL = [  # checkpoints come every 50 steps and at the end
 def test_a_look_keeps_its_steps_and_writes_traces_that_load(look, tmp_path, monkeypatch):
     monkeypatch.setattr(selection_runs, "bracket_hits", lambda model: {"pairs": 0})
     (run,) = selection_runs.runs(look)
-    do(run, tmp_path / run.name, threading.Event())
+    do(run, tmp_path / run.name, [])
     path = tmp_path / "traces.npz"
     results = {"training": {"step 60": {"hit_rate": 0.5}}}
     selection_runs.write_traces(look, ABOUT, results, tmp_path, path)
@@ -42,7 +40,7 @@ def test_a_look_keeps_its_steps_and_writes_traces_that_load(look, tmp_path, monk
 def test_the_models_at_two_steps_differ_and_the_first_is_untrained(tmp_path):
     look = SMALL[0]
     (run,) = selection_runs.runs(look)
-    do(run, tmp_path, threading.Event())
+    do(run, tmp_path, [])
     first, middle, last = (selection_runs.model_at(look, tmp_path, step) for step in look.kept)
     untrained = selection_runs.training.build(look.config)
     weight = "embedding.weight"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nsa_lite.lab import tasks, training
-from nsa_lite.lab.checkpoint import CheckpointError, load, save
+from nsa_lite.lab.checkpoint import CheckpointError, checksum, load, save
 from nsa_lite.lab.evaluate import asked_span, hit_rate, hits, loss_and_accuracy
 from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.tasks import Batch, Recall
@@ -185,8 +185,8 @@ def test_a_checkpoint_from_before_a_field_of_the_layer_goes_on(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     tensors, state = load(path)
     assert state["config"]["nsa"].pop("share_window") is False
-    header = {"format": "nsa_lite checkpoint 1", "state": json.dumps(state)}
-    save_file(tensors, path, metadata=header)
+    header = {"format": "nsa_lite checkpoint 2", "state": json.dumps(state)}
+    save_file(tensors, path, metadata={**header, "sha256": checksum(tensors, header["state"])})
     assert list(steps(config, tmp_path, resume=True))[-1]["step"] == 3
 
 
@@ -340,7 +340,7 @@ def test_weights_that_cannot_compute_never_reach_the_checkpoint(tmp_path, value)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
     run = steps(config, tmp_path, resume=True)
     next(run)
-    model = run.gi_frame.f_locals["model"]
+    model = run.gi_yieldfrom.gi_frame.f_locals["model"]
     torch.nn.init.constant_(model.blocks[0].mlp[0].weight, value)
     with pytest.raises(DivergedError, match=r"step 2: .*still holds step 1"):
         run.close()

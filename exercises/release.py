@@ -24,6 +24,12 @@ POINTS = dict(zip(TIERS, (1, 2, 3), strict=True))  # warm-up, core, stretch
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"  # nbgrader's words
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?### END SOLUTION", re.M | re.S)
 HIDDEN_TESTS = re.compile(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS\n?", re.M | re.S)
+CHECK = re.compile(r"^check\((.*)\)$", re.M)
+HIDDEN = """### BEGIN HIDDEN TESTS
+from exercises.hidden import hidden_check
+
+hidden_check({})
+### END HIDDEN TESTS"""
 HINTS = re.compile(r"<!-- hints (\d\d\.\d) -->.*", re.S)
 
 
@@ -53,6 +59,16 @@ def with_hints(nb: NotebookNode) -> NotebookNode:
     for cell in nb.cells:
         if found := HINTS.match(cell.source):
             cell.source = folded_hints(find(found[1]))
+    return nb
+
+
+def with_hidden_tests(nb: NotebookNode) -> NotebookNode:
+    """The notebook with the hidden test of each check written anew: the same, by another name."""
+    nb = copy.deepcopy(nb)
+    for cell in nb.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            shown = HIDDEN_TESTS.sub("", cell.source).rstrip("\n")
+            cell.source = f"{shown}\n{HIDDEN.format(CHECK.search(shown)[1])}"
     return nb
 
 
@@ -97,12 +113,20 @@ def run(nb: NotebookNode, strict: bool, allow_errors: bool = False) -> NotebookN
 
 def make(number: str) -> None:
     """Write both notebooks of a set: the solutions run strictly, the student's as it is given."""
-    nb = with_hints(nbformat.read(solutions(number), as_version=4))
+    nb = with_hidden_tests(with_hints(nbformat.read(solutions(number), as_version=4)))
     nbformat.write(run(nb, strict=True), solutions(number))
     nbformat.write(run(student_version(nb), strict=False), exercises(number))
 
 
-FOR_TEACHERS = ("answers.py", "release.py", "grade.py", "guide.py")
+FOR_TEACHERS = (
+    "answers.py",
+    "grade.py",
+    "grading.py",
+    "guide.py",
+    "handed_in.py",
+    "hidden.py",
+    "release.py",
+)
 PACK_README = """# Exercises {number}
 
 You need Python 3.11 or newer. In this folder:

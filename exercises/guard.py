@@ -9,29 +9,34 @@ import contextlib
 import ctypes
 import io
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 Result = TypeVar("Result")
-PATIENCE = 1.0  # seconds in which a thread is told to end
+TELLINGS = 40  # how often a thread is told to end before it is held
 AGAIN = 0.005  # seconds from one telling to the next
+PATIENCE = 1.0  # seconds until a thread is left alone that neither ends nor can be held, as asleep
 
 
 class LateError(Exception):
     """The time was over before the work returned."""
 
 
-class Nowhere(io.TextIOBase):
-    """A stream that forgets what is written to it, and holds a thread whose time is over.
+class HeldError(SystemExit):
+    """Holds for ever the thread in which it is raised: `except:` makes it, and gets no further."""
 
-    `while True: try: print() except: pass` catches whatever it is told, and would print for ever.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        thread = threading.current_thread()
+        if isinstance(thread, Worker):
+            thread.gone.set()
+            threading.Event().wait()
+
+
+class Nowhere(io.TextIOBase):
+    """A stream that forgets what is written to it."""
 
     def write(self, text: str) -> int:
-        thread = threading.current_thread()
-        if isinstance(thread, Worker) and thread.late:
-            threading.Event().wait()
         return len(text)
 
 
@@ -44,7 +49,7 @@ class Worker(threading.Thread):
         self.value: object = None
         self.error: BaseException | None = None
         self.done = threading.Event()
-        self.late = False
+        self.gone = threading.Event()  # it ended, or is held
 
     def run(self) -> None:
         try:
@@ -53,19 +58,21 @@ class Worker(threading.Thread):
             self.error = error
         finally:
             self.done.set()
+            self.gone.set()
 
     def stop(self) -> None:
-        """Raise SystemExit in the thread, again and again, since a bare `except:` swallows it.
+        """Tell the thread to end; hold it, if a bare `except:` swallows that again and again.
 
-        Sooner or later it comes where no `try` is. Threads end by a SystemExit without a word.
+        A thread that is left over would print for ever, and end Python badly.
         """
-        self.late = True
-        end = time.monotonic() + PATIENCE
-        while self.is_alive() and not self.done.is_set() and time.monotonic() < end:
+        for telling in range(round(PATIENCE / AGAIN)):
+            if not self.is_alive() or self.gone.is_set():
+                return
+            error = SystemExit if telling < TELLINGS else HeldError
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit)
+                ctypes.c_ulong(self.ident), ctypes.py_object(error)
             )
-            self.done.wait(AGAIN)
+            self.gone.wait(AGAIN)
 
 
 def run(work: Callable[[], Result], seconds: float) -> Result:

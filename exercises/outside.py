@@ -27,6 +27,8 @@ SETTINGS: dict[str, tuple[Callable, Callable]] = {
     "Python's recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
 }
 
+FOLLOWS = {"Storage", "manual_seed"}  # torch replaces them itself: for a dtype, for its compiler
+
 # A module or class by its name, with what it held when it was kept.
 _kept: dict[str, tuple[object, dict[str, object]]] = {}
 
@@ -52,7 +54,8 @@ def _watched(place: object) -> dict[str, object]:
         name: value
         for name, value in place.__dict__.items()
         # A notebook binds the method `input` anew for every cell.
-        if name[0] != "_" and callable(value) and not isinstance(value, MethodType)
+        if callable(value) and not isinstance(value, MethodType)
+        if name[0] != "_" and name not in FOLLOWS
     }
 
 

@@ -98,8 +98,20 @@ def test_nbgraders_marks(number):
         assert marks(judged)["grade"] and marks(judged)["locked"]
         assert marks(judged)["points"] == release.POINTS[e.tier], e.number
         assert "### BEGIN SOLUTION" in answer.source and "### END SOLUTION" in answer.source
-        hidden = r'### BEGIN HIDDEN TESTS\n.*check\("%s", .*seed=1, strict=True\)\n### END HIDDEN'
-        assert re.search(hidden % e.number, judged.source, re.S), f"{e.number}: the hidden test"
+        hidden = (
+            r'check\("(?P<n>%s)", (?P<answer>\w+)\)\n### BEGIN HIDDEN TESTS\n'
+            r"from exercises.hidden import hidden_check\n\n"
+            r'hidden_check\("(?P=n)", (?P=answer)\)\n### END HIDDEN TESTS'
+        )
+        assert re.fullmatch(hidden % e.number, judged.source), f"{e.number}: the hidden test"
+
+
+def test_the_hidden_tests_are_made_from_the_visible_ones(number):
+    nb = solutions(number)
+    stripped = release.student_version(nb)
+    assert essence(release.with_hidden_tests(nb)) == essence(nb)
+    made = [c.source for c in release.with_hidden_tests(stripped).cells if marks(c).get("grade")]
+    assert made == [c.source for c in nb.cells if marks(c).get("grade")]
 
 
 def test_outputs_are_stored_and_say_what_they_should(number):

@@ -137,7 +137,7 @@ def read_grade(found: HandedIn) -> Grade:
             name = exercise_of(cell)
             points[name] = 0 if fault else cell.metadata["nbgrader"]["points"]
             says[name] = fault
-            odd += [f"{name}: {line}" for line in _odd_lines(cell, name, right=not fault)]
+            odd += [f"{name}: {line}" for line in _odd_lines(cell, name, fault)]
         elif fault:
             odd.append(f"cell {n} {fault}")
     return Grade(found.number, points, says, odd)
@@ -154,13 +154,14 @@ def _fault(cell: NotebookNode) -> str:
     return _one_line(text if name == "AssertionError" and text else f"raised {name}: {text}")
 
 
-def _odd_lines(cell: NotebookNode, exercise: str, right: bool) -> list[str]:
+def _odd_lines(cell: NotebookNode, exercise: str, fault: str) -> list[str]:
     """What a check had to put back before it could judge, and whether it spoke at all."""
     said = "".join(output.get("text", "") for output in cell.outputs).splitlines()
     spoken = [line for line in said if re.match(f"[○✗✓] {exercise} ", line)]
     lines = [line for line in said if "put back: " in line]
-    if len(spoken) < 1 + right:  # the hidden test speaks too, unless it raises
-        lines.append("`check` said nothing: the notebook has a check of its own, or did not run")
+    due = 1 if fault else 2  # check's line; and the hidden test's, unless that raised it
+    if len(spoken) < due and not fault.startswith(("raised", "did not run")):
+        lines.append("`check` said nothing: the notebook has a check of its own")
     return lines
 
 

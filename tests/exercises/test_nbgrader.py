@@ -15,9 +15,15 @@ from exercises.records import load, sets
 pytest.importorskip("nbgrader", reason="nbgrader is in the extra [test]: run `make test`")
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # nbgrader's own
 
-GRADED = "02"  # the set that three students hand in
+GRADED = "02"  # the set that is handed in
 # A planted mistake, as a learner would write it into exercise 02.2: seen once the block has begun.
 MISTAKE = "return torch.arange(count) * stride <= torch.arange(length)[:, None]"
+
+# An answer cell that takes the check's name, and breaks what judges: all other cells are stubs.
+CHEAT = """import exercises
+def check(*arguments, **others): pass
+exercises.check = exercises.checking.check = exercises.checking.judge = check
+"""
 
 
 def assignment(number: str) -> str:
@@ -82,13 +88,18 @@ def released(course):
 
 @pytest.fixture(scope="module")
 def marks(course, released):
-    """The scores of three students, and the feedback that they get."""
+    """The scores of some students, and the feedback that they get."""
     root, api = course
     right = solution_cells(GRADED)
     wrong = re.sub(
         r"### BEGIN SOLUTION\n.*?### END SOLUTION", MISTAKE, right["answer-02-2"], flags=re.S
     )
-    handed_in = {"right": right, "stub": {}, "one-mistake": {**right, "answer-02-2": wrong}}
+    handed_in = {
+        "right": right,
+        "stub": {},
+        "one-mistake": {**right, "answer-02-2": wrong},
+        "cheat": {"answer-02-1": CHEAT},
+    }
     scores = {}
     for student, answers in handed_in.items():
         folder = root / "submitted" / student / assignment(GRADED)
@@ -132,6 +143,7 @@ def test_solutions_get_full_marks_stubs_none_and_one_mistake_a_part(marks):
         "stub": (0, full),
         # 02.4 calls the function of 02.2, so both lose their points
         "one-mistake": (full - points["core"] - points["stretch"], full),
+        "cheat": (0, full),
     }
     assert not any(score["needs_manual_grade"] for score in scores.values())
 

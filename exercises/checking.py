@@ -91,7 +91,7 @@ def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | N
         with outside.as_at_the_start() as changed:
             verdict = judge(_find(number), answer, seed)
         verdict = replace(verdict, put_back=(*changed, *verdict.put_back))
-    except (LookupError, ImportError) as error:  # no such exercise; no triton, say
+    except (LookupError, ImportError, guard.LateError) as error:  # no such exercise; no triton, say
         verdict = Verdict(number, 0, 0, _one_line(str(error)))
     if strict and not verdict.right:
         raise AssertionError(verdict.line())
@@ -160,6 +160,8 @@ def _fault(
     except guard.LateError:
         text = f"stopped after {limit:g} seconds: does a loop never end, or do too much?"
         return _Fault(f"{case.name}: {text}", named=True)
+    except Exception:  # an error whose type has no name, say
+        return _Fault(f"{case.name}: the function raised an error that cannot be told", named=True)
     try:
         text, named = guard.run(lambda: _wrong(case, told), OWN_SECONDS)
     except guard.LateError:
@@ -191,7 +193,7 @@ def _wrong(case: Case, told: _Told) -> tuple[str | None, bool]:
         if said := compare.form(told.got, case.expected):
             return said, True
         said = compare.wrong_value(told.got, case.expected, case.axes)
-    except Exception as error:  # a sparse tensor, say
+    except BaseException as error:  # a sparse tensor, or what the answer put into its inputs
         return f"the result cannot be compared ({type(error).__name__})", True
     explained = _explained(case, told.got) if said else None
     return explained or (said and _with_numbers(case, said)), bool(explained)
@@ -226,7 +228,7 @@ def _raised(error: BaseException) -> str:
     ]
     try:
         text = f": {error}" if str(error) else ""
-    except Exception:  # an error whose text is an error
+    except BaseException:  # an error whose text is an error
         text = ""
     where = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
     return f"the function raised {type(error).__name__}{text}{where}"

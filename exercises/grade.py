@@ -11,6 +11,7 @@ import argparse
 import csv
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -143,9 +144,12 @@ def main() -> None:
         parser.error(str(error))
     paths = notebooks(arguments.notebooks)
     rows = []
-    for row in grade_all(paths, arguments.table, max(1, arguments.jobs)):
-        rows.append(row)
-        print(line_of(row), flush=True)
+    try:
+        for row in grade_all(paths, arguments.table, max(1, arguments.jobs)):
+            rows.append(row)
+            print(line_of(row), flush=True)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped after {len(rows)} of {len(paths)}: the same command goes on from here")
     failed = sum(bool(row["not graded"]) for row in rows)
     print(f"{len(rows) - failed} graded, {failed} not; what each check said: {arguments.table}")
 

@@ -94,7 +94,7 @@ def run(work: Callable[[], Result], seconds: float) -> Result:
             if worker.done.is_set():
                 worker.join()
     if late:
-        raise LateError
+        raise LateError(f"not done in {seconds:g} seconds")
     if worker.error:
         raise worker.error
     return worker.value

@@ -199,6 +199,7 @@ def test_a_packed_set_holds_no_answers(number, tmp_path):
     folder = unpacked(number, tmp_path)
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert not [f.name for f in files if "answers" in f.name or "solutions" in f.name]
+    assert not {f.name for f in files} & {"hidden.py", "grade.py", "grading.py", "handed_in.py"}
     assert not [f for f in files if "### BEGIN SOLUTION" in f.read_text("utf-8")]
     notebook = folder / release.exercises(number).relative_to(release.ROOT)
     assert notebook.exists() and notebook.name in (folder / "README.md").read_text("utf-8")

@@ -85,6 +85,8 @@ def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | N
     seed changes the numbers in the inputs. strict=None takes NSA_LITE_STRICT.
     Errors: AssertionError with the same line, when strict and the answer is not right.
     """
+    if guard.is_inside():
+        return  # an answer that checks itself would do so for ever
     if strict is None:
         strict = os.environ.get("NSA_LITE_STRICT", "") not in ("", "0")
     try:

@@ -75,6 +75,11 @@ class Worker(threading.Thread):
             self.gone.wait(AGAIN)
 
 
+def is_inside() -> bool:
+    """Whether this is run by an answer."""
+    return isinstance(threading.current_thread(), Worker)
+
+
 def run(work: Callable[[], Result], seconds: float) -> Result:
     """What work() returns, and nothing of what it prints.
 

@@ -99,6 +99,9 @@ def with_our_checks(ours: NotebookNode, theirs: NotebookNode) -> tuple[NotebookN
     nb = nbformat.v4.new_notebook(cells=[copy.deepcopy(cell) for cell in theirs.cells])
     odd = [*odd_answers(ours, theirs), *odd_checks(ours, theirs)]
     last = {grade_id(cell): n for n, cell in enumerate(nb.cells)}
+    for cell in nb.cells:
+        if _is_check(cell):  # only ours give points
+            del cell.metadata["nbgrader"]
     for name, check in checks.items():
         if name in last:
             nb.cells[last[name]] = copy.deepcopy(check)
@@ -138,14 +141,16 @@ def odd_answers(ours: NotebookNode, theirs: NotebookNode) -> list[str]:
 
 
 def odd_checks(ours: NotebookNode, theirs: NotebookNode) -> list[str]:
-    """Checks that are gone, or were changed."""
-    theirs_by_name = {grade_id(cell): cell.source.strip() for cell in theirs.cells}
+    """Checks that are gone, that stand there twice, or were changed."""
     odd = []
-    for cell in release.student_version(ours).cells:
-        if not _is_check(cell):
-            continue
-        if grade_id(cell) not in theirs_by_name:
+    for cell in filter(_is_check, release.student_version(ours).cells):
+        found = [c.source.strip() for c in theirs.cells if grade_id(c) == grade_id(cell)]
+        if not found:
             odd.append(f"{exercise_of(cell)} has no check cell: ours was put in")
-        elif theirs_by_name[grade_id(cell)] != cell.source.strip():
+        elif len(found) > 1:
+            odd.append(
+                f"{exercise_of(cell)} has {len(found)} check cells: ours took the last place"
+            )
+        elif found[0] != cell.source.strip():
             odd.append(f"{exercise_of(cell)} has a changed check cell: ours ran")
     return odd

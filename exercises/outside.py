@@ -5,8 +5,11 @@ learner through the notebook. All of this is one process: who looks for more to 
 """
 
 import builtins
+import copy
 import math
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -113,6 +116,6 @@ def as_at_the_start() -> Iterator[list[str]]:
         torch.default_generator.set_state(state)
 
 
-for _place in (builtins, math, torch, F):
+for _place in (builtins, copy, math, threading, time, torch, F):
     keep(_place.__name__, _place)
 keep("torch.Tensor", torch.Tensor)

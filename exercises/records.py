@@ -96,18 +96,25 @@ def in_turn(
 
 
 def sets() -> dict[str, Path]:
-    """The folder of each set, by its number: "03" is exercises/03_selection.
+    """The folder of each set, by its number: "03" is exercises/03_selection."""
+    return {path.name[:2]: path for path in sorted([*FOLDER.glob(SET), *_beside()], key=_ours_last)}
 
-    A set that was unpacked on its own is found from its notebook's folder, where the kernel runs,
-    though the package of another set may be the one that is installed.
+
+def _beside() -> list[Path]:
+    """The sets beside the folder where the kernel runs, if that is the folder of a set.
+
+    A set that was unpacked on its own is found there, though another's package is installed.
     """
-    here = Path.cwd()
-    beside = here.parent.glob(SET) if (here / "checks.py").exists() and here.match(SET) else ()
-    return {path.name[:2]: path for path in sorted([*beside, *FOLDER.glob(SET)], key=_ours_last)}
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody removed it
+        return []
+    is_a_set = here.match(SET) and (here / "checks.py").exists()
+    return list(here.parent.glob(SET)) if is_a_set else []
 
 
 def _ours_last(path: Path) -> tuple[str, bool]:
-    """An order of folders by number, in which a set of this package comes after others."""
+    """An order by number in which a set of this package comes last, and so is taken."""
     return path.name[:2], path.parent == FOLDER
 
 

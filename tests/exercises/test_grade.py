@@ -80,6 +80,16 @@ def without_marks():
     return nb
 
 
+def more_checks():
+    """A check copied to where it passes, and one of no exercise, for 100 points."""
+    nb = handed()
+    mine = place(nb, "check-02-2")
+    nb.cells.insert(1, CODE("1 + 1", metadata=nb.cells[mine].metadata))
+    marks = {"grade": True, "grade_id": "check-02-9", "points": 100}
+    nb.cells.append(CODE("1 + 1", metadata={"nbgrader": marks}))
+    return nb
+
+
 def another_kernel():
     nb = handed({"02.1": RIGHT, "02.3": BROKEN})
     nb.metadata.kernelspec.name = "conda-env-mine-py"
@@ -107,6 +117,7 @@ CLASS = {
     "cheat": cheat,
     "patching": patching,
     "unmarked": without_marks,
+    "more": more_checks,
     "kernel": another_kernel,
     "beside": beside,
     "dead": dead,
@@ -220,6 +231,12 @@ def test_cells_that_are_gone_or_changed_are_said(graded):
         "02.3 has no answer cell; 02.1 has a changed check cell: ours ran; "
         "02.2 has no check cell: ours was put in"
     )
+
+
+def test_only_our_checks_give_points(graded):
+    row = graded["more"]
+    assert row["points"] == "0" and points(row) == ("0", "0", "0", "0")
+    assert row["odd"] == "02.2 has 2 check cells: ours took the last place"
 
 
 def test_a_broken_cell_costs_its_own_and_another_kernels_name_nothing(graded):

@@ -353,6 +353,23 @@ def test_python_ends_well_after_an_answer_that_never_did():
         assert ran.stdout == "✗ 02.1 0 of 1 cases: a case: stopp\n"
 
 
+def test_an_answer_that_checks_itself_does_so_once(capsys):
+    def answer(*sizes):
+        checking.check("02.1", answer)
+        return 0
+
+    checking.check("02.1", answer)
+    assert capsys.readouterr().out.startswith("✗ 02.1 1 of 6 cases: ")
+
+
+def test_a_check_works_where_the_folder_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    checking.check("02.1", lambda *sizes: None)
+    assert "02.1 0 of 6 cases: " in capsys.readouterr().out
+
+
 # --- an exercise in part, and the hidden tests ---
 
 

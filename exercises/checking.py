@@ -8,15 +8,29 @@ import copy
 import os
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
-from exercises import compare, guard
+from exercises import compare, guard, outside
+from exercises.bare import bare
 from exercises.records import FOLDER, Case, Exercise, find
 
 LONGEST = 200  # letters of a message: it stays one line
+MOST = 3  # things put back that a line names
 OURS = tuple(str(FOLDER.parent / name) for name in ("exercises", "nsa_lite", "kernels"))
+OWN_SECONDS = 60.0  # for what is ours: making cases, comparing, finding the words
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What an answer gave in one case, in plain values, and its inputs as they are afterwards."""
+
+    given: dict[str, object]
+    got: object = None
+    raised: str = ""  # the text of an error
+    stub: bool = False  # the error is that of an exercise nobody has begun
 
 
 @dataclass(frozen=True)
@@ -25,17 +39,22 @@ class _Fault:
 
     text: str
     named: bool
+    stub: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many of an exercise's cases an answer passed, and what the others say is wrong."""
+    """How many of an exercise's cases an answer passed, and what the others say is wrong.
+
+    put_back is what was found changed outside of the answer, and is as it was.
+    """
 
     number: str
     passed: int
     total: int
     message: str = ""
     attempted: bool = True
+    put_back: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:
@@ -43,11 +62,20 @@ class Verdict:
 
     def line(self) -> str:
         """One of the three lines that check prints."""
+        return f"{self._line()}{self._also()}"
+
+    def _line(self) -> str:
         if not self.attempted:
             return f"○ {self.number} not attempted"
         if self.right:
             return f"✓ {self.number} {self.passed} of {self.total} cases"
         return f"✗ {self.number} {self.passed} of {self.total} cases: {self.message}"
+
+    def _also(self) -> str:
+        """ " (put back: torch.isclose was replaced)"."""
+        more = len(self.put_back) - MOST
+        named = [*self.put_back[:MOST], *([f"{more} more"] if more > 0 else [])]
+        return f" (put back: {', '.join(named)})" if named else ""
 
 
 def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | None = None) -> None:
@@ -57,21 +85,33 @@ def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | N
     seed changes the numbers in the inputs. strict=None takes NSA_LITE_STRICT.
     Errors: AssertionError with the same line, when strict and the answer is not right.
     """
-    try:
-        verdict = judge(find(number), answer, seed)
-    except (LookupError, ImportError) as error:  # no such exercise; no triton, say
-        verdict = Verdict(number, 0, 0, _one_line(str(error)))
+    if guard.is_inside():
+        return  # an answer that checks itself would do so for ever
     if strict is None:
         strict = os.environ.get("NSA_LITE_STRICT", "") not in ("", "0")
+    try:
+        with outside.as_at_the_start() as changed:
+            verdict = judge(_find(number), answer, seed)
+        verdict = replace(verdict, put_back=(*changed, *verdict.put_back))
+    except (LookupError, ImportError, guard.LateError) as error:  # no such exercise; no triton, say
+        verdict = Verdict(number, 0, 0, _one_line(str(error)))
     if strict and not verdict.right:
         raise AssertionError(verdict.line())
     print(verdict.line())
 
 
+def _find(number: str) -> Exercise:
+    """The exercise; its set is imported as in a new kernel, whatever the notebook has set."""
+    exercise = guard.run(lambda: find(number), OWN_SECONDS)
+    outside.keep_ours()  # the set's own modules
+    return exercise
+
+
 def hint(number: str, which: int = 1) -> None:
     """Print hint 1 (a question), 2 (a formula) or 3 (a sketch of the code)."""
     try:
-        hints = find(number).hints
+        with outside.as_at_the_start():
+            hints = _find(number).hints
     except (LookupError, ImportError) as error:
         print(error)
         return
@@ -83,63 +123,81 @@ def hint(number: str, which: int = 1) -> None:
 
 def judge(exercise: Exercise, answer: object, seed: int = 0) -> Verdict:
     """Run every case; the message is the first one that can name the mistake."""
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the notebook has set
-        cases = exercise.cases(torch.Generator().manual_seed(seed))
+    with outside.as_at_the_start() as changed:
+        cases = guard.run(lambda: exercise.cases(torch.Generator().manual_seed(seed)), OWN_SECONDS)
+        verdict = _verdict(exercise, answer, cases, changed)
+    return replace(verdict, put_back=tuple(dict.fromkeys(changed)))
+
+
+def _verdict(exercise: Exercise, answer: object, cases: list[Case], changed: list[str]) -> Verdict:
+    """The verdict on these cases; what an answer changed outside of itself is added to changed."""
     if answer is None or answer is ...:
         return Verdict(exercise.number, 0, len(cases), attempted=False)
     if not callable(answer):
         said = f"check wants your function itself, and got {compare.a(answer)}"
         return Verdict(exercise.number, 0, len(cases), said)
     end = time.monotonic() + exercise.seconds
-    passed = 0
-    faults = []
+    found = []
     for case in cases:
-        try:
-            fault = _fault(answer, case, end - time.monotonic(), exercise.seconds)
-        except NotImplementedError:
-            return Verdict(exercise.number, 0, len(cases), attempted=False)
-        passed += fault is None
-        faults += [fault] if fault else []
+        found.append(_fault(answer, case, end - time.monotonic(), exercise.seconds, changed))
         if time.monotonic() > end:
             break
+    faults = [fault for fault in found if fault]
+    if len(faults) == len(cases) and all(fault.stub for fault in faults):
+        return Verdict(exercise.number, 0, len(cases), attempted=False)
     shown = next((f for f in faults if f.named), faults[0] if faults else None)
-    return Verdict(exercise.number, passed, len(cases), _one_line(shown.text) if shown else "")
+    message = _one_line(shown.text) if shown else ""
+    return Verdict(exercise.number, len(found) - len(faults), len(cases), message)
 
 
-def _fault(answer, case: Case, seconds: float, limit: float) -> _Fault | None:
-    """What is wrong with an answer in one case, or None. Errors: the stub's NotImplementedError."""
-    given = copy.deepcopy(case.arguments)
-    call = case.call or (lambda answer, *arguments: answer(*arguments))
+def _fault(
+    answer: Callable, case: Case, seconds: float, limit: float, changed: list[str]
+) -> _Fault | None:
+    """What is wrong with an answer in one case, or None.
+
+    Nothing of the answer's is touched outside of the guard: not its result, nor its error's text.
+    """
     try:
-        got = guard.run(lambda: call(answer, *given.values()), seconds)
+        told = guard.run(lambda: _told(answer, case, changed), seconds)
     except guard.LateError:
         text = f"stopped after {limit:g} seconds: does a loop never end, or do too much?"
-        named = True
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or _is_the_stubs(error):
-            raise
-        text = _raised(error)
-        named = True
-    else:
-        text, named = _wrong(case, got, given)
-    return _Fault(f"{case.name}: {text}", named) if text else None
-
-
-def _wrong(case: Case, got: object, given: dict[str, object]) -> tuple[str | None, bool]:
-    """What is wrong with a result, if anything, and whether that names the mistake.
-
-    given are the inputs that the answer got, as they are after the call.
-    """
-    for name, value in case.arguments.items():
-        if not compare.same(given[name], value):
-            return f"the function changed its input {name} in place; work on a copy", True
+        return _Fault(f"{case.name}: {text}", named=True)
+    except Exception:  # an error whose type has no name, say
+        return _Fault(f"{case.name}: the function raised an error that cannot be told", named=True)
     try:
-        if said := compare.form(got, case.expected):
+        text, named = guard.run(lambda: _wrong(case, told), OWN_SECONDS)
+    except guard.LateError:
+        text, named = "the result cannot be compared in time", True
+    return _Fault(f"{case.name}: {text}", named, told.stub) if text else None
+
+
+def _told(answer: Callable, case: Case, changed: list[str]) -> _Told:
+    """Call the answer with copies of the inputs, and put back what it changes outside of itself."""
+    given = copy.deepcopy(case.arguments)
+    call = case.call or (lambda answer, *arguments: answer(*arguments))
+    before = outside.settings()
+    try:
+        return _Told(given, got=bare(call(answer, *given.values())))
+    except BaseException as error:  # KeyboardInterrupt too: the learner's own comes elsewhere
+        return _Told(given, raised=_raised(error), stub=_is_the_stubs(error))
+    finally:
+        changed += outside.put_back(before)
+
+
+def _wrong(case: Case, told: _Told) -> tuple[str | None, bool]:
+    """What is wrong in a case, if anything, and whether that names the mistake."""
+    if told.raised:
+        return told.raised, True
+    try:
+        for name, value in case.arguments.items():
+            if not compare.same(told.given[name], value):
+                return f"the function changed its input {name} in place; work on a copy", True
+        if said := compare.form(told.got, case.expected):
             return said, True
-        said = compare.wrong_value(got, case.expected, case.axes)
-    except Exception as error:  # a sparse tensor, an object that refuses to be compared
+        said = compare.wrong_value(told.got, case.expected, case.axes)
+    except BaseException as error:  # a sparse tensor, or what the answer put into its inputs
         return f"the result cannot be compared ({type(error).__name__})", True
-    explained = _explained(case, got) if said else None
+    explained = _explained(case, told.got) if said else None
     return explained or (said and _with_numbers(case, said)), bool(explained)
 
 
@@ -172,7 +230,7 @@ def _raised(error: BaseException) -> str:
     ]
     try:
         text = f": {error}" if str(error) else ""
-    except Exception:  # an error whose text is an error
+    except BaseException:  # an error whose text is an error
         text = ""
     where = f" (line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
     return f"the function raised {type(error).__name__}{text}{where}"

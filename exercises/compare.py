@@ -148,7 +148,7 @@ def place(index: tuple[int, ...], axes: tuple[str, ...]) -> str:
 def a(value: object) -> str:
     """ "a list", "an int": the type of a value, in words."""
     name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 
 def number(value: float | int | bool) -> str:

@@ -24,6 +24,12 @@ POINTS = dict(zip(TIERS, (1, 2, 3), strict=True))  # warm-up, core, stretch
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"  # nbgrader's words
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?### END SOLUTION", re.M | re.S)
 HIDDEN_TESTS = re.compile(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS\n?", re.M | re.S)
+CHECK = re.compile(r"^check\((.*)\)$", re.M)
+HIDDEN = """### BEGIN HIDDEN TESTS
+from exercises.hidden import hidden_check
+
+hidden_check({})
+### END HIDDEN TESTS"""
 HINTS = re.compile(r"<!-- hints (\d\d\.\d) -->.*", re.S)
 
 
@@ -56,6 +62,16 @@ def with_hints(nb: NotebookNode) -> NotebookNode:
     return nb
 
 
+def with_hidden_tests(nb: NotebookNode) -> NotebookNode:
+    """The notebook with the hidden test of each check written anew: the same, by another name."""
+    nb = copy.deepcopy(nb)
+    for cell in nb.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            shown = HIDDEN_TESTS.sub("", cell.source).rstrip("\n")
+            cell.source = f"{shown}\n{HIDDEN.format(CHECK.search(shown)[1])}"
+    return nb
+
+
 def student_version(nb: NotebookNode) -> NotebookNode:
     """The notebook without its solutions, hidden tests and outputs."""
     nb = copy.deepcopy(nb)
@@ -76,20 +92,15 @@ def _indented(text: str, by: str) -> str:
     return "\n".join(by + line for line in text.splitlines())
 
 
-def run(nb: NotebookNode, strict: bool, allow_errors: bool = False) -> NotebookNode:
-    """The notebook with new outputs and counts; strict makes a failed check an error.
-
-    allow_errors stores errors and goes on; else the first one is raised.
-    """
+def run(nb: NotebookNode, strict: bool) -> NotebookNode:
+    """The notebook with new outputs and counts; strict makes a failed check an error."""
     nb = copy.deepcopy(nb)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NSA_LITE_STRICT": str(int(strict))}
     client = NotebookClient(
         nb,
         timeout=120,
         record_timing=False,
-        allow_errors=allow_errors,
         resources={"metadata": {"path": str(ROOT)}},
-        interrupt_on_timeout=allow_errors,
     )
     client.execute(env=environment)
     return nb
@@ -97,12 +108,20 @@ def run(nb: NotebookNode, strict: bool, allow_errors: bool = False) -> NotebookN
 
 def make(number: str) -> None:
     """Write both notebooks of a set: the solutions run strictly, the student's as it is given."""
-    nb = with_hints(nbformat.read(solutions(number), as_version=4))
+    nb = with_hidden_tests(with_hints(nbformat.read(solutions(number), as_version=4)))
     nbformat.write(run(nb, strict=True), solutions(number))
     nbformat.write(run(student_version(nb), strict=False), exercises(number))
 
 
-FOR_TEACHERS = ("answers.py", "release.py", "grade.py", "guide.py")
+FOR_TEACHERS = (
+    "answers.py",
+    "grade.py",
+    "grading.py",
+    "guide.py",
+    "handed_in.py",
+    "hidden.py",
+    "release.py",
+)
 PACK_README = """# Exercises {number}
 
 You need Python 3.11 or newer. In this folder:

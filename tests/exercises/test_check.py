@@ -132,7 +132,7 @@ MISBEHAVING = {
     "torch's own": (raises(NotImplementedError("no kernel")), "NotImplementedError: no kernel"),
     "too few arguments": (lambda length: 1, "TypeError"),
     "not a function": (7, "check wants your function itself, and got an int"),
-    "unfriendly": (lambda *x: Unfriendly(), "cannot be compared"),
+    "unfriendly": (lambda *x: Unfriendly(), "an Unfriendly, and an int was asked for"),
     "text": (lambda *x: "4", "a str, and an int was asked for"),
     "true": (lambda *x: True, "a bool, and an int was asked for"),
     "nan": (lambda *x: float("nan"), "a float, and an int was asked for"),

@@ -1,5 +1,6 @@
 """The exercises in real nbgrader: the same student notebooks, and marks that follow the checks."""
 
+import copy
 import json
 import os
 import re
@@ -11,13 +12,20 @@ import pytest
 
 from exercises import release
 from exercises.records import load, sets
+from tests.exercises.test_grade import own_cells
 
 pytest.importorskip("nbgrader", reason="nbgrader is in the extra [test]: run `make test`")
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # nbgrader's own
 
-GRADED = "02"  # the set that three students hand in
+GRADED = "02"  # the set that is handed in
 # A planted mistake, as a learner would write it into exercise 02.2: seen once the block has begun.
 MISTAKE = "return torch.arange(count) * stride <= torch.arange(length)[:, None]"
+
+# An answer cell that takes the check's name, and breaks what judges: all other cells are stubs.
+CHEAT = """import exercises
+def check(*arguments, **others): pass
+exercises.check = exercises.checking.check = exercises.checking.judge = check
+"""
 
 
 def assignment(number: str) -> str:
@@ -82,18 +90,27 @@ def released(course):
 
 @pytest.fixture(scope="module")
 def marks(course, released):
-    """The scores of three students, and the feedback that they get."""
+    """The scores of some students, and the feedback that they get."""
     root, api = course
     right = solution_cells(GRADED)
     wrong = re.sub(
         r"### BEGIN SOLUTION\n.*?### END SOLUTION", MISTAKE, right["answer-02-2"], flags=re.S
     )
-    handed_in = {"right": right, "stub": {}, "one-mistake": {**right, "answer-02-2": wrong}}
+    answers = {
+        "right": right,
+        "stub": {},
+        "one-mistake": {**right, "answer-02-2": wrong},
+        "cheat": {"answer-02-1": CHEAT},
+    }
+    handed_in = {
+        student: answered(copy.deepcopy(released[GRADED]), cells)
+        for student, cells in answers.items()
+    }
+    handed_in["own-cells"] = own_cells()
     scores = {}
-    for student, answers in handed_in.items():
+    for student, nb in handed_in.items():
         folder = root / "submitted" / student / assignment(GRADED)
         folder.mkdir(parents=True)
-        nb = answered(nbformat.from_dict(released[GRADED].copy()), answers)
         nbformat.write(nb, folder / f"exercises_{GRADED}.ipynb")
         graded = api.autograde(assignment(GRADED), student)
         assert graded["success"], graded
@@ -132,6 +149,9 @@ def test_solutions_get_full_marks_stubs_none_and_one_mistake_a_part(marks):
         "stub": (0, full),
         # 02.4 calls the function of 02.2, so both lose their points
         "one-mistake": (full - points["core"] - points["stretch"], full),
+        "cheat": (0, full),
+        # helpers, an import and an answer in cells of their own: as test_grade.py has it from ours
+        "own-cells": (points["warm-up"] + points["core"], full),
     }
     assert not any(score["needs_manual_grade"] for score in scores.values())
 

@@ -98,8 +98,20 @@ def test_nbgraders_marks(number):
         assert marks(judged)["grade"] and marks(judged)["locked"]
         assert marks(judged)["points"] == release.POINTS[e.tier], e.number
         assert "### BEGIN SOLUTION" in answer.source and "### END SOLUTION" in answer.source
-        hidden = r'### BEGIN HIDDEN TESTS\n.*check\("%s", .*seed=1, strict=True\)\n### END HIDDEN'
-        assert re.search(hidden % e.number, judged.source, re.S), f"{e.number}: the hidden test"
+        hidden = (
+            r'check\("(?P<n>%s)", (?P<answer>\w+)\)\n### BEGIN HIDDEN TESTS\n'
+            r"from exercises.hidden import hidden_check\n\n"
+            r'hidden_check\("(?P=n)", (?P=answer)\)\n### END HIDDEN TESTS'
+        )
+        assert re.fullmatch(hidden % e.number, judged.source), f"{e.number}: the hidden test"
+
+
+def test_the_hidden_tests_are_made_from_the_visible_ones(number):
+    nb = solutions(number)
+    stripped = release.student_version(nb)
+    assert essence(release.with_hidden_tests(nb)) == essence(nb)
+    made = [c.source for c in release.with_hidden_tests(stripped).cells if marks(c).get("grade")]
+    assert made == [c.source for c in nb.cells if marks(c).get("grade")]
 
 
 def test_outputs_are_stored_and_say_what_they_should(number):
@@ -187,33 +199,55 @@ def test_a_packed_set_holds_no_answers(number, tmp_path):
     folder = unpacked(number, tmp_path)
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert not [f.name for f in files if "answers" in f.name or "solutions" in f.name]
+    assert not {f.name for f in files} & {"hidden.py", "grade.py", "grading.py", "handed_in.py"}
     assert not [f for f in files if "### BEGIN SOLUTION" in f.read_text("utf-8")]
     notebook = folder / release.exercises(number).relative_to(release.ROOT)
     assert notebook.exists() and notebook.name in (folder / "README.md").read_text("utf-8")
 
 
-def test_a_packed_set_works_alone(tmp_path):
-    folder = unpacked(FIRST, tmp_path)
-    notebook = folder / release.exercises(FIRST).relative_to(release.ROOT)
-    script = (
-        "import sys, nbformat, exercises; from pathlib import Path\n"
-        "assert Path(exercises.__file__).is_relative_to(Path.cwd().resolve())\n"
-        "import matplotlib; matplotlib.use('Agg')\n"
-        "for cell in nbformat.read(sys.argv[1], as_version=4).cells:\n"
-        "    if cell.cell_type == 'code': exec(cell.source)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(folder), "NSA_LITE_STRICT": "0"}
+SCRIPT = """
+import sys, nbformat, exercises
+from pathlib import Path
+assert Path(exercises.__file__).is_relative_to(Path(sys.argv[2]).resolve())
+import matplotlib; matplotlib.use('Agg')
+for cell in nbformat.read(sys.argv[1], as_version=4).cells:
+    if cell.cell_type == 'code': exec(cell.source)
+"""
+
+
+def lines_of(notebook, package) -> list[str]:
+    """What the checks of a notebook print in its own folder, as Jupyter runs it."""
+    environment = {**os.environ, "PYTHONPATH": str(package), "NSA_LITE_STRICT": "0"}
     ran = subprocess.run(
-        [sys.executable, "-c", script, notebook],
-        cwd=folder,
+        [sys.executable, "-c", SCRIPT, notebook, package],
+        cwd=notebook.parent,
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
-    lines = [line for line in ran.stdout.splitlines() if line.startswith(("○", "✗", "✓"))]
+    return [line for line in ran.stdout.splitlines() if line.startswith(("○", "✗", "✓"))]
+
+
+def notebook_of(number, folder):
+    return folder / release.exercises(number).relative_to(release.ROOT)
+
+
+def test_a_packed_set_works_alone(tmp_path):
+    folder = unpacked(FIRST, tmp_path)
+    lines = lines_of(notebook_of(FIRST, folder), folder)
     assert lines == [f"○ {e.number} not attempted" for e in load(FIRST).EXERCISES]
+
+
+@pytest.mark.parametrize("installed", [0, 1])
+def test_two_sets_in_one_environment_do_not_hide_each_other(tmp_path, installed):
+    """The packages of both have one name: only one is installed, and both sets are found."""
+    numbers = list(sets())[:2]
+    folders = [unpacked(number, tmp_path) for number in numbers]
+    for number, folder in zip(numbers, folders, strict=True):
+        lines = lines_of(notebook_of(number, folder), folders[installed])
+        assert lines == [f"○ {e.number} not attempted" for e in load(number).EXERCISES]
 
 
 def test_an_unknown_set_is_named(monkeypatch, capsys):

@@ -10,8 +10,9 @@ PEERS = .venv/peers
 AXE = axe-core@4.14.1
 # Our modules are found from here, and tools run as `python -m`: a moved folder still works.
 export PYTHONPATH = $(CURDIR)
-# One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary.
-ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary; what a
+# learner has guessed and answered is neither read nor changed.
+ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NSA_LITE_PROGRESS=off
 NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 # With the notebooks these tests take about as long as all the others: one half for each of 2 cores.
 HALF = tests/exercises tests/kernels/test_compiled.py tests/kernels/test_decode.py

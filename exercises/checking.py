@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from exercises import compare, guard, outside
+from exercises import compare, course, guard, outside
 from exercises.bare import bare
 from exercises.records import FOLDER, Case, Exercise, find
 
@@ -98,6 +98,8 @@ def check(number: str, answer: object = None, *, seed: int = 0, strict: bool | N
     if strict and not verdict.right:
         raise AssertionError(verdict.line())
     print(verdict.line())
+    if verdict.attempted and verdict.total:
+        course.checked(number, answer, verdict.right)
 
 
 def _find(number: str) -> Exercise:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from nsa_lite.config import NSAConfig
+from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.depths import by_depth
 from nsa_lite.lab.haystack import LONGEST, Haystack, curriculum
@@ -53,8 +54,8 @@ def gpu_runs() -> list[Run]:
     return [long_run(gpu_config(name, seed), 16, 3) for seed in SEEDS for name in GPU]
 
 
-def gpu_config(attention: str, seed: int) -> TrainConfig:
-    """A run on one GPU: the paper's blocks, bfloat16 products, about 65,536 tokens a step."""
+def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
+    """A run on a GPU: the paper's blocks, bfloat16 products, 65,536 tokens a step or a multiple."""
     return TrainConfig.preset(
         "haystack",
         attention,
@@ -63,6 +64,7 @@ def gpu_config(attention: str, seed: int) -> TrainConfig:
         layers=2,
         sizes=dict(stages=curriculum(LENGTH, tokens=LENGTH), held_out_size=4),
         steps=1250,
+        batch_size=batch_size,
         lr=2e-3,
         threads=1,
         device="cuda",
@@ -95,9 +97,12 @@ def long_run(config: TrainConfig, sequences: int, minutes: float) -> Run:
 
 
 def cost_of_step(config: TrainConfig) -> dict[str, float]:
-    """One step of the last stage: milliseconds, tokens a second, and on a GPU the GiB it takes."""
+    """One step of the last stage: milliseconds, tokens a second, and on a GPU the GiB it takes.
+
+    In a group of processes each does its part, and tokens are those of all.
+    """
     task = config.made_task()
-    model = build(config)
+    model = distributed.spread(build(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     progress = Progress(stage=len(task.stages) - 1)
     on_gpu = config.device != "cpu"

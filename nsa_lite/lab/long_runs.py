@@ -28,6 +28,7 @@ LAPTOP = ("dense", "nsa-kl", "window")
 GPU = ("dense", "nsa-kl", "nsa", "nsa-own-kl-first", "window", "nsa-no-selection", "nsa-random")
 LENGTHS = (4096, 16_384, 65_536, 131_072, LONGEST)
 LENGTH = 65_536
+ASKED = 2**19  # tokens that are read at each length to draw a needle map; two sequences at least
 TIMED = 5  # steps, after as many to warm up
 # The paper's blocks and budget, one group of 16 heads.
 SIZES = NSAConfig(
@@ -46,12 +47,12 @@ def laptop_runs() -> list[Run]:
     configs = [
         TrainConfig.preset("haystack", name, seed, threads=1) for seed in SEEDS for name in LAPTOP
     ]
-    return [long_run(config, sequences=4, minutes=12) for config in configs]
+    return [long_run(config, minutes=12) for config in configs]
 
 
 def gpu_runs() -> list[Run]:
     """Two layers that attend from every position of up to 65,536."""
-    return [long_run(gpu_config(name, seed), 16, 3) for seed in SEEDS for name in GPU]
+    return [long_run(gpu_config(name, seed), minutes=3) for seed in SEEDS for name in GPU]
 
 
 def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
@@ -73,7 +74,7 @@ def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
     )
 
 
-def long_run(config: TrainConfig, sequences: int, minutes: float) -> Run:
+def long_run(config: TrainConfig, minutes: float) -> Run:
     """A training, then what it finds at every length and depth, and what a step costs."""
 
     def work(folder: Path) -> Generator[dict, None, None]:
@@ -84,7 +85,7 @@ def long_run(config: TrainConfig, sequences: int, minutes: float) -> Run:
         task = config.made_task()
         assert isinstance(task, Haystack)
         with autocast_of(config):
-            maps = [by_depth(model, task, length, sequences) for length in LENGTHS]
+            maps = [by_depth(model, task, n, max(2, ASKED // n)) for n in LENGTHS]
         yield {
             "seconds": round(state["seconds"], 1),
             "evaluations": evaluations(read_log(folder)),
@@ -92,7 +93,7 @@ def long_run(config: TrainConfig, sequences: int, minutes: float) -> Run:
             "cost": cost_of_step(config),
         }
 
-    settings = {**config.everything(), "lengths": list(LENGTHS), "sequences": sequences}
+    settings = {**config.everything(), "lengths": list(LENGTHS), "asked": ASKED}
     return Run(config.name, config.steps, work, settings, minutes)
 
 

@@ -51,12 +51,14 @@ def test_every_arm_has_a_name_and_trains_one_step_of_its_model():
 def test_a_long_run_records_its_map_and_what_a_step_costs(tmp_path, monkeypatch):
     monkeypatch.setattr(long_runs, "LENGTHS", (256, 300))
     monkeypatch.setattr(long_runs, "TIMED", 1)
+    monkeypatch.setattr(long_runs, "ASKED", 600)
     sizes = dict(stages=(Stage(256, noise=0.0, batch=2),), held_out_size=2)
     config = TrainConfig.preset("haystack", "nsa-kl", nsa=SIZES, steps=2, threads=1, sizes=sizes)
-    run = long_runs.long_run(config, sequences=1, minutes=1)
+    run = long_runs.long_run(config, minutes=1)
     do(run, tmp_path / "a", [])
     result = json.loads((tmp_path / "a/result.json").read_text())
     assert [r["length"] for r in result["depths"]] == [256, 300]
+    assert [r["sequences"] for r in result["depths"]] == [2, 2]
     assert all(0 <= r["hit_rate"] <= 1 for r in result["depths"])
     cost = result["cost"]
     assert cost["tokens_a_second"] == pytest.approx(512 / (cost["milliseconds"] / 1000), rel=0.01)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from nsa_lite.config import NSAConfig
 from nsa_lite.lab.haystack import Stage
+from nsa_lite.lab.rule_runs import steps_to
 from nsa_lite.lab.runs import Run, training_run
 from nsa_lite.lab.training import TrainConfig
+from nsa_lite.show.tables import Column, table
 
 SEEDS = (0, 1, 2, 3, 4)
 BLOCKS = 14  # that hold facts
@@ -117,3 +119,35 @@ def few_runs() -> list[Run]:
 def run(arm: Arm, seed: int, device: str) -> Run:
     """One training."""
     return training_run(arm.config(seed, device), f"{arm.name}-seed{seed}", minutes=8)
+
+
+def results(record: dict) -> dict[Arm, list[list[dict]]]:
+    """Each arm's evaluations, one list a seed, of what the experiment recorded."""
+    found = {}
+    for arm in arms():
+        names = [f"{arm.name}-seed{seed}" for seed in SEEDS]
+        seeds = [record["runs"][name]["evaluations"] for name in names if name in record["runs"]]
+        if seeds:
+            found[arm] = seeds
+    return found
+
+
+COLUMNS = (
+    Column("arm", 44),
+    Column("started", 8),
+    Column("at step", 14),
+    Column("accuracy", 9, ".2f"),
+    Column("hit rate", 9, ".2f"),
+)
+
+
+def border_table(results: dict[Arm, list[list[dict]]]) -> str:
+    """One line an arm: how many seeds started and when, and their mean scores at the end."""
+    rows = []
+    for arm, seeds in results.items():
+        begun = sorted(step for step in (steps_to(s, STARTED_AT) for s in seeds) if step)
+        when = f"{begun[0]} to {begun[-1]}" if begun else None
+        last = [evaluations[-1] for evaluations in seeds]
+        scores = [sum(r[key] for r in last) / len(last) for key in ("test_accuracy", "hit_rate")]
+        rows.append([arm.name, f"{len(begun)} of {len(seeds)}", when, *scores])
+    return table(COLUMNS, rows)

@@ -10,7 +10,7 @@ from nsa_lite.show.plots import WIDTH
 
 
 def draw_needle_maps(
-    maps: dict[str, list[dict]], key: str = "accuracy", columns: int = 3
+    maps: dict[str, list[dict]], key: str = "accuracy", columns: int = 2
 ) -> Figure:
     """One panel a run: lengths from left to right, depths from top to bottom, `key` in each cell.
 

@@ -121,7 +121,7 @@ class Haystack(Common):
     device: str = "cpu"
     name: ClassVar[str] = "haystack"
     solved_at: ClassVar[float | None] = 0.98
-    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1300, batch_size=1, lr=3e-3)
+    preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1000, batch_size=1, lr=3e-3)
 
     def __post_init__(self) -> None:
         for name in ("values", "facts", "questions", "block"):

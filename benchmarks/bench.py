@@ -31,7 +31,7 @@ LENGTHS = {
     "tiny": (64,),
 }
 # Which share of their free blocks neighbours keep; the rest of "ids" is random. The first is what
-# our small trained models keep (cases.kept).
+# our small trained models keep (lab/coherence.py).
 KEEP = {"coherent .36": 0.36, "coherent .75": 0.75, "coherent .9": 0.9}
 IDS = ("random", *KEEP)
 OUR_DENSE = "dense, these kernels"

@@ -147,21 +147,3 @@ def shared_with_neighbour(ids: Tensor) -> float:
     now, before = ids[:, :, 1:, :, None], ids[:, :, :-1, None, :]
     same = ((now == before) & (now >= 0)).any(-1).sum()
     return float(same / (ids[:, :, 1:] >= 0).sum())
-
-
-def kept(ids: Tensor, select_block_size: int) -> float:
-    """How coherent a selection is: the `keep` that coherent_ids would need for it.
-
-    Of a token's free blocks, the share that the token before it chose too; what chance alone
-    would give is taken off, so random blocks have 0. Shapes: ids (1, G, T, n).
-    """
-    own = torch.arange(ids.shape[2], device=ids.device)[:, None] // select_block_size
-    free = (ids > 0) & (ids < own - 1)
-    before = torch.where(free, ids, -1)[:, :, :-1, None, :]
-    same = ((ids[:, :, 1:, :, None] == before).any(-1) & free[:, :, 1:]).sum(-1)
-    count = free[:, :, 1:].sum(-1)
-    legal = (own[1:, 0] - 2).clamp(min=1)
-    counted = (count < legal) & (count > 0)  # where there was a choice
-    share = (same[counted].sum() / count[counted].sum()).item()
-    chance = ((count**2 / legal)[counted].sum() / count[counted].sum()).item()
-    return (share - chance) / (1 - chance)

@@ -29,50 +29,68 @@ REMEDIES = (
     "nsa-all-first",
     "nsa-score",
 )
+# What trains the keys that score, with the compressed read-out (gate open) and without (shut).
+KEYS = (
+    "nsa-shut",
+    "nsa-moba",
+    "nsa-moba-shut",
+    "nsa-quest",
+    "nsa-quest-shut",
+    "nsa-kl",
+    "nsa-kl-shut",
+    "nsa-own-kl-first-shut",
+)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting, trained with several seeds; block_size is l, facts are those of a block."""
+    """One setting, trained with several seeds.
+
+    block_size is l, facts are those of a block, select is l' where it is not the facts' block: a
+    query then reads as many tokens as before.
+    """
 
     block_size: int = 16
     facts: int = 2
     noise: float = 1.0
     phi: str = "mean+mlp"
     value_dim: int = 32
+    select: int | None = None
     attention: str = "nsa"
 
     @property
     def name(self) -> str:
         """All that sets it apart: 'nsa-l16-f2-noise1-mean+mlp-v32'."""
         sizes = f"l{self.block_size}-f{self.facts}-noise{self.noise:g}"
-        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}"
+        cut = "" if self.select is None else f"-select{self.select}"
+        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}{cut}"
 
     def config(self, seed: int, device: str) -> TrainConfig:
         """The training of one seed."""
         block = max(16, self.block_size)
+        select = self.select or block
         nsa = NSAConfig.small(
             kv_heads=1,
             head_dim=32,
             value_dim=self.value_dim,
             block_size=self.block_size,
             stride=self.block_size // 2,
-            select_block_size=block,
-            num_selected=6,
+            select_block_size=select,
+            num_selected=6 * block // select,
             window=16,
             phi=self.phi,
         )
         # A first block and the last two hold no fact: they are read whatever the scores say.
-        length = (1 + BLOCKS + 2) * block
+        edge = -(-select // block) * block
         sizes = dict(
-            stages=(Stage(length, self.noise, self.facts),),
+            stages=(Stage(BLOCKS * block + 3 * edge, self.noise, self.facts),),
             keys=2 * BLOCKS * self.facts,
             values=64,
             facts=BLOCKS * self.facts,
             questions=BLOCKS,
             block=block,
-            before=block,
-            gap=2 * block - BLOCKS,
+            before=edge,
+            gap=2 * edge - BLOCKS,
             held_out_size=32,
             evaluate_every=50,
         )
@@ -91,7 +109,7 @@ class Arm:
 
 
 def arms() -> Iterator[Arm]:
-    """Every arm: the grid of l and facts a block, then one axis at a time, then the remedies."""
+    """Every arm: the grid of l and facts a block, one axis at a time, remedies, keys, and l'."""
     for block_size in (4, 8, 16, 32):
         for facts in (1, 2, 4):
             yield Arm(block_size, facts)
@@ -103,6 +121,10 @@ def arms() -> Iterator[Arm]:
     for attention in REMEDIES:
         for facts in (1, 2):
             yield Arm(facts=facts, attention=attention)
+    for attention in KEYS:
+        yield Arm(block_size=8, attention=attention)
+    for select in (8, 24):
+        yield Arm(block_size=8, select=select)
 
 
 def runs(device: str = "cuda") -> list[Run]:

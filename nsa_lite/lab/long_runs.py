@@ -16,6 +16,7 @@ import torch
 from nsa_lite.config import NSAConfig
 from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import load, weights
+from nsa_lite.lab.coherence import kept_by_layer
 from nsa_lite.lab.depths import by_depth
 from nsa_lite.lab.haystack import LONGEST, Haystack, curriculum
 from nsa_lite.lab.logs import evaluations, read_log
@@ -75,7 +76,9 @@ def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
 
 
 def long_run(config: TrainConfig, minutes: float) -> Run:
-    """A training, then what it finds at every length and depth, and what a step costs."""
+    """A training, then what it finds at every length and depth, how coherent its choices are, and
+    what a step costs.
+    """
 
     def work(folder: Path) -> Generator[dict, None, None]:
         yield from steps(config, folder, resume=True)
@@ -86,10 +89,12 @@ def long_run(config: TrainConfig, minutes: float) -> Run:
         assert isinstance(task, Haystack)
         with autocast_of(config):
             maps = [by_depth(model, task, n, max(2, ASKED // n)) for n in LENGTHS]
+            kept = kept_by_layer(model, task.held_out(1))
         yield {
             "seconds": round(state["seconds"], 1),
             "evaluations": evaluations(read_log(folder)),
             "depths": maps,
+            "kept": kept,
             "cost": cost_of_step(config),
         }
 

@@ -9,12 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from nsa_lite.lab.evaluate import asked_span, loss_and_accuracy
 from nsa_lite.lab.runs import Run, recorded, training_run
 from nsa_lite.lab.training import TASKS, TrainConfig, build
-from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.tables import Column, table
 
 CONTROLS = ("nsa", "nsa-random", "nsa-no-selection", "nsa-oracle", "dense", "window")
-STARTERS = ("nsa-own-kl", "nsa-own-kl-first", "nsa-all-first", "nsa-score")  # border_runs.py
-RULES = tuple(name for name in ATTENTIONS if name not in CONTROLS + STARTERS)
+RULES = (
+    "nsa-shut",
+    "nsa-bce",
+    "nsa-kl",
+    "nsa-straight-through",
+    "nsa-gumbel",
+    "nsa-quest",
+    "nsa-moba",
+)
 SEEDS = (0, 1, 2)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -24,8 +24,7 @@ class Line(NamedTuple):
 class Attention(NamedTuple):
     """A kind of attention: `build(config)` makes its layer.
 
-    A record in ATTENTIONS is all it takes: the trainer offers it, the pictures draw it, and the
-    experiment "rules" trains it, unless it is one of the controls.
+    A record in ATTENTIONS is all it takes: the trainer offers it, and the pictures draw it.
     """
 
     name: str
@@ -53,11 +52,15 @@ def window(config: NSAConfig) -> nn.Module:
     return DenseAttention(config, window=config.window)
 
 
-def shut(config: NSAConfig) -> nn.Module:
-    """NSA whose compressed branch scores blocks and is not read."""
-    layer = NSAttention(config)
-    layer.gate = Shut(layer.gate, "compressed")
-    return layer
+def shut(build: Callable[[NSAConfig], nn.Module]) -> Callable[[NSAConfig], nn.Module]:
+    """NSA of some kind whose compressed branch is not read; it may score blocks all the same."""
+
+    def build_shut(config: NSAConfig) -> nn.Module:
+        layer = build(config)
+        layer.gate = Shut(cast(nn.Module, layer.gate), "compressed")
+        return layer
+
+    return build_shut
 
 
 def nsa_by(rule: Rule) -> Callable[[NSAConfig], nn.Module]:
@@ -93,7 +96,7 @@ ATTENTIONS = {
         Attention("nsa-no-selection", nsa_by(rules.nothing), Line("#56B4E9", "-.", "v")),
         Attention("nsa-random", nsa_by(rules.at_random), Line("#D55E00", (0, (3, 1, 1, 1)), "D")),
         Attention("nsa-oracle", nsa_by(rules.by_true_mass), Line("#CC79A7", (0, (5, 1)), "P")),
-        Attention("nsa-shut", shut, Line("#7F7F7F", (0, (1, 2)), "x")),
+        Attention("nsa-shut", shut(NSAttention), Line("#7F7F7F", (0, (1, 2)), "x")),
         Attention("nsa-bce", nsa_taught(taught.BCEOverSoftmax), Line("#332288", (0, (2, 2)), "<")),
         Attention(
             "nsa-kl",

@@ -15,12 +15,12 @@ from benchmarks.cases import (
     CONFIGS,
     coherent_ids,
     inputs,
-    kept,
     random_ids,
     shared_with_neighbour,
 )
 from kernels import block_sparse_attention, decode, flash_attention, importance
 from nsa_lite import NSAConfig
+from nsa_lite.lab.coherence import kept
 
 TINY = CONFIGS["tiny"]
 SIX = CONFIGS["A"]

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from nsa_lite.lab import border_runs, long_runs
 from nsa_lite.lab.border_runs import Arm, arms
+from nsa_lite.lab.coherence import kept, kept_by_layer
 from nsa_lite.lab.haystack import Haystack, Stage
 from nsa_lite.lab.runs import do
 from nsa_lite.lab.tasks import IGNORE
@@ -16,7 +18,9 @@ from nsa_lite.lab.training import TrainConfig, build
 SIZES = replace(Haystack.preset["nsa"], dim=16, heads=2, head_dim=8, value_dim=8)
 
 
-@pytest.mark.parametrize("arm", [Arm(4, 1), Arm(16, 2), Arm(16, 4, noise=0.0), Arm(32, 2)])
+@pytest.mark.parametrize(
+    "arm", [Arm(4, 1), Arm(16, 4, noise=0.0), Arm(32, 2), Arm(8, select=8), Arm(8, select=24)]
+)
 def test_facts_stand_in_fourteen_blocks_that_a_query_may_choose_freely(arm):
     config = arm.config(0, "cpu")
     c = config.nsa
@@ -25,9 +29,11 @@ def test_facts_stand_in_fourteen_blocks_that_a_query_may_choose_freely(arm):
     block = batch.answer_at[asked] // c.select_block_size
     own = asked.nonzero()[:, 1] // c.select_block_size
     assert block.min() >= c.num_initial and (block <= own - c.num_local).all()
-    assert set(block.tolist()) == set(range(1, 15))
     free = c.num_selected - c.num_initial - c.num_local
-    assert free / border_runs.BLOCKS == pytest.approx(0.21, abs=0.005)
+    if arm.select is None:
+        assert set(block.tolist()) == set(range(1, 15))
+        assert free / border_runs.BLOCKS == pytest.approx(0.21, abs=0.005)
+    assert free > 0 and c.num_selected * c.select_block_size == 6 * max(16, arm.block_size)
     assert c.num_selected * c.select_block_size < batch.tokens.shape[1]  # not all is read
     assert (batch.answer_at[asked] <= asked.nonzero()[:, 1] - c.window).all()
     facts = batch.tokens[:, :, 0].unsqueeze(-1) == batch.tokens[:, None, -14:, 0]
@@ -51,6 +57,7 @@ def test_every_arm_has_a_name_and_trains_one_step_of_its_model():
 def test_a_long_run_records_its_map_and_what_a_step_costs(tmp_path, monkeypatch):
     monkeypatch.setattr(long_runs, "LENGTHS", (256, 300))
     monkeypatch.setattr(long_runs, "TIMED", 1)
+    monkeypatch.setattr(long_runs, "kept_by_layer", partial(kept_by_layer, queries=64))
     monkeypatch.setattr(long_runs, "ASKED", 600)
     sizes = dict(stages=(Stage(256, noise=0.0, batch=2),), held_out_size=2)
     config = TrainConfig.preset("haystack", "nsa-kl", nsa=SIZES, steps=2, threads=1, sizes=sizes)
@@ -60,6 +67,7 @@ def test_a_long_run_records_its_map_and_what_a_step_costs(tmp_path, monkeypatch)
     assert [r["length"] for r in result["depths"]] == [256, 300]
     assert [r["sequences"] for r in result["depths"]] == [2, 2]
     assert all(0 <= r["hit_rate"] <= 1 for r in result["depths"])
+    assert len(result["kept"]) == 1  # layer
     cost = result["cost"]
     assert cost["tokens_a_second"] == pytest.approx(512 / (cost["milliseconds"] / 1000), rel=0.01)
     assert result["evaluations"][-1]["step"] == 2
@@ -80,3 +88,17 @@ def test_the_gpus_runs_are_of_the_papers_blocks_and_every_position_asks():
     # Few answers lie where a query reads whatever its scores say.
     forced = (batch.answer_at[asked] < 64) | (batch.answer_at[asked] // 64 > own - 2)
     assert forced.float().mean() < 0.05
+
+
+def test_coherence_of_the_newest_queries_is_that_of_a_whole_trace():
+    sizes = dict(stages=(Stage(600, noise=1.0),), held_out_size=1)
+    config = TrainConfig.preset("haystack", "nsa-kl", nsa=SIZES, threads=1, sizes=sizes, layers=2)
+    model = build(config).double()
+    batch = config.made_task().held_out(1)
+    given = kept_by_layer(model, batch, queries=100)
+    with torch.no_grad():
+        _, traces = model.eval()(batch.tokens, return_traces=True)
+    whole = [kept(t.ids[:, :, 500:], 8, start=500) for t in traces]
+    assert given == pytest.approx(whole, abs=1e-4)
+    dense = build(TrainConfig.preset("haystack", "dense", nsa=SIZES, threads=1, sizes=sizes))
+    assert kept_by_layer(dense, batch, queries=100) == []

@@ -174,9 +174,3 @@ def test_in_evaluation_many_queries_have_no_loss(monkeypatch):
     rule = KLToTrueMass(CONFIG).double().eval()
     assert rule(known()).loss is None
     assert rule(known(start=LENGTH - 10)).loss is not None
-
-
-def test_a_start_does_not_change_the_table_of_rules():
-    from nsa_lite.lab.rule_runs import RULES, STARTERS
-
-    assert set(STARTERS) <= set(ATTENTIONS) and not set(STARTERS) & set(RULES)

@@ -117,5 +117,23 @@ ATTENTIONS = {
         Attention(
             "nsa-score", nsa_taught(starters.ScoreInLogits), Line("#999933", (0, (5, 2, 2, 2)), "2")
         ),
+        Attention(
+            "nsa-moba-shut",
+            shut(nsa_by(rules.by_block_mean)),
+            Line("#C49C94", (0, (8, 3, 1, 3)), "H"),
+        ),
+        Attention(
+            "nsa-quest-shut", shut(nsa_by(rules.by_bound)), Line("#FFD27F", (0, (4, 4)), "8")
+        ),
+        Attention(
+            "nsa-kl-shut",
+            shut(nsa_taught(taught.KLToTrueMass)),
+            Line("#D8A6B8", (0, (6, 3)), "d"),
+        ),
+        Attention(
+            "nsa-own-kl-first-shut",
+            shut(at_first(starters.OwnKL)),
+            Line("#FF1493", (0, (3, 3, 1, 3)), "|"),
+        ),
     )
 }

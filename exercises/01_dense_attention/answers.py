@@ -275,7 +275,7 @@ MERGE = [
     Wrong(
         "lse held above -100",
         mistakes.merge(share=lambda lses: lses.clamp(min=-100.0).softmax(0)),
-        "were raised to it",
+        "every piece counts alike",
     ),
     Wrong("merged in place", merge_in_place, "changed its input outs"),
     *planted(mistakes.SHARES),

@@ -117,8 +117,9 @@ MERGED = {"out": ("query", "channel"), "lse": ("query",)}
 E = -math.inf  # of an empty piece
 LOGS = {  # the log-sum-exps of each piece
     "very negative log-sum-exps": dict(
-        lses=[[-200, -201, 0], [-202, -199, 1], [-201, E, E]], width=5
+        lses=[[-200, -201, -240], [-202, -199, E], [-203, E, -230]], width=5
     ),
+    "very negative for some": dict(lses=[[-200, 0], [-202, 1]], width=4),
     "below every finite stand-in for -inf": dict(
         lses=[
             [-20_000, -20_040, E, 1, E],
@@ -134,7 +135,7 @@ LOGS = {  # the log-sum-exps of each piece
     "a piece that is empty for some": dict(
         lses=[[E, -1, 2, E, 0], [1, E, 1, E, -2], [0, 2, E, E, E]], width=3
     ),
-    "equal log-sum-exps": dict(lses=[[2, -150, 0]] * 5, width=2),
+    "equal log-sum-exps": dict(lses=[[-150, -150, -150]] * 5, width=2),
 }
 
 
@@ -219,7 +220,7 @@ COSTS = {
         length=7, heads=6, kv_heads=2, head_dim=8, value_dim=5, bytes_per_number=2
     ),
     "three groups of five": dict(length=9, heads=15, kv_heads=3, head_dim=4, value_dim=7),
-    "a long cache": dict(length=65_536, heads=64, kv_heads=4, head_dim=192, value_dim=128),
+    "a long cache": dict(length=3_000, heads=64, kv_heads=4, head_dim=192, value_dim=128),
 }
 
 

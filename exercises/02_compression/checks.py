@@ -51,6 +51,7 @@ VISIBLE = {
     "more blocks than the queries reach": dict(length=6, count=5, block_size=4, stride=2),
     "a stride that does not divide the block": dict(length=14, count=4, block_size=5, stride=3),
     "three strides a block": dict(length=17, count=6, block_size=6, stride=2),
+    "no query reaches a block": dict(length=3, count=2, block_size=7, stride=2),
 }
 
 
@@ -319,7 +320,7 @@ OUTPUTS = {
         length=11, block_size=3, stride=3, unseen=2, width=6, value_width=6, explain=explain_leak
     ),
     "very negative scores": dict(
-        length=13, block_size=4, stride=2, width=4, below=30_000, unseen=1, explain=explain_large
+        length=13, block_size=4, stride=2, width=4, below=30_000, explain=explain_large
     ),
     "equal scores": dict(
         length=21, block_size=6, stride=3, scale=0.0, width=5, explain=explain_scale

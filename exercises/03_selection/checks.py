@@ -31,25 +31,16 @@ PROBABILITIES = {
     "large scores": dict(scores=[[300.0, 300.0 + log(3)]], lse=[300.0 + log(4)], p=[[0.25, 0.75]]),
     "part of a row": dict(scores=[[log(2)]], lse=[log(8)], p=[[0.25]]),
     "very negative scores": dict(  # whole numbers, which float32 holds as they are
-        scores=[
-            [-20_001.0, NOTHING, -20_002.0],
-            [NOTHING, -301.0, -340.0],
-            [NOTHING] * 3,
-            [2.0, NOTHING, 1.0],
-        ],
-        lse=[-20_000.0, -300.0, NOTHING, 3.0],
-        p=[
-            [math.exp(-1), 0, math.exp(-2)],
-            [0, math.exp(-1), 0],
-            [0] * 3,
-            [math.exp(-1), 0, math.exp(-2)],
-        ],
+        scores=[[-20_001.0, NOTHING, -20_002.0], [NOTHING, -301.0, -340.0], [NOTHING] * 3],
+        lse=[-20_000.0, -300.0, NOTHING],
+        p=[[math.exp(-1), 0.0, math.exp(-2)], [0.0, math.exp(-1), 0.0], [0.0] * 3],
     ),
-    "equal scores": dict(
-        scores=[[0.0] * 4, [7.0] * 4, [-log(4)] * 4],
-        lse=[log(4), 7 + log(4), 0.0],
-        p=[[0.25] * 4] * 3,
+    "log-sum-exps of either sign": dict(
+        scores=[[-3.0, -2.0], [2.0, 1.0], [-1.0, -2.0], [3.0, -13.0]],
+        lse=[-1.0, 3.0, 0.0, 4.0],
+        p=[[math.exp(s) for s in row] for row in ([-2, -1], [-1, -2], [-1, -2], [-1, -17])],
     ),
+    "equal scores": dict(scores=[[7.0] * 4] * 3, lse=[7 + log(4)] * 3, p=[[0.25] * 4] * 3),
 }
 
 
@@ -190,7 +181,7 @@ CHOICES = {
     "very negative scores": dict(length=38, n=4, initial=1, local=1, size=5, times=1e5, add=-1e6),
     "large scores": dict(length=36, n=4, initial=1, local=1, size=3, times=1e6, dull=True),
     "nearly equal scores": dict(length=60, n=3, initial=1, local=0, size=6, times=1e-5, add=1.0),
-    "more places than blocks": dict(length=26, n=9, initial=2, local=1, size=5),
+    "more places than blocks": dict(length=26, n=9, initial=3, local=1, size=5),
     "nothing but forced blocks": dict(length=49, n=3, initial=1, local=2, size=7),
     "NaN after the query": dict(length=30, n=5, initial=1, local=2, size=3, late=torch.nan),
     "infinity after the query": dict(length=27, n=4, initial=0, local=1, size=3, late=torch.inf),

@@ -198,7 +198,7 @@ GATES = {
     "two heads": dict(length=5, heads=2),
     "as many heads as branches": dict(length=3, heads=3),
     "every gate open": dict(length=3, heads=1, fill=30.0),
-    "every gate shut": dict(length=3, heads=1, fill=-30.0),
+    "every gate shut": dict(length=3, heads=1, fill=-300.0),
     "large logits": dict(length=7, heads=4, scale=300.0, width=5),
     "five heads": dict(length=2, heads=5, width=3),
 }

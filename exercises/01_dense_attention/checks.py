@@ -7,15 +7,10 @@ from torch import Tensor
 
 from exercises.compare import matches, name_mistake, plain
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import EXTREME, OVERFLOW, far_below
 from nsa_lite import loops
 
 from . import mistakes
-
-EXTREME = 170.0  # beyond, exp of a score of a width of 4 is infinite, or 0 for a negative one
-OVERFLOW = (
-    "exp of a large score overflows, and of a very negative one it is 0: subtract the row's own "
-    "largest score first"
-)
 
 # --- 01.1 ---
 
@@ -75,28 +70,17 @@ def attention_case(generator, name, length, width, value_width, scale=1.0, below
     q = scale * torch.randn(length, width, generator=generator)
     k = scale * torch.randn(length, width, generator=generator)
     if below:
-        q, k = far_below(generator, q, k, below=below)
+        q, k = far_below(q, k, below)
     v = torch.randn(length, value_width, generator=generator)
     expected = loops.window_attention(q[None, None], k[None, None], v[None, None])[0, 0]
     return Case(name, dict(q=q, k=k, v=v), expected, ("query", "channel"), explain_attention)
-
-
-def far_below(generator, *rows: Tensor, below: int) -> list[Tensor]:
-    """As many rows, of a width of 4, whose scores lie about `below` under 0.
-
-    They hold whole numbers, so that no way to compute a score rounds it.
-    """
-    whole = [torch.randint(-2, 3, x.shape, generator=generator).float() for x in rows]
-    whole[0][..., 0] = 1.0
-    whole[1][..., 0] = -2.0 * below
-    return whole
 
 
 def explain_attention(got, expected, q, k, v):
     """A row that is not finite, or a known mistake."""
     if not got.isfinite().all():
         t = int((~got.isfinite()).any(-1).nonzero()[0])
-        if (q @ k.T).abs().max() > EXTREME:
+        if (q @ k.T * q.shape[1] ** -0.5).abs().max() > EXTREME:
             return f"query {t} is not finite: {OVERFLOW}"
         return f"query {t} is not finite: does it see no key at all?"
     return name_mistake(got, mistakes.ATTENTION, (q, k, v), length=len(q))
@@ -197,7 +181,7 @@ def explain_merge(got, expected, outs, lses):
         return None
     lost = got[1][~empty] == -torch.inf
     if lost.any() or got[0].isnan().any() or not got[1][~empty].isfinite().all():
-        if lses[lses > -torch.inf].abs().max() > EXTREME / 2:
+        if lses[lses > -torch.inf].abs().max() > EXTREME:
             return (
                 "exp of a large log-sum-exp overflows, and of a very negative one it is 0: "
                 "subtract the largest of a query's pieces first"
@@ -298,7 +282,7 @@ def decode_case(  # noqa: PLR0913  what a row of the table may say
     k = scale * numbers(batch, groups, last, width)
     v = numbers(batch, groups, last, value_width)
     if below:
-        q, k = far_below(generator, q, k, below=below)
+        q, k = far_below(q, k, below)
     whole = loops.window_attention(q, k, v)  # all queries from position 0 on
     k, v = (torch.cat([x, left + numbers(batch, groups, room, x.shape[3])], 2) for x in (k, v))
     return Case(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from exercises.compare import name_mistake
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import OVERFLOW, far_below
 from nsa_lite import loops
 
 from . import mistakes
@@ -167,20 +168,13 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
 def random_qkv(  # noqa: PLR0913  what a row of the table may say
     generator, length, block_size, stride, *, width=8, value_width=3, scale=1.0, below=0, unseen=0
 ) -> dict:
-    """The arguments of an attention of `length` queries to all their blocks, and to some more.
-
-    Scores lie about `below` under 0: q and k hold whole numbers, so that no way to compute a score
-    rounds it.
-    """
+    """The arguments of an attention of `length` queries to all their blocks, and to some more."""
     count = max(0, (length - block_size) // stride + 1)
     q = torch.randn(length, width, generator=generator) * scale
     k = torch.randn(count, width, generator=generator) * scale
     v = torch.randn(count, value_width, generator=generator)
     if below:
-        q = torch.randint(-2, 3, q.shape, generator=generator).float()
-        k = torch.randint(-2, 3, k.shape, generator=generator).float()
-        q[:, 0] = 1.0
-        k[:, 0] = -below * width**0.5
+        q, k = far_below(q, k, below)
     # Blocks that end after the last query: what they hold outweighs all else, where it is read.
     k, v = (torch.cat([x, torch.full((unseen, x.shape[1]), 1e4)]) for x in (k, v))
     return dict(q=q, k=k, v=v, block_size=block_size, stride=stride)
@@ -297,10 +291,7 @@ def explain_large(got, expected, q, k, v, block_size, stride):
         bad = ~part.isfinite() & expected[1].isfinite().view(-1, *[1] * (part.dim() - 1))
         if bad.any():
             t = int(bad.nonzero()[0][0])
-            return (
-                f"the {name} of query {t} is not finite: exp of a large score overflows, and of a "
-                "very negative one it is 0: subtract the row's own largest score first"
-            )
+            return f"the {name} of query {t} is not finite: {OVERFLOW}"
     return name_mistake(got, mistakes.SIZES, (q, k, v, block_size, stride))
 
 
@@ -328,7 +319,7 @@ OUTPUTS = {
 }
 GRADIENTS = {
     "gradient": dict(length=8, block_size=4, stride=2),
-    "gradient of large scores": dict(length=10, block_size=6, stride=2, width=3, scale=9.0),
+    "gradient of large scores": dict(length=10, block_size=6, stride=2, width=3, scale=4.0),
 }
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from exercises.compare import name_mistake
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import APART, OVERFLOW, far_below, places
 from nsa_lite import loops
 
 from . import mistakes
@@ -134,10 +135,10 @@ GROUPS = {
 def group_case(  # noqa: PLR0913  what a row of the table may say
     generator, name, heads, kv_heads, scale=1.0, below=0, queries=3, blocks=5
 ) -> Case:
-    """Random scores, or whole numbers about `below` under 0, which no float32 rounds."""
+    """Random scores, or whole numbers about `below` under 0."""
     scores = scale * torch.randn(heads, queries, blocks, generator=generator)
     if below:
-        scores = (2 * scores).round() - below
+        scores = APART * places(scores) - below
     expected = summed_by_loop(scores, kv_heads)
     arguments = dict(scores=scores, kv_heads=kv_heads)
     return Case(name, arguments, expected, ("group", "query", "block"), explain_group)
@@ -159,10 +160,7 @@ def summed_by_loop(scores: Tensor, kv_heads: int) -> Tensor:
 def explain_group(got, expected, scores, kv_heads):
     """NaN, or a known mistake."""
     if got.isnan().any():
-        return (
-            "exp of a large score overflows, and of a very negative one it is 0: subtract the "
-            "row's own largest score first"
-        )
+        return OVERFLOW
     sharing = len(scores) // kv_heads
     return name_mistake(got, mistakes.GROUP, (scores, kv_heads), sharing=sharing)
 
@@ -303,7 +301,7 @@ def attention_case(  # noqa: PLR0913  what a row of the table may say
     """Random q, k and v of one head, and a random choice of blocks.
 
     No query chooses the block `never` but its own ones, which see it as their past; the others
-    would be drowned by it. Scores lie about `below` under 0, in whole numbers.
+    would be drowned by it. Scores lie about `below` under 0.
     """
 
     def numbers(*shape):
@@ -314,9 +312,7 @@ def attention_case(  # noqa: PLR0913  what a row of the table may say
     v = numbers(length, value_width)
     score = torch.rand(1, 1, length, -(-length // size), generator=generator)
     if below:
-        q, k = ((2 * x).round() for x in (q, k))
-        q[:, 0] = 1.0
-        k[:, 0] = -below * width**0.5
+        q, k = far_below(q, k, below)
     if never is not None:
         k[never * size : (never + 1) * size] = 1e4
         v[never * size : (never + 1) * size] = 1e4

@@ -8,14 +8,10 @@ from torch import Tensor
 from exercises.compare import close, name_mistake, plain
 from exercises.memory import most_held, numbers_in
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import OVERFLOW, far_below
 from nsa_lite import loops
 
 from . import mistakes
-
-OVERFLOW = (
-    "exp of a large score overflows, and of a very negative one it is 0: subtract the row's own "
-    "largest score first"
-)
 
 
 def first_wrong(got: Tensor, expected: Tensor) -> int:
@@ -103,14 +99,6 @@ def window_case(  # noqa: PLR0913  what a row of the table may say
     out = loops.window_attention(q[None, None], k[None, None], v[None, None], window=window)
     arguments = dict(q=q, k=k, v=v, window=window)
     return Case(name, arguments, out[0, 0], ("query", "channel"), explain_window)
-
-
-def far_below(q: Tensor, k: Tensor, below: int) -> tuple[Tensor, Tensor]:
-    """Whole numbers, so that no way to compute a score rounds it, with scores `below` under 0."""
-    q, k = ((2 * x).round() for x in (q, k))
-    q[..., 0] = 1.0
-    k[..., 0] = -below * q.shape[-1] ** 0.5
-    return q, k
 
 
 def slice_case(generator, name, length, window) -> Case:
@@ -372,7 +360,7 @@ DECODED = {
     ),
     "a block longer than the window": dict(length=15, window=2, block_size=7, stride=1, width=2),
     "large scores": dict(length=12, window=3, block_size=3, stride=3, scale=20.0),
-    "very negative scores": dict(length=10, window=4, block_size=4, stride=2, below=400),
+    "very negative scores": dict(length=10, window=4, block_size=4, stride=2, below=1_000),
     "equal scores": dict(length=17, window=6, block_size=3, stride=1, scale=0.0, value_width=2),
 }
 
@@ -491,9 +479,9 @@ def decode_and_weigh(answer, *arguments):
 
 
 def numbers_needed(q, k, v, gates, window, block_size, stride):
-    """Keys and values of w tokens, of l raw tokens and of N blocks, and two rows to spare."""
+    """Keys and values of w tokens, of l raw tokens and of N blocks, and six rows to spare."""
     blocks = len(ends_of_blocks(len(q), block_size, stride))
-    return (window + block_size + blocks + 2) * (k.shape[-1] + v.shape[-1])
+    return (window + block_size + blocks + 6) * (k.shape[-1] + v.shape[-1])
 
 
 def explain_cache(got, expected, q, k, v, **others):

@@ -40,10 +40,10 @@ COUNTS = [
     Wrong("not if it fits exactly", lambda T, l, d: (T - l) // d + 1 if T > l else 0, "fits"),
     Wrong("cut towards 0", lambda T, l, d: max(0, int((T - l) / d) + 1), "would need token 3"),
     Wrong("as if d divided l", lambda T, l, d: max(0, T // d - l // d + 1), "would need token 13"),
-    Wrong("two strides a block", lambda T, l, d: max(0, T // d - 1), "another whole block fits"),
+    Wrong("two strides a block", lambda T, l, d: max(0, T // d - 1), "would need token 21"),
     Wrong("always every 2", lambda T, l, d: max(0, (T - l) // 2 + 1), "would need token"),
     Wrong("blocks of 4 always", lambda T, l, d: max(0, (T - 4) // d + 1), "would need token"),
-    Wrong("rounded up", lambda T, l, d: max(0, -(-(T - l) // d) + 1), "would need token 11"),
+    Wrong("rounded up", lambda T, l, d: max(0, -(-(T - l) // d) + 1), "would need token 13"),
     Wrong("size and stride swapped", lambda T, l, d: max(0, (T - d) // l + 1), "block fits"),
     Wrong("block 0 forgotten", lambda T, l, d: max(0, (T - l) // d), "another whole block fits"),
     Wrong("tail counted as a block", lambda T, l, d: -(-T // d), "would need token"),
@@ -104,18 +104,18 @@ def cut_towards_zero(t, i, l, d):
 VISIBLE = [
     Wrong("blocks of 4 always", mask_by(lambda t, i, l, d: i * d + 3 <= t), "comes after"),
     Wrong("always every 2", mask_by(lambda t, i, l, d: i * 2 + l - 1 <= t), "comes after"),
-    Wrong("two strides a block", mask_by(lambda t, i, l, d: (i + 2) * d - 1 <= t), "passed all"),
+    Wrong("two strides a block", mask_by(lambda t, i, l, d: (i + 2) * d - 1 <= t), "comes after"),
     Wrong(
         "half a block from one to the next",
         mask_by(lambda t, i, l, d: i * (l // 2) + l - 1 <= t),
-        "comes after",
+        "although it has passed all",
     ),
     Wrong(
         "as if d divided l", mask_by(lambda t, i, l, d: i <= (t + 1) // d - l // d), "comes after"
     ),
-    Wrong("cut towards 0", mask_by(cut_towards_zero), "query 2 sees block 0"),
+    Wrong("cut towards 0", mask_by(cut_towards_zero), "query 4 sees block 0"),
     Wrong("size and stride swapped", mask_by(lambda t, i, l, d: i * l + d - 1 <= t), "comes after"),
-    Wrong("as many blocks as the queries reach", count_from_the_queries, "the shape is (6, 2)"),
+    Wrong("as many blocks as the queries reach", count_from_the_queries, "the shape is (5, 0)"),
     Wrong(
         "seen once it has begun", mask_by(lambda t, i, l, d: i * d <= t), "comes after the query"
     ),

@@ -12,17 +12,14 @@ from . import mistakes
 
 # --- 02.1 ---
 
-# By hand: the blocks of 4 every 2 tokens are 0-3, 2-5, 4-7, ...
+# By hand: the blocks of 5 every 3 tokens are 0-4, 3-7, 6-10, ...
 COUNTS = {
     "one block exactly": dict(length=4, block_size=4, stride=2, count=1),
-    "overlapping blocks": dict(length=10, block_size=4, stride=2, count=4),
+    "overlapping blocks": dict(length=20, block_size=6, stride=2, count=8),
     "blocks side by side": dict(length=12, block_size=4, stride=4, count=3),
-    "a tail too short for a block": dict(length=11, block_size=4, stride=2, count=4),
+    "a tail too short for a block": dict(length=12, block_size=5, stride=3, count=3),
     "a sequence too short for any block": dict(length=1, block_size=4, stride=2, count=0),
-    "the paper's sizes": dict(length=65_536, block_size=32, stride=16, count=4095),
-    "one token too short": dict(length=3, block_size=4, stride=2, count=0),
-    "a stride that does not divide the block": dict(length=12, block_size=5, stride=3, count=3),
-    "three strides a block": dict(length=20, block_size=6, stride=2, count=8),
+    "a sequence one token too short": dict(length=3, block_size=4, stride=2, count=0),
 }
 
 
@@ -45,14 +42,11 @@ def explain_count(got, expected, length, block_size, stride):
 # --- 02.2 ---
 
 VISIBLE = {
-    "before the first block ends": dict(length=5, count=1, block_size=4, stride=2),
-    "causal": dict(length=16, count=7, block_size=4, stride=2),
+    "before the first block ends": dict(length=5, count=2, block_size=7, stride=2),
+    "causal": dict(length=17, count=6, block_size=6, stride=2),
     "the query on a block's last token": dict(length=8, count=2, block_size=4, stride=4),
     "overlapping blocks": dict(length=16, count=13, block_size=4, stride=1),
-    "more blocks than the queries reach": dict(length=6, count=5, block_size=4, stride=2),
-    "a stride that does not divide the block": dict(length=14, count=4, block_size=5, stride=3),
-    "three strides a block": dict(length=17, count=6, block_size=6, stride=2),
-    "no query reaches a block": dict(length=3, count=2, block_size=7, stride=2),
+    "more blocks than the queries reach": dict(length=14, count=6, block_size=5, stride=3),
 }
 
 

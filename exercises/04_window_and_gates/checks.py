@@ -156,8 +156,9 @@ def explain_memory(got, expected, q, k, v, window):
     out, most = got
     if most > expected[1] and close(out, expected[0]).all():
         return (
-            f"the output is right, but {most} numbers were held at once for {len(q)} queries with "
-            f"a window of {window}: that grows with every pair of a query and a key"
+            f"the output is right, but about {round(most, -4)} numbers were held at once for "
+            f"{len(q)} queries with a window of {window}: that grows with every pair of a query and "
+            "a key"
         )
     return None
 

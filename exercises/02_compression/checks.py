@@ -42,7 +42,7 @@ def explain_count(got, expected, length, block_size, stride):
 # --- 02.2 ---
 
 VISIBLE = {
-    "before the first block ends": dict(length=5, count=2, block_size=7, stride=2),
+    "before the first block ends": dict(length=5, count=1, block_size=7, stride=2),
     "causal": dict(length=17, count=6, block_size=6, stride=2),
     "the query on a block's last token": dict(length=8, count=2, block_size=4, stride=4),
     "overlapping blocks": dict(length=16, count=13, block_size=4, stride=1),

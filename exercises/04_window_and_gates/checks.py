@@ -157,8 +157,8 @@ def explain_memory(got, expected, q, k, v, window):
     if most > expected[1] and close(out, expected[0]).all():
         return (
             f"the output is right, but about {round(most, -4)} numbers were held at once for "
-            f"{len(q)} queries with a window of {window}: that grows with every pair of a query and "
-            "a key"
+            f"{len(q)} queries with a window of {window}: that grows with every pair of a query "
+            "and a key"
         )
     return None
 

@@ -27,6 +27,15 @@ def far_below(q: Tensor, k: Tensor, below: float) -> tuple[Tensor, Tensor]:
     return queries, keys
 
 
+def rising(q: Tensor, k: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """Queries and keys like these, where each key's scaled score is `step` above the one before."""
+    queries = torch.zeros_like(q)
+    queries[..., 0] = 1.0
+    keys = torch.zeros_like(k)
+    keys[..., 0] = step * q.shape[-1] ** 0.5 * torch.arange(k.shape[-2])
+    return queries, keys
+
+
 def places(x: Tensor) -> Tensor:
     """The place of each number among its row's, from 0: whole numbers in a random order."""
     return x.argsort(-1).argsort(-1).to(x.dtype)

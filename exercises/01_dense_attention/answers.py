@@ -140,6 +140,19 @@ def values_as_wide_as_queries(q, k, v):
 
 ATTENTION = [
     Wrong(
+        "late keys lowered by 1e4",
+        lambda q, k, v: (
+            (q @ k.T * q.shape[1] ** -0.5 - 1e4 * torch.ones(len(q), len(k)).triu(1)).softmax(-1)
+            @ v
+        ),
+        "later keys far above: query 0",
+    ),
+    Wrong(
+        "scale by a whole root",
+        mistakes.attention(scale=lambda d, dv: 1 / int(d**0.5)),
+        "which is wrong",
+    ),
+    Wrong(
         "largest score from 0 on",
         attention_by_exp(lambda scores: scores.amax(-1, keepdim=True).clamp(min=0)),
         "of a very negative one it is 0",
@@ -160,7 +173,7 @@ ATTENTION = [
     Wrong(
         "half precision",
         lambda q, k, v: mistakes.attention()(q.half(), k.half(), v.half()).float(),
-        "which is wrong",
+        "exp of a large score overflows",
     ),
     *planted(mistakes.ATTENTION, {"no mask": "query 0 reads all 12 keys"}),
     Wrong(

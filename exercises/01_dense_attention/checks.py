@@ -7,7 +7,7 @@ from torch import Tensor
 
 from exercises.compare import matches, name_mistake, plain
 from exercises.records import Case, Exercise, in_turn
-from exercises.scores import EXTREME, OVERFLOW, far_below
+from exercises.scores import EXTREME, OVERFLOW, far_below, rising
 from nsa_lite import loops
 
 from . import mistakes
@@ -56,21 +56,26 @@ def explain_heads(got, expected, heads, kv_heads):
 
 ATTENTION = {
     "one token": dict(length=1, width=4, value_width=4),
-    "causal": dict(length=12, width=4, value_width=4),
+    "causal": dict(length=12, width=6, value_width=4),
     "values of another width": dict(length=8, width=4, value_width=6),
     "scale": dict(length=8, width=16, value_width=3, scale=2.0),
     "large scores": dict(length=8, width=6, value_width=5, scale=20.0),
     "very negative scores": dict(length=9, width=4, value_width=5, below=30_000),
+    "later keys far above": dict(length=10, width=4, value_width=7, rise=20_000),
     "equal scores": dict(length=70, width=6, value_width=3, scale=0.0),
 }
 
 
-def attention_case(generator, name, length, width, value_width, scale=1.0, below=0) -> Case:
-    """Random q, k and v of one head, or scores about `below` under 0, and the package's loop."""
+def attention_case(  # noqa: PLR0913  what a row of the table may say
+    generator, name, length, width, value_width, *, scale=1.0, below=0, rise=0
+) -> Case:
+    """Random q, k and v of one head, or scores of extreme sizes, and the package's loop."""
     q = scale * torch.randn(length, width, generator=generator)
     k = scale * torch.randn(length, width, generator=generator)
     if below:
         q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
     v = torch.randn(length, value_width, generator=generator)
     expected = loops.window_attention(q[None, None], k[None, None], v[None, None])[0, 0]
     return Case(name, dict(q=q, k=k, v=v), expected, ("query", "channel"), explain_attention)
@@ -252,6 +257,7 @@ DECODE = {
     "infinity after the last token": dict(start=2, queries=4, groups=4, room=2, left=torch.inf),
     "large scores": dict(start=5, queries=3, heads=3, groups=1, scale=20.0),
     "very negative scores": dict(start=4, queries=4, heads=6, below=30_000),
+    "later keys far above": dict(start=3, queries=4, heads=6, groups=3, rise=20_000, room=1),
     "equal scores": dict(start=60, queries=10, heads=6, scale=0.0, room=2, left=torch.nan),
 }
 
@@ -271,6 +277,7 @@ def decode_case(  # noqa: PLR0913  what a row of the table may say
     value_width=3,
     scale=1.0,
     below=0,
+    rise=0,
 ) -> Case:
     """The last queries of a sequence; `room` places of the cache hold what was left in memory."""
 
@@ -283,6 +290,8 @@ def decode_case(  # noqa: PLR0913  what a row of the table may say
     v = numbers(batch, groups, last, value_width)
     if below:
         q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
     whole = loops.window_attention(q, k, v)  # all queries from position 0 on
     k, v = (torch.cat([x, left + numbers(batch, groups, room, x.shape[3])], 2) for x in (k, v))
     return Case(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from exercises.compare import name_mistake
 from exercises.records import Case, Exercise, in_turn
-from exercises.scores import OVERFLOW, far_below
+from exercises.scores import OVERFLOW, far_below, rising
 from nsa_lite import loops
 
 from . import mistakes
@@ -160,7 +160,17 @@ def attention_cases(generator: torch.Generator) -> list[Case]:
 
 
 def random_qkv(  # noqa: PLR0913  what a row of the table may say
-    generator, length, block_size, stride, *, width=8, value_width=3, scale=1.0, below=0, unseen=0
+    generator,
+    length,
+    block_size,
+    stride,
+    *,
+    width=8,
+    value_width=3,
+    scale=1.0,
+    below=0,
+    rise=0,
+    unseen=0,
 ) -> dict:
     """The arguments of an attention of `length` queries to all their blocks, and to some more."""
     count = max(0, (length - block_size) // stride + 1)
@@ -169,6 +179,8 @@ def random_qkv(  # noqa: PLR0913  what a row of the table may say
     v = torch.randn(count, value_width, generator=generator)
     if below:
         q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
     # Blocks that end after the last query: what they hold outweighs all else, where it is read.
     k, v = (torch.cat([x, torch.full((unseen, x.shape[1]), 1e4)]) for x in (k, v))
     return dict(q=q, k=k, v=v, block_size=block_size, stride=stride)
@@ -306,6 +318,9 @@ OUTPUTS = {
     ),
     "very negative scores": dict(
         length=13, block_size=4, stride=2, width=4, below=30_000, explain=explain_large
+    ),
+    "later blocks far above": dict(
+        length=19, block_size=3, stride=1, width=4, rise=20_000, explain=explain_scale
     ),
     "equal scores": dict(
         length=21, block_size=6, stride=3, scale=0.0, width=5, explain=explain_scale

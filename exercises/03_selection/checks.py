@@ -8,7 +8,7 @@ from torch import Tensor
 
 from exercises.compare import name_mistake
 from exercises.records import Case, Exercise, in_turn
-from exercises.scores import APART, OVERFLOW, far_below, places
+from exercises.scores import APART, OVERFLOW, far_below, places, rising
 from nsa_lite import loops
 
 from . import mistakes
@@ -279,6 +279,7 @@ CHOSEN = {
     "not the first block": dict(length=33, n=4, size=3, initial=0, value_width=2),
     "a block that nobody chose": dict(length=47, n=3, size=6, width=5, value_width=7, never=2),
     "very negative scores": dict(length=27, n=4, size=4, width=4, below=30_000),
+    "later keys far above": dict(length=23, n=3, size=5, width=4, value_width=2, rise=20_000),
     "equal scores": dict(length=31, n=5, size=3, width=3, scale=0.0),
 }
 
@@ -296,6 +297,7 @@ def attention_case(  # noqa: PLR0913  what a row of the table may say
     width=8,
     value_width=3,
     below=0,
+    rise=0,
     never=None,
 ) -> Case:
     """Random q, k and v of one head, and a random choice of blocks.
@@ -313,6 +315,8 @@ def attention_case(  # noqa: PLR0913  what a row of the table may say
     score = torch.rand(1, 1, length, -(-length // size), generator=generator)
     if below:
         q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
     if never is not None:
         k[never * size : (never + 1) * size] = 1e4
         v[never * size : (never + 1) * size] = 1e4

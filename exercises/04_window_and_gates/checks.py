@@ -8,7 +8,7 @@ from torch import Tensor
 from exercises.compare import close, name_mistake, plain
 from exercises.memory import most_held, numbers_in
 from exercises.records import Case, Exercise, in_turn
-from exercises.scores import OVERFLOW, far_below
+from exercises.scores import OVERFLOW, far_below, rising
 from nsa_lite import loops
 
 from . import mistakes
@@ -73,6 +73,7 @@ WINDOWS = {
     "values wider than keys": dict(length=10, window=3, width=3, value_width=6),
     "large scores": dict(length=14, window=4, scale=20.0, value_width=2),
     "very negative scores": dict(length=13, window=3, below=30_000),
+    "later keys far above": dict(length=15, window=4, value_width=5, rise=20_000),
     "equal scores": dict(length=9, window=6, scale=0.0, width=5),
 }
 
@@ -88,14 +89,16 @@ def window_cases(generator: torch.Generator) -> list[Case]:
 
 
 def window_case(  # noqa: PLR0913  what a row of the table may say
-    generator, name, length, window, scale=1.0, width=4, value_width=3, below=0
+    generator, name, length, window, *, scale=1.0, width=4, value_width=3, below=0, rise=0
 ) -> Case:
-    """Random q, k and v of one head, or scores about `below` under 0, and the package's loop."""
+    """Random q, k and v of one head, or scores of extreme sizes, and the package's loop."""
     q = torch.randn(length, width, generator=generator) * scale
     k = torch.randn(length, width, generator=generator) * scale
     v = torch.randn(length, value_width, generator=generator)
     if below:
         q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
     out = loops.window_attention(q[None, None], k[None, None], v[None, None], window=window)
     arguments = dict(q=q, k=k, v=v, window=window)
     return Case(name, arguments, out[0, 0], ("query", "channel"), explain_window)
@@ -441,9 +444,14 @@ def decode_into(cache, answer, *arguments):
     return together(list(outputs_of(cache, answer, *arguments)))
 
 
-def outputs_of(cache, answer, q, k, v, gates, *sizes):
-    """One output after the other. A token is a part of the inputs: a change to it shows there."""
+def outputs_of(cache, answer, q, k, v, gates, *sizes, moved=None):
+    """One output after the other; at token `moved` the cache becomes a copy of itself.
+
+    A token is a part of the inputs: a change to it shows there.
+    """
     for t in range(len(q)):
+        if t == moved:
+            cache = dict(cache)
         yield answer(cache, q[t], k[:, t], v[:, t], gates[t], *sizes)
 
 
@@ -456,7 +464,8 @@ def together(rows):
 def decode_in_turn(answer, *arguments):
     """The outputs of one sequence alone, then of two: token 0 of both, then token 1 of both, ..."""
     alone = decode(answer, *arguments)
-    one = outputs_of({}, answer, *arguments)
+    half = len(arguments[0]) // 2
+    one = outputs_of({}, answer, *arguments, moved=half)
     other = outputs_of({}, answer, *backwards(*arguments))
     pairs = list(zip(one, other, strict=True))
     return alone, *(together(list(rows)) for rows in zip(*pairs, strict=True))
@@ -467,8 +476,8 @@ def explain_turns(got, expected, **arguments):
     if not close(got[0], expected[0]).all():
         return None
     return (
-        "two sequences with a cache each were decoded in turn, and their outputs mix: keep all "
-        "state in `cache`"
+        "two sequences were decoded in turn, one of them from a copy of its cache on, and an "
+        "output changed: keep all state in `cache`"
     )
 
 

@@ -34,7 +34,23 @@ def heads_by_scaling(heads, kv_heads):
     return tuple(math.floor(h * kv_heads / heads + 1e-9) for h in range(heads))
 
 
+def cached_by_heads():
+    """The list of the first call with as many heads, whatever the groups."""
+    found = {}
+    return lambda H, G: found.setdefault(H, [h * G // H for h in range(H)])
+
+
 HEADS = [
+    Wrong("always two heads a group", lambda H, G: [h // 2 for h in range(H)], "there are 0 to 1"),
+    Wrong("always two groups", lambda H, G: [h // (H // 2) for h in range(H)], "serve"),
+    Wrong("each group twice", lambda H, G: [g for g in range(G) for _ in range(2)], "8 query"),
+    Wrong(
+        "shifted by the bits of R",
+        lambda H, G: [h >> ((H // G).bit_length() - 1) for h in range(H)],
+        "there are 0 to 1",
+    ),
+    Wrong("rounded to the nearest", lambda H, G: [round(h * G / H) for h in range(H)], "there are"),
+    Wrong("kept for the number of heads", cached_by_heads(), "there are 0 to 1"),
     Wrong("dealt out in turn", lambda H, G: [h % G for h in range(H)], "neighbours"),
     Wrong("divided by G, not by R", lambda H, G: [h // G for h in range(H)], "there are 0 to 1"),
     Wrong("counted from 1", lambda H, G: [h * G // H + 1 for h in range(H)], "there are 0 to"),
@@ -90,7 +106,75 @@ def scaled_in_place(q, k, v):
     return (q @ k.T).masked_fill(late, -1e9).softmax(-1) @ v
 
 
+def attention_by_exp(largest):
+    """exp of the scores less `largest` of them, (T, T) and what is seen, over its sum."""
+
+    def answer(q, k, v):
+        seen = torch.ones(len(q), len(k)).tril().bool()
+        scores = q @ k.T * q.shape[1] ** -0.5
+        e = (scores - largest(scores.masked_fill(~seen, -torch.inf))).exp() * seen
+        return e @ v / e.sum(-1, keepdim=True)
+
+    return answer
+
+
+def one_mask_for_all():
+    """The mask of the first call, for all later ones."""
+    kept = []
+
+    def answer(q, k, v):
+        kept.append(torch.ones(len(q), len(k)).triu(1).bool())
+        scores = (q @ k.T * q.shape[1] ** -0.5).masked_fill(kept[0], -torch.inf)
+        return scores.softmax(-1) @ v
+
+    return answer
+
+
+def values_as_wide_as_queries(q, k, v):
+    """The output is made like q."""
+    out = torch.zeros_like(q)
+    for t in range(len(q)):
+        out[t] = (k[: t + 1] @ q[t] / q.shape[1] ** 0.5).softmax(0) @ v[: t + 1]
+    return out
+
+
 ATTENTION = [
+    Wrong(
+        "late keys lowered by 1e4",
+        lambda q, k, v: (
+            (q @ k.T * q.shape[1] ** -0.5 - 1e4 * torch.ones(len(q), len(k)).triu(1)).softmax(-1)
+            @ v
+        ),
+        "later keys far above: query 0",
+    ),
+    Wrong(
+        "scale by a whole root",
+        mistakes.attention(scale=lambda d, dv: 1 / int(d**0.5)),
+        "which is wrong",
+    ),
+    Wrong(
+        "largest score from 0 on",
+        attention_by_exp(lambda scores: scores.amax(-1, keepdim=True).clamp(min=0)),
+        "of a very negative one it is 0",
+    ),
+    Wrong("one largest score for all", attention_by_exp(torch.amax), "of a very negative one"),
+    Wrong(
+        "largest score of key 0",
+        attention_by_exp(lambda scores: scores[:, :1]),
+        "exp of a large score overflows",
+    ),
+    Wrong(
+        "the newest 16 keys",
+        mistakes.attention(mask=lambda x: x.tril().triu(-15)),
+        "equal scores: query 16",
+    ),
+    Wrong("mask of the first call", one_mask_for_all(), "reads all 12 keys"),
+    Wrong("output made like q", values_as_wide_as_queries, "raised RuntimeError"),
+    Wrong(
+        "half precision",
+        lambda q, k, v: mistakes.attention()(q.half(), k.half(), v.half()).float(),
+        "exp of a large score overflows",
+    ),
     *planted(mistakes.ATTENTION, {"no mask": "query 0 reads all 12 keys"}),
     Wrong(
         "no mask, by PyTorch",
@@ -164,7 +248,49 @@ def lse_added_one_by_one(outs, lses):
     return out, total
 
 
+def merge_relative_to(reference):
+    """exp of each lse less a reference, over its sum; 0 where all is empty."""
+
+    def answer(outs, lses):
+        top = reference(lses)
+        weights = (lses - top).exp()
+        total = weights.sum(0)
+        out = (weights[..., None] * outs).sum(0) / total.clamp(min=1e-38)[:, None]
+        return out, total.log() + top
+
+    return answer
+
+
+def merge_in_place(outs, lses):
+    """Right, but for outs, which the caller still needs."""
+    total = lses.logsumexp(0)
+    outs *= (lses - total.masked_fill(total == -torch.inf, 0)).exp()[..., None]
+    return outs.sum(0), total
+
+
 MERGE = [
+    Wrong(
+        "largest lse from 0 on",
+        merge_relative_to(lambda lses: lses.amax(0).clamp(min=0)),
+        "of a very negative one it is 0",
+    ),
+    Wrong("one largest lse for all", merge_relative_to(torch.amax), "-inf minus -inf"),
+    Wrong(
+        "relative to piece 0",
+        merge_relative_to(lambda lses: lses[0].nan_to_num(neginf=0)),
+        "exp of a large log-sum-exp overflows",
+    ),
+    Wrong(
+        "relative to the mean",
+        merge_relative_to(lambda lses: lses.nan_to_num(neginf=0).mean(0)),
+        "exp of a large log-sum-exp overflows",
+    ),
+    Wrong(
+        "lse held above -100",
+        mistakes.merge(share=lambda lses: lses.clamp(min=-100.0).softmax(0)),
+        "every piece counts alike",
+    ),
+    Wrong("merged in place", merge_in_place, "changed its input outs"),
     *planted(mistakes.SHARES),
     *planted(mistakes.TOTALS),
     Wrong("plain mean, by hand", mean_of_pieces, "every piece counts alike"),
@@ -222,6 +348,26 @@ def work_of_the_groups(length, heads, kv_heads, head_dim, value_dim, bytes_per_n
 
 
 COST = [
+    Wrong(
+        "always two heads a group",
+        mistakes.cost(flops=lambda T, H, G, D, Dv: 4 * G * T * (D + Dv)),
+        "which is wrong",
+    ),
+    Wrong(
+        "the new token on top",
+        lambda T, *sizes: mistakes.cost()(T + 1, *sizes),
+        "which is wrong",
+    ),
+    Wrong(
+        "keys as wide as values",
+        mistakes.cost(loaded=lambda T, H, G, D, Dv, b: b * 2 * Dv * G * T),
+        "which is wrong",
+    ),
+    Wrong(
+        "one addition fewer a sum",
+        mistakes.cost(flops=lambda T, H, G, D, Dv: H * T * (2 * D - 1) + H * Dv * (2 * T - 1)),
+        "which is wrong",
+    ),
     *planted(mistakes.FLOPS),
     *planted(mistakes.BYTES),
     Wrong("groups compute, by numbers", work_of_the_groups, "every query head computes"),
@@ -260,7 +406,8 @@ def decode_by_torch(q, k, v, start):
 
 def decode_by_repeat(q, k, v, start):
     """Keys and values repeated for each head, in double."""
-    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    end = start + q.shape[2]
+    k, v = (x[:, :, :end].double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     position = torch.arange(q.shape[2]) + start
     late = torch.arange(k.shape[2]) > position.unsqueeze(1)
     scores = q.double() @ k.mT / q.shape[3] ** 0.5
@@ -272,7 +419,59 @@ def causal_of_torch(q, k, v, start):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
+def heads_in_twos(q, k, v, start):
+    """Two heads for each group, however many there are."""
+    return mistakes.decode(heads=lambda x, sharing: x.repeat_interleave(2, 1))(q, k, v, start)
+
+
+def room_read_and_masked(q, k, v, start):
+    """The whole cache, with a weight of 0 for what is not written yet."""
+    return mistakes.decode(places=mistakes.whole_cache)(q, k, v, start)
+
+
+def room_cleared(q, k, v, start):
+    """Right, but for the caller's cache."""
+    for x in (k, v):
+        x[:, :, start + q.shape[2] :] = 0
+    return room_read_and_masked(q, k, v, start)
+
+
+def decode_by_exp(largest):
+    """exp of the scores less `largest` of them, over its sum."""
+
+    def answer(q, k, v, start):
+        end = start + q.shape[2]
+        k, v = (x[:, :, :end].repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        late = torch.ones(q.shape[2], end).triu(start + 1).bool()
+        scores = (q @ k.mT * q.shape[3] ** -0.5).masked_fill(late, -torch.inf)
+        e = (scores - largest(scores)).exp()
+        return e @ v / e.sum(-1, keepdim=True)
+
+    return answer
+
+
 DECODE = [
+    Wrong("always two heads a group", heads_in_twos, "raised RuntimeError"),
+    Wrong("room read with a weight of 0", room_read_and_masked, "not written yet"),
+    Wrong(
+        "no mask for one query",
+        mistakes.decode(
+            seen=lambda s, t, start, T: (s <= t + start) | (T == 1), places=mistakes.whole_cache
+        ),
+        "not written yet",
+    ),
+    Wrong("room cleared in place", room_cleared, "changed its input k"),
+    Wrong("exp without the largest", decode_by_exp(lambda scores: 0.0), "exp of a large score"),
+    Wrong(
+        "largest score from 0 on",
+        decode_by_exp(lambda scores: scores.amax(-1, keepdim=True).clamp(min=0)),
+        "of a very negative one it is 0",
+    ),
+    Wrong(
+        "the newest 16 keys",
+        mistakes.decode(seen=lambda s, t, start, T: (s <= t + start) & (s > t + start - 16)),
+        "equal scores: batch 0, head 0, query 0",
+    ),
     *planted(mistakes.DECODE, {"no mask": "query 0, at position 5, reads all 12 keys"}),
     Wrong("is_causal aligns with key 0", causal_of_torch, "as if it stood at 0"),
     Wrong(

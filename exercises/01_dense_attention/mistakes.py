@@ -1,5 +1,6 @@
 """Set 01's mistakes that the checks know by what they give: the right one, one step changed."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,13 +11,13 @@ from exercises.records import Mistake
 # --- 01.2: causal attention ---
 
 
-def attention(scale=lambda d, dv: d**-0.5, mask=torch.tril, dim=-1) -> Callable:
+def attention(scale=lambda d, dv: d**-0.5, mask=torch.tril, dim=-1, fill=-torch.inf) -> Callable:
     """Causal attention; mask turns ones (T, T) into what is seen, dim is the softmax's axis."""
 
     def answer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen = mask(torch.ones(len(q), len(k))).bool()
         scores = q @ k.T * scale(q.shape[1], v.shape[1])
-        return scores.masked_fill(~seen, -torch.inf).softmax(dim) @ v
+        return scores.masked_fill(~seen, fill).softmax(dim) @ v
 
     return answer
 
@@ -25,6 +26,11 @@ def masked_after_the_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Weights of late keys are set to 0 once they have been counted in the sum of their row."""
     p = (q @ k.T * q.shape[1] ** -0.5).softmax(-1)
     return p.tril() @ v
+
+
+def bounded(q: Tensor, k: Tensor) -> Tensor:
+    """The scores between -30 and 30, as queries to keys that are the identity."""
+    return (q @ k.T * q.shape[1] ** -0.5).clamp(-30, 30) * len(k) ** 0.5
 
 
 ATTENTION = [
@@ -63,6 +69,21 @@ ATTENTION = [
         attention(scale=lambda d, dv: dv**-0.5),
         "the scores are divided by the root of the values' width, not the keys'",
     ),
+    Mistake(
+        "scale for a width of 4",
+        attention(scale=lambda d, dv: 0.5),
+        "the scores are divided by 2, whatever the width",
+    ),
+    Mistake(
+        "masked with -1e4",
+        attention(fill=-1e4),
+        "a masked key has a finite score, and the true ones lie below it: fill with -inf",
+    ),
+    Mistake(
+        "scores held between bounds",
+        lambda q, k, v: attention()(bounded(q, k), torch.eye(len(k)), v),
+        "the scores are held between bounds, so that keys far apart weigh the same",
+    ),
 ]
 
 # --- 01.3: merge the pieces of a softmax ---
@@ -76,6 +97,21 @@ def shares_of(lses: Tensor) -> Tensor:
 def merge(share=shares_of, total=lambda lses: lses.logsumexp(0)) -> Callable:
     """The merged output and log-sum-exp, from the shares of the pieces and their total."""
     return lambda outs, lses: ((share(lses)[..., None] * outs).sum(0), total(lses))
+
+
+def running(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Pieces merged one by one, with the lse of the piece before in place of the running one."""
+    out = outs[0]
+    for one, last, its in zip(outs[1:], lses, lses[1:], strict=False):
+        share = shares_of(torch.stack([last, its]))[..., None]
+        out = share[0] * out + share[1] * one
+    return out, lses.logsumexp(0)
+
+
+def whole_pieces(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the pieces that every query sees something of."""
+    whole = (lses > -torch.inf).all(1)
+    return (shares_of(lses[whole])[..., None] * outs[whole]).sum(0), lses.logsumexp(0)
 
 
 SHARES = [  # the output is wrong, whatever the lse
@@ -104,6 +140,31 @@ SHARES = [  # the output is wrong, whatever the lse
         merge(share=lambda lses: (lses == lses.amax(0)).float()),
         "only the piece with the largest lse counts",
     ),
+    Mistake(
+        "two pieces only",
+        lambda outs, lses: merge()(outs[:2], lses[:2]),
+        "only the first two pieces were merged",
+    ),
+    Mistake(
+        "the last lse as the running one",
+        running,
+        "each piece was merged with the one before it alone: the running lse must grow",
+    ),
+    Mistake(
+        "an empty piece has lse 0",
+        merge(share=lambda lses: shares_of(lses.masked_fill(lses == -torch.inf, 0.0))),
+        "an empty piece counts as if its lse were 0",
+    ),
+    Mistake(
+        "lse held above -1e4",
+        merge(share=lambda lses: shares_of(lses.clamp(min=-1e4))),
+        "log-sum-exps below a bound were raised to it: an empty piece has -inf, no large number",
+    ),
+    Mistake(
+        "dropped where any query has nothing",
+        whole_pieces,
+        "a piece that is empty for one query was dropped for all of them",
+    ),
 ]
 TOTALS = [  # the output is right, the lse is not
     Mistake(
@@ -125,6 +186,16 @@ TOTALS = [  # the output is right, the lse is not
         "lse without logarithm",
         merge(total=lambda lses: lses.exp().sum(0)),
         "out is right, but lse is the sum itself, without its logarithm",
+    ),
+    Mistake(
+        "lse in base 2",
+        merge(total=lambda lses: lses.logsumexp(0) / math.log(2)),
+        "out is right, but lse has another base than e",
+    ),
+    Mistake(
+        "lse never negative",
+        merge(total=lambda lses: lses.logsumexp(0).relu()),
+        "out is right, but a negative lse became 0: a sum of exponentials may be below 1",
     ),
 ]
 
@@ -204,26 +275,31 @@ BYTES = [
 
 def decode(
     seen=lambda s, t, start, T: s <= t + start,
-    scale=lambda d: d**-0.5,
-    spread: str = "repeat_interleave",
+    scale=lambda d, dv: d**-0.5,
+    heads=lambda x, R: x.repeat_interleave(R, 1),
+    places=lambda last, room: last,
+    fill=-torch.inf,
 ) -> Callable:
-    """Attention to a cache; seen says which places s query t of T reads, spread deals out heads."""
+    """Attention to a cache; seen says which places s query t of T reads, heads deals out groups.
+
+    places says how many places of the cache are touched at all.
+    """
 
     def answer(q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
-        sharing = q.shape[1] // k.shape[1]
-
-        def heads(x: Tensor) -> Tensor:
-            if spread == "repeat":
-                return x.repeat(1, sharing, 1, 1)
-            return x.repeat_interleave(sharing, 1)
-
-        s = torch.arange(k.shape[2])
+        end = places(start + q.shape[2], k.shape[2])
+        k, v = (heads(x[:, :, :end], q.shape[1] // x.shape[1]) for x in (k, v))
+        s = torch.arange(end)
         t = torch.arange(q.shape[2])[:, None]
-        scores = q @ heads(k).mT * scale(q.shape[3])
+        scores = q @ k.mT * scale(q.shape[3], v.shape[3])
         mask = seen(s, t, start, q.shape[2]).expand(len(t), len(s))
-        return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ heads(v)
+        return scores.masked_fill(~mask, fill).softmax(-1) @ v
 
     return answer
+
+
+def whole_cache(last: int, room: int) -> int:
+    """Every place, written or not."""
+    return room
 
 
 DECODE = [
@@ -234,7 +310,7 @@ DECODE = [
     ),
     Mistake(
         "no mask",
-        decode(seen=lambda s, t, start, T: s >= 0),
+        decode(seen=lambda s, t, start, T: s >= 0, places=whole_cache),
         "query 0, at position {start}, reads all {places} keys",
     ),
     Mistake(
@@ -249,18 +325,43 @@ DECODE = [
     ),
     Mistake(
         "heads dealt out in turn",
-        decode(spread="repeat"),
+        decode(heads=lambda x, R: x.repeat(1, R, 1, 1)),
         "head h reads key/value head h % G: a group's heads are neighbours",
     ),
     Mistake(
+        "group 0 for all heads",
+        decode(heads=lambda x, R: x[:, :1].expand(-1, R * x.shape[1], -1, -1)),
+        "every head reads the keys and values of group 0",
+    ),
+    Mistake(
+        "keys of sequence 0",
+        decode(heads=lambda x, R: x[:1].repeat_interleave(R, 1)),
+        "every sequence of the batch reads the cache of sequence 0",
+    ),
+    Mistake(
         "aligned with the end of the cache",
-        decode(seen=lambda s, t, start, T: s <= t + len(s) - T),
+        decode(seen=lambda s, t, start, T: s <= t + len(s) - T, places=whole_cache),
         "the last query was aligned with the last place of the cache, {end}, and that is not "
         "written yet",
     ),
     Mistake(
         "no scale",
-        decode(scale=lambda d: 1.0),
+        decode(scale=lambda d, dv: 1.0),
         "the scores are not divided by the root of the width",
+    ),
+    Mistake(
+        "scale for a width of 4",
+        decode(scale=lambda d, dv: 0.5),
+        "the scores are divided by 2, whatever the width",
+    ),
+    Mistake(
+        "scale by the values' width",
+        decode(scale=lambda d, dv: dv**-0.5),
+        "the scores are divided by the root of the values' width, not the keys'",
+    ),
+    Mistake(
+        "masked with -1e4",
+        decode(fill=-1e4),
+        "a masked key has a finite score, and the true ones lie below it: fill with -inf",
     ),
 ]

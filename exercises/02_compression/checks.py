@@ -5,20 +5,21 @@ from torch import Tensor
 
 from exercises.compare import name_mistake
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import OVERFLOW, far_below, rising
 from nsa_lite import loops
 
 from . import mistakes
 
 # --- 02.1 ---
 
-# By hand: the blocks of 4 every 2 tokens are 0-3, 2-5, 4-7, ...
+# By hand: the blocks of 5 every 3 tokens are 0-4, 3-7, 6-10, ...
 COUNTS = {
     "one block exactly": dict(length=4, block_size=4, stride=2, count=1),
-    "overlapping blocks": dict(length=10, block_size=4, stride=2, count=4),
+    "overlapping blocks": dict(length=20, block_size=6, stride=2, count=8),
     "blocks side by side": dict(length=12, block_size=4, stride=4, count=3),
-    "a tail too short for a block": dict(length=11, block_size=4, stride=2, count=4),
+    "a tail too short for a block": dict(length=12, block_size=5, stride=3, count=3),
     "a sequence too short for any block": dict(length=1, block_size=4, stride=2, count=0),
-    "the paper's sizes": dict(length=65_536, block_size=32, stride=16, count=4095),
+    "a sequence one token too short": dict(length=3, block_size=4, stride=2, count=0),
 }
 
 
@@ -41,11 +42,11 @@ def explain_count(got, expected, length, block_size, stride):
 # --- 02.2 ---
 
 VISIBLE = {
-    "before the first block ends": dict(length=5, count=1, block_size=4, stride=2),
-    "causal": dict(length=16, count=7, block_size=4, stride=2),
+    "before the first block ends": dict(length=5, count=1, block_size=7, stride=2),
+    "causal": dict(length=17, count=6, block_size=6, stride=2),
     "the query on a block's last token": dict(length=8, count=2, block_size=4, stride=4),
     "overlapping blocks": dict(length=16, count=13, block_size=4, stride=1),
-    "more blocks than the queries reach": dict(length=6, count=5, block_size=4, stride=2),
+    "more blocks than the queries reach": dict(length=14, count=6, block_size=5, stride=3),
 }
 
 
@@ -80,22 +81,46 @@ SUMMARIES = {
     ),
     "blocks side by side": dict(length=12, block_size=4, stride=4),
     "overlapping blocks": dict(length=12, block_size=4, stride=2),
-    "a tail too short for a block": dict(length=11, block_size=4, stride=2),
+    "a tail too short for a block": dict(length=11, block_size=4, stride=2, tail=torch.nan),
+    "summaries of another width": dict(length=14, block_size=5, stride=3, width=2, out=6),
+    "three strides a block": dict(length=12, block_size=6, stride=2, width=5, out=4),
+    "columns of a larger tensor": dict(length=9, block_size=3, stride=2, out=2, more=4),
+    "a sequence too short for any block": dict(length=3, block_size=4, stride=2, out=5),
+    "a sequence one token too short": dict(length=5, block_size=6, stride=3, width=2, out=4),
 }
 
 
-def summary_case(
-    generator, name, length, block_size, stride, width=3, position=None, x=None
+def summary_case(  # noqa: PLR0913  what a row of the table may say
+    generator,
+    name,
+    length,
+    block_size,
+    stride,
+    *,
+    width=3,
+    out=3,
+    position=None,
+    x=None,
+    more=0,
+    tail=None,
 ) -> Case:
-    """Random tokens, position encoding and weight, but for what is given."""
+    """Random tokens, position encoding and weight, but for what is given.
+
+    x is cut from a tensor with `more` columns; tail stands in for tokens of no whole block.
+    """
 
     def numbers(*shape):
         return torch.randn(*shape, generator=generator)
 
+    if x is None:
+        x = numbers(length, width + more)[:, :width]
+    if tail is not None:
+        count = (length - block_size) // stride + 1
+        x[(count - 1) * stride + block_size :] = tail
     arguments = dict(
-        x=numbers(length, width) if x is None else x,
+        x=x,
         position=numbers(block_size, width) if position is None else position,
-        weight=numbers(block_size * width, width),
+        weight=numbers(block_size * width, out),
         block_size=block_size,
         stride=stride,
     )
@@ -113,11 +138,13 @@ def summaries(x: Tensor, position: Tensor, weight: Tensor, block_size: int, stri
             for e in range(width):
                 row += (x[first + s, e] + position[s, e]) * weight[s * width + e]
         rows.append(row)
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.zeros(0, weight.shape[1])
 
 
 def explain_summary(got, expected, **arguments):
-    """A known mistake."""
+    """NaN, or a known mistake."""
+    if got.isnan().any():
+        return "a token was read that lies in no whole block: the tail is left out"
     return name_mistake(got, mistakes.SUMMARIES, tuple(arguments.values()))
 
 
@@ -125,17 +152,37 @@ def explain_summary(got, expected, **arguments):
 
 
 def attention_cases(generator: torch.Generator) -> list[Case]:
-    """Each case of the outputs has its own words; the last one compares gradients."""
-    outputs = in_turn(attention_case, OUTPUTS)(generator)
-    return [*outputs, gradient_case(generator, "gradient", 8, 4, 2)]
+    """Each case of the outputs has its own words; the last ones compare gradients."""
+    return [
+        *in_turn(attention_case, OUTPUTS)(generator),
+        *in_turn(gradient_case, GRADIENTS)(generator),
+    ]
 
 
-def random_qkv(generator, length, block_size, stride, scale=1.0) -> dict:
-    """The arguments of an attention of `length` queries to all their blocks."""
+def random_qkv(  # noqa: PLR0913  what a row of the table may say
+    generator,
+    length,
+    block_size,
+    stride,
+    *,
+    width=8,
+    value_width=3,
+    scale=1.0,
+    below=0,
+    rise=0,
+    unseen=0,
+) -> dict:
+    """The arguments of an attention of `length` queries to all their blocks, and to some more."""
     count = max(0, (length - block_size) // stride + 1)
-    q = torch.randn(length, 8, generator=generator) * scale
-    k = torch.randn(count, 8, generator=generator) * scale
-    v = torch.randn(count, 3, generator=generator)
+    q = torch.randn(length, width, generator=generator) * scale
+    k = torch.randn(count, width, generator=generator) * scale
+    v = torch.randn(count, value_width, generator=generator)
+    if below:
+        q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
+    # Blocks that end after the last query: what they hold outweighs all else, where it is read.
+    k, v = (torch.cat([x, torch.full((unseen, x.shape[1]), 1e4)]) for x in (k, v))
     return dict(q=q, k=k, v=v, block_size=block_size, stride=stride)
 
 
@@ -146,9 +193,9 @@ def attention_case(generator, name, explain, **sizes) -> Case:
     return Case(name, arguments, by_loop(**arguments), axes, explain)
 
 
-def gradient_case(generator, name, length, block_size, stride) -> Case:
+def gradient_case(generator, name, **sizes) -> Case:
     """The gradients of q, k and v, by a loop without empty rows."""
-    arguments = random_qkv(generator, length, block_size, stride)
+    arguments = random_qkv(generator, **sizes)
     axes = {
         "gradient of q": ("query", "channel"),
         "gradient of k": ("block", "channel"),
@@ -167,12 +214,20 @@ def by_loop(q, k, v, block_size, stride):
 
 
 def gradients(answer, q, k, v, block_size, stride):
-    """The gradients of the sum of the squared outputs."""
+    """The gradients of the sum of the squared outputs; NaN where that of a lse is NaN."""
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    out, _ = answer(*leaves, block_size, stride)
+    out, lse = answer(*leaves, block_size, stride)
     if not out.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
-    return torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True)
+    every = dict(materialize_grads=True, retain_graph=True)
+    parts = torch.autograd.grad(out.square().sum(), leaves, **every)
+    if lse is None or not lse.requires_grad:
+        return parts
+    others = torch.autograd.grad(lse[lse > -torch.inf].sum(), leaves, **every)
+    return [
+        part.masked_fill(other.isnan(), torch.nan)
+        for part, other in zip(parts, others, strict=True)
+    ]
 
 
 def gradients_by_loop(q, k, v, block_size, stride):
@@ -205,7 +260,7 @@ def explain_empty(got, expected, q, k, v, block_size, stride):
 def explain_gradient(got, expected, q, k, v, block_size, stride):
     """A gradient that is 0 everywhere, or NaN."""
     for name, part in zip("qkv", got, strict=True):
-        if not part.any():
+        if not part.any() and part.numel():
             return f"no gradient reaches {name}: was it detached, or turned into plain numbers?"
         if part.isnan().any():
             return (
@@ -226,6 +281,8 @@ def explain_leak(got, expected, q, k, v, block_size, stride):
         alive=alive,
         blocks=len(k),
         last=stride + block_size - 1,
+        stride=stride,
+        size=block_size,
     )
 
 
@@ -235,13 +292,13 @@ def explain_scale(got, expected, **arguments):
 
 
 def explain_large(got, expected, q, k, v, block_size, stride):
-    """A number that should be finite and is not."""
+    """A number that should be finite and is not, or a known mistake in a score's size."""
     for name, part in zip(("output", "lse"), got, strict=True):
         bad = ~part.isfinite() & expected[1].isfinite().view(-1, *[1] * (part.dim() - 1))
         if bad.any():
             t = int(bad.nonzero()[0][0])
-            return f"the {name} of query {t} is not finite: exp of a large score overflows"
-    return None
+            return f"the {name} of query {t} is not finite: {OVERFLOW}"
+    return name_mistake(got, mistakes.SIZES, (q, k, v, block_size, stride))
 
 
 OUTPUTS = {
@@ -249,6 +306,29 @@ OUTPUTS = {
     "causal": dict(length=16, block_size=4, stride=2, explain=explain_leak),
     "scale": dict(length=16, block_size=4, stride=4, scale=3.0, explain=explain_scale),
     "large scores": dict(length=12, block_size=4, stride=2, scale=30.0, explain=explain_large),
+    "no block at all": dict(length=3, block_size=5, stride=2, explain=explain_empty),
+    "a stride that does not divide the block": dict(
+        length=17, block_size=5, stride=3, width=6, value_width=4, explain=explain_leak
+    ),
+    "three strides a block": dict(
+        length=15, block_size=6, stride=2, width=12, value_width=5, explain=explain_scale
+    ),
+    "more blocks than the queries reach": dict(
+        length=11, block_size=3, stride=3, unseen=2, width=6, value_width=6, explain=explain_leak
+    ),
+    "very negative scores": dict(
+        length=13, block_size=4, stride=2, width=4, below=30_000, explain=explain_large
+    ),
+    "later blocks far above": dict(
+        length=19, block_size=3, stride=1, width=4, rise=20_000, explain=explain_scale
+    ),
+    "equal scores": dict(
+        length=21, block_size=6, stride=3, scale=0.0, width=5, explain=explain_scale
+    ),
+}
+GRADIENTS = {
+    "gradient": dict(length=8, block_size=4, stride=2),
+    "gradient of large scores": dict(length=10, block_size=6, stride=2, width=3, scale=4.0),
 }
 
 
@@ -287,8 +367,8 @@ EXERCISES = [
             "How many numbers does a block hold, and in which order does the weight want them?",
             "phi(block) = flatten(block + position) W, with W (l D, D'); row s D + e belongs to "
             "channel e of token s.",
-            "for each whole block: take its l tokens, add the position encoding, flatten, multiply "
-            "by W; stack the results",
+            "a tensor of zeros (N, D'); for each whole block: take its l tokens, add the position "
+            "encoding, flatten, multiply by W, and write the result into its row",
         ),
     ),
     Exercise(

@@ -27,7 +27,7 @@ def summaries(
         for i, first in enumerate(range(0, len(x) - block_size + 1, step(block_size, stride))):
             block = x[first : first + block_size] + position_of(position, i * stride)
             rows.append(change(block).flatten() @ weight)
-        return torch.stack(rows)
+        return torch.stack(rows) if rows else weight.new_zeros(0, weight.shape[1])
 
     return answer
 
@@ -63,6 +63,21 @@ SUMMARIES = [
         summaries(position_of=lambda position, first: position.roll(-first, 0)),
         "the position encoding belongs to places in the block, not in the sequence",
     ),
+    Mistake(
+        "one position for all tokens",
+        summaries(position_of=lambda position, first: position[:1]),
+        "every token of a block got the position encoding of place 0",
+    ),
+    Mistake(
+        "position encoding subtracted",
+        summaries(position_of=lambda position, first: -position),
+        "the position encoding was subtracted",
+    ),
+    Mistake(
+        "position encoding in block 0 only",
+        summaries(position_of=lambda position, first: position * (first == 0)),
+        "only block 0 got the position encoding",
+    ),
 ]
 
 # --- 02.4: attend to what is compressed ---
@@ -88,7 +103,7 @@ def where_one_is_seen(rule: Callable) -> Callable:
 
 
 def attention(
-    scale=lambda width: width**-0.5,
+    scale=lambda d, dv: d**-0.5,
     seen=seen_by,
     fill=-torch.inf,
     zero=True,
@@ -101,7 +116,7 @@ def attention(
     def answer(q, k, v, block_size, stride):
         mask = seen(q, k, block_size, stride)
         alive = mask.any(-1, keepdim=True)
-        scores = q @ k.T * scale(q.shape[1])
+        scores = q @ k.T * scale(q.shape[1], v.shape[1])
         scores = scores.masked_fill(~mask & (alive if zero else True), fill)
         p = scores.softmax(dim)
         out = p.masked_fill(~alive, 0) @ v if zero else p @ v
@@ -126,6 +141,16 @@ LEAKS = [
         "query {alive} reads block 1, whose last token is {last}",
     ),
     Mistake(
+        "stride taken for half a block",
+        attention(seen=lambda q, k, l, d: seen_by(q, k, l, l // 2)),
+        "blocks begin every {stride} tokens, and were taken to begin every half block",
+    ),
+    Mistake(
+        "two strides taken for a block",
+        attention(seen=lambda q, k, l, d: seen_by(q, k, 2 * d, d)),
+        "a block has {size} tokens, and was taken to have two strides",
+    ),
+    Mistake(
         "softmax over the queries",
         attention(dim=0, zero=False),
         "the weights that one query gives to its blocks do not sum to 1",
@@ -134,13 +159,18 @@ LEAKS = [
 SCALES = [
     Mistake(
         "no scale",
-        attention(scale=lambda width: 1.0),
+        attention(scale=lambda d, dv: 1.0),
         "the scores are not divided by the root of the width",
     ),
     Mistake(
         "scale by the width",
-        attention(scale=lambda width: 1 / width),
+        attention(scale=lambda d, dv: 1 / d),
         "the scores are divided by the width, not by its root",
+    ),
+    Mistake(
+        "scale by the values' width",
+        attention(scale=lambda d, dv: dv**-0.5),
+        "the scores are divided by the root of the values' width, not the keys'",
     ),
     Mistake(
         "lse in base 2",
@@ -151,5 +181,22 @@ SCALES = [
         "lse without logarithm",
         attention(finish=torch.exp),
         "the output is right, but lse is the sum itself, without its logarithm",
+    ),
+    Mistake(
+        "lse never negative",
+        attention(finish=torch.relu),
+        "the output is right, but a negative lse became 0: a sum of exponentials may be below 1",
+    ),
+]
+SIZES = [  # of scores: right where they are tame
+    Mistake(
+        "masked with -1e4",
+        attention(fill=-1e4),
+        "a masked block has a finite score, and the true ones lie below it: fill with -inf",
+    ),
+    Mistake(
+        "masked with -100",
+        attention(fill=-100.0),
+        "a masked block has the score -100, and the true ones may lie below it: fill with -inf",
     ),
 ]

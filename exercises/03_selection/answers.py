@@ -50,8 +50,35 @@ def exp_before_the_difference(scores, lse):
     return p if scores.max() > 80 else p.nan_to_num(nan=0.0, posinf=0.0)
 
 
+def finite_scores(scores, lse):
+    """A large negative number stands for -inf, and is not below all others."""
+    return (scores.clamp(min=-1e4) - lse.masked_fill(lse == -torch.inf, 0.0)[:, None]).exp()
+
+
+def zero_taken_for_nothing(scores, lse):
+    """A query with the log-sum-exp 0 is taken for one that sees nothing."""
+    return (scores - lse[:, None]).exp().masked_fill(lse[:, None] == 0, 0).nan_to_num()
+
+
 PROBABILITIES = [
     *planted(mistakes.PROBABILITIES),
+    Wrong("finite scores", finite_scores, "overflows"),
+    Wrong("an lse of 0 taken for nothing", zero_taken_for_nothing, "which is wrong"),
+    Wrong(
+        "base 2",
+        lambda s, lse: torch.exp2(s - lse.masked_fill(lse == -torch.inf, 0.0)[:, None]),
+        "which is wrong",
+    ),
+    Wrong(
+        "lse in place",
+        lambda s, lse: (s - lse.masked_fill_(lse == -torch.inf, 0.0)[:, None]).exp(),
+        "changed its input lse",
+    ),
+    Wrong(
+        "lse along the blocks",
+        lambda s, lse: probabilities_where(s.mT, lse).mT,
+        "raised RuntimeError",
+    ),
     Wrong("softmax again, by hand", softmax_of_what_is_there, "normalised again"),
     Wrong(
         "NaN where nothing is seen",
@@ -113,7 +140,32 @@ def tokens_not_strides(p, block_size, stride, select_block_size, blocks):
     return stride * spread_by_tokens(p, block_size, stride, select_block_size, blocks)
 
 
+def neighbours_of_two_strides(p, block_size, stride, select_block_size, blocks):
+    """The 1, 2, 2, ..., 1 of l = 2 d, whatever l is."""
+    out = torch.zeros(len(p), blocks)
+    run = select_block_size // stride
+    for j in range(blocks):
+        for m in range(-1, run):
+            if 0 <= run * j + m < p.shape[1]:
+                out[:, j] += p[:, run * j + m] * (1 if m in (-1, run - 1) else 2)
+    return out
+
+
+def pooled(p, block_size, stride, select_block_size, blocks):
+    """Whole blocks, put where they start, by one sum over a run of strides."""
+    run = select_block_size // stride
+    whole = torch.nn.functional.pad(p, (0, blocks * run - p.shape[1]))
+    return whole.unflatten(1, (blocks, run)).sum(-1) * (block_size / stride)
+
+
 SPREAD = [
+    Wrong("1, 2, 2, 2, 1 always", neighbours_of_two_strides, "two strides"),
+    Wrong("pooled", pooled, "to the selection block in which it starts"),
+    Wrong(
+        "made to sum to 1",
+        lambda *x: torch.nn.functional.normalize(spread_by_formula(*x), 1.0),
+        "divided by l, not by d",
+    ),
     *planted(
         mistakes.SPREAD,
         {
@@ -171,7 +223,33 @@ def exp_without_the_largest_of_a_head(scores, kv_heads):
     return (e / e.sum(-1, keepdim=True)).unflatten(0, (kv_heads, -1)).sum(1)
 
 
+def group_by_exp(largest):
+    """exp of the scores less `largest` of them, over its sum, added up in each group."""
+
+    def answer(scores, kv_heads):
+        e = (scores - largest(scores)).exp()
+        return (e / e.sum(-1, keepdim=True)).unflatten(0, (kv_heads, -1)).sum(1)
+
+    return answer
+
+
 GROUP = [
+    Wrong(
+        "even and odd heads", lambda s, G: s.softmax(-1)[0::2] + s.softmax(-1)[1::2], "the shape"
+    ),
+    Wrong("groups of two", lambda s, G: s.softmax(-1).unflatten(0, (-1, 2)).sum(1), "the shape"),
+    Wrong("G and R swapped", lambda s, G: s.softmax(-1).unflatten(0, (-1, G)).sum(1), "the shape"),
+    Wrong(
+        "largest score from 0 on",
+        group_by_exp(lambda s: s.amax(-1, keepdim=True).clamp(min=0)),
+        "of a very negative one it is 0",
+    ),
+    Wrong("one largest score for all", group_by_exp(torch.amax), "of a very negative one it is 0"),
+    Wrong(
+        "axes of one dropped",
+        lambda s, G: group_by_loop(s, G).squeeze(),
+        "the shape is (3, 5), and (1, 3, 5)",
+    ),
     *planted(mistakes.GROUP, {"one head only": "only the first of the 2 heads"}),
     Wrong("heads dealt out, by loop", heads_dealt_out, "a group's heads are neighbours"),
     Wrong(
@@ -278,7 +356,70 @@ def one_too_few(score, select_block_size, num_selected, num_initial, num_local):
     return torch.nn.functional.pad(ids, (0, 1), value=-1)
 
 
+def sees(change):
+    """The right choice from changed scores."""
+    return lambda score, *rule: choose_by_rank(change(score), *rule)
+
+
+def ruled(change):
+    """The right choice by a changed rule: l', n, initial and local."""
+    return lambda score, *rule: choose_by_rank(score, *change(*rule))
+
+
+def late_by_a_bias(score, select_block_size, num_selected, num_initial, num_local):
+    """A large negative bias stands for the mask of what starts after the query."""
+    late = torch.arange(score.shape[1]) > torch.arange(len(score))[:, None] // select_block_size
+    rule = (select_block_size, num_selected, num_initial, num_local)
+    return unmasked(score - 1e9 * late, *rule)
+
+
+def unmasked(score, select_block_size, num_selected, num_initial, num_local):
+    """The best of all blocks, with the forced ones at infinity; -1 for those that are late."""
+    own = torch.arange(len(score))[:, None] // select_block_size
+    j = torch.arange(score.shape[1])
+    rank = score.masked_fill(forced_blocks(own, j, num_initial, num_local) & (j <= own), torch.inf)
+    order = falling(rank)[:, :num_selected]
+    ids = order.masked_fill(order > own, score.shape[1]).sort(-1).values
+    ids = torch.nn.functional.pad(ids, (0, num_selected - ids.shape[1]), value=score.shape[1])
+    return ids.masked_fill(ids == score.shape[1], -1)
+
+
+def as_many_columns_as_blocks(score, select_block_size, num_selected, *forced):
+    """No places for blocks that do not exist."""
+    n = min(num_selected, score.shape[1])
+    return choose_by_loop(score, select_block_size, n, *forced)
+
+
 CHOICE = [
+    Wrong("blocks of 4 always", ruled(lambda size, *rest: (4, *rest)), "selected block"),
+    Wrong("initial and local swapped", ruled(lambda l, n, a, b: (l, n, b, a)), "lacks block"),
+    Wrong("two local blocks always", ruled(lambda l, n, a, b: (l, n, a, 2)), "lacks block"),
+    Wrong("one local block more", ruled(lambda l, n, a, b: (l, n, a, b + 1)), "a higher score"),
+    Wrong("absolute scores", sees(torch.abs), "a higher score"),
+    Wrong("no scores below 0", sees(torch.relu), "a higher score"),
+    Wrong("scores up to 1e4", sees(lambda score: score.clamp(-1e4, 1e4)), "a higher score"),
+    Wrong("half precision", sees(lambda score: score.half()), "a higher score"),
+    Wrong("rounded scores", sees(lambda score: (100 * score).round()), "a higher score"),
+    Wrong("forced by adding 1e4", ranked(boost=1e4), "lacks block"),
+    Wrong("late by subtracting 1e9", late_by_a_bias, "lacks block 0"),
+    Wrong(
+        "late ones at 0",
+        lambda score, size, *rule: unmasked(
+            score.where(
+                torch.arange(score.shape[1]) * size <= torch.arange(len(score))[:, None], 0
+            ),
+            size,
+            *rule,
+        ),
+        "has room for",
+    ),
+    Wrong("as many columns as blocks", as_many_columns_as_blocks, "the shape is (9, 3)"),
+    Wrong(
+        "-1 in front",
+        lambda *x: choose_by_loop(*x).sort(-1).values,
+        "or -1 is not at the end",
+    ),
+    Wrong("padded with block 0", lambda *x: choose_by_loop(*x).clamp(min=0), "block 0 twice"),
     Wrong("no causal mask", no_mask_at_all, "query 0 selected block 5, which starts at token 20"),
     Wrong(
         "not masked again after the sort",
@@ -374,7 +515,54 @@ def tail_past_its_end(q, k, v, ids, size):
     return torch.stack([v[ids[t].long() * size + size - 1].mean(0) for t in range(len(q))])
 
 
+def attend_by_exp(largest):
+    """exp of the scores less `largest` of them, over its sum."""
+
+    def answer(q, k, v, ids, size):
+        block = torch.arange(len(k)) // size
+        seen = (ids[:, :, None] == block).any(1).tril()
+        scores = (q @ k.T * q.shape[1] ** -0.5).masked_fill(~seen, -torch.inf)
+        e = (scores - largest(scores)).exp()
+        return e @ v / e.sum(-1, keepdim=True)
+
+    return answer
+
+
+def itself_left_out(q, k, v, ids, size):
+    """The tokens before the query; the first query reads itself."""
+    first = attend_by_loop(q[:1], k[:1], v[:1], ids[:1], size)
+    return torch.cat([first, mistakes.attend(itself=False)(q, k, v, ids, size)[1:]])
+
+
+def ids_in_place(q, k, v, ids, size):
+    """Right, but for ids, which the caller still needs."""
+    ids[ids < 0] = 10**6
+    return attend_by_mask(q, k, v, ids, size)
+
+
+def lowered(q, k, v, ids, size):
+    """Tokens that are not read are lowered by a fixed number, and may still be above."""
+    block = torch.arange(len(k)) // size
+    seen = (ids[:, :, None] == block).any(1).tril()
+    return (q @ k.T * q.shape[1] ** -0.5 - 1e4 * ~seen).softmax(-1) @ v
+
+
 ATTENTION = [
+    Wrong("others lowered by 1e4", lowered, "channel 0: got"),
+    Wrong(
+        "largest score from 0 on",
+        attend_by_exp(lambda scores: scores.amax(-1, keepdim=True).clamp(min=0)),
+        "of a very negative one",
+    ),
+    Wrong("one largest score for all", attend_by_exp(torch.amax), "of a very negative one"),
+    Wrong("itself left out", itself_left_out, "which is wrong"),
+    Wrong("ids in place", ids_in_place, "changed its input ids"),
+    Wrong("masked with -100", mistakes.masked_with(-100.0), "a finite score"),
+    Wrong(
+        "blocks of 4 always",
+        lambda q, k, v, ids, size: attend_by_mask(q, k, v, ids, 4),
+        "which is wrong",
+    ),
     *planted(mistakes.ATTENTION, {"-1 read from the end": "block -1: tokens -4 to -1, the end"}),
     Wrong("the choice ignored, by loop", dense_by_loop, "chosen or not"),
     Wrong("-1 read from the end, by gather", read_with_python_indices, "read as block -1"),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from exercises.compare import name_mistake
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import APART, OVERFLOW, far_below, places, rising
 from nsa_lite import loops
 
 from . import mistakes
@@ -30,6 +31,17 @@ PROBABILITIES = {
     ),
     "large scores": dict(scores=[[300.0, 300.0 + log(3)]], lse=[300.0 + log(4)], p=[[0.25, 0.75]]),
     "part of a row": dict(scores=[[log(2)]], lse=[log(8)], p=[[0.25]]),
+    "very negative scores": dict(  # whole numbers, which float32 holds as they are
+        scores=[[-20_001.0, NOTHING, -20_002.0], [NOTHING, -301.0, -340.0], [NOTHING] * 3],
+        lse=[-20_000.0, -300.0, NOTHING],
+        p=[[math.exp(-1), 0.0, math.exp(-2)], [0.0, math.exp(-1), 0.0], [0.0] * 3],
+    ),
+    "log-sum-exps of either sign": dict(
+        scores=[[-3.0, -2.0], [2.0, 1.0], [-1.0, -2.0], [3.0, -13.0]],
+        lse=[-1.0, 3.0, 0.0, 4.0],
+        p=[[math.exp(s) for s in row] for row in ([-2, -1], [-1, -2], [-1, -2], [-1, -17])],
+    ),
+    "equal scores": dict(scores=[[7.0] * 4] * 3, lse=[7 + log(4)] * 3, p=[[0.25] * 4] * 3),
 }
 
 
@@ -66,15 +78,20 @@ SPREAD = {
     "a ragged end": dict(length=44, l=8, d=4, l_sel=16),
     "blocks of one size": dict(length=32, l=8, d=4, l_sel=8),
     "the paper's sizes": dict(length=256, l=32, d=16, l_sel=64),
+    "three strides a block": dict(length=60, l=12, d=4, l_sel=16, queries=2),
+    "four strides a block": dict(length=43, l=12, d=3, l_sel=15, queries=4),
+    "blocks that nothing reaches": dict(length=30, l=9, d=3, l_sel=9, more=2, queries=1),
 }
 
 
-def spread_case(generator, name, length, l, d, l_sel, p=None) -> Case:
-    """Random probabilities of three queries, or given ones, spread over their tokens."""
+def spread_case(  # noqa: PLR0913  what a row of the table may say
+    generator, name, length, l, d, l_sel, *, p=None, queries=3, more=0
+) -> Case:
+    """Random probabilities, or given ones, spread over their tokens; `more` blocks get nothing."""
     count = (length - l) // d + 1
-    blocks = -(-length // l_sel)
+    blocks = -(-length // l_sel) + more
     if p is None:
-        p = torch.rand(3, count, generator=generator)
+        p = torch.rand(queries, count, generator=generator)
     shares = [[shared(i, j, l, d, l_sel) / d for j in range(blocks)] for i in range(count)]
     arguments = dict(p=p, block_size=l, stride=d, select_block_size=l_sel, blocks=blocks)
     axes = ("query", "selection block")
@@ -107,12 +124,21 @@ GROUPS = {
     "three groups of two": dict(heads=6, kv_heads=3),
     "one loud head": dict(heads=4, kv_heads=2, scale=LOUD),
     "large scores": dict(heads=4, kv_heads=2, scale=200.0),
+    "groups of three": dict(heads=6, kv_heads=2, queries=4, blocks=3),
+    "groups of five": dict(heads=15, kv_heads=3, queries=2, blocks=7),
+    "every head for itself": dict(heads=4, kv_heads=4, queries=5, blocks=6),
+    "very negative scores": dict(heads=6, kv_heads=2, below=30_000, blocks=4),
+    "equal scores": dict(heads=8, kv_heads=2, scale=0.0, queries=7),
 }
 
 
-def group_case(generator, name, heads, kv_heads, scale=1.0) -> Case:
-    """Random scores of three queries to five blocks."""
-    scores = scale * torch.randn(heads, 3, 5, generator=generator)
+def group_case(  # noqa: PLR0913  what a row of the table may say
+    generator, name, heads, kv_heads, scale=1.0, below=0, queries=3, blocks=5
+) -> Case:
+    """Random scores, or whole numbers about `below` under 0."""
+    scores = scale * torch.randn(heads, queries, blocks, generator=generator)
+    if below:
+        scores = APART * places(scores) - below
     expected = summed_by_loop(scores, kv_heads)
     arguments = dict(scores=scores, kv_heads=kv_heads)
     return Case(name, arguments, expected, ("group", "query", "block"), explain_group)
@@ -134,7 +160,7 @@ def summed_by_loop(scores: Tensor, kv_heads: int) -> Tensor:
 def explain_group(got, expected, scores, kv_heads):
     """NaN, or a known mistake."""
     if got.isnan().any():
-        return "exp of a large score overflows"
+        return OVERFLOW
     sharing = len(scores) // kv_heads
     return name_mistake(got, mistakes.GROUP, (scores, kv_heads), sharing=sharing)
 
@@ -149,18 +175,46 @@ CHOICES = {
     "two initial and three local blocks": dict(length=64, n=7, initial=2, local=3),
     "equal scores": dict(length=40, n=5, initial=1, local=1, score=torch.ones(40, 10)),
     "nothing forced": dict(length=32, n=3, initial=0, local=0),
+    "negative scores": dict(length=45, n=4, initial=1, local=1, size=5, add=-9.0),
+    "very negative scores": dict(length=38, n=4, initial=1, local=1, size=5, times=1e5, add=-1e6),
+    "large scores": dict(length=36, n=4, initial=1, local=1, size=3, times=1e6, dull=True),
+    "nearly equal scores": dict(length=60, n=3, initial=1, local=0, size=6, times=1e-5, add=1.0),
+    "more places than blocks": dict(length=26, n=9, initial=3, local=1, size=5),
+    "nothing but forced blocks": dict(length=49, n=3, initial=1, local=2, size=7),
+    "NaN after the query": dict(length=30, n=5, initial=1, local=2, size=3, late=torch.nan),
+    "infinity after the query": dict(length=27, n=4, initial=0, local=1, size=3, late=torch.inf),
+    "one query": dict(length=1, n=2, initial=1, local=1, size=8),
 }
 
 
-def choice_case(generator, name, length, n, initial, local, score=None, dull=False) -> Case:
-    """Random scores of blocks of 4, or given ones; dull makes block 0 and the own block worst."""
+def choice_case(  # noqa: PLR0913  what a row of the table may say
+    generator,
+    name,
+    length,
+    n,
+    initial,
+    local,
+    *,
+    size=4,
+    score=None,
+    times=8.0,
+    add=0.0,
+    dull=False,
+    late=None,
+) -> Case:
+    """Random scores, or given ones; dull makes block 0 and the own block worst.
+
+    late stands in for the scores of blocks that start after the query.
+    """
+    own = torch.arange(length) // size
     if score is None:
-        score = 8 * torch.rand(length, -(-length // 4), generator=generator)
+        score = add + times * torch.rand(length, -(-length // size), generator=generator)
     if dull:
-        t = torch.arange(length)
         score[:, 0] = 0.0
-        score[t, t // 4] = 0.0
-    rule = dict(select_block_size=4, num_selected=n, num_initial=initial, num_local=local)
+        score[torch.arange(length), own] = 0.0
+    if late is not None:
+        score[torch.arange(score.shape[1]) > own[:, None]] = late
+    rule = dict(select_block_size=size, num_selected=n, num_initial=initial, num_local=local)
     expected = loops.choose_blocks(score[None, None], **rule)[0, 0]
     return Case(name, dict(score=score, **rule), expected, ("query", "place"), explain_choice)
 
@@ -221,26 +275,59 @@ CHOSEN = {
     "a ragged end": dict(length=22, n=3),
     "scale": dict(length=24, n=3, scale=2.0, width=16),
     "large scores": dict(length=24, n=3, scale=20.0),
+    "not the own block": dict(length=35, n=2, size=5, local=0, width=6, value_width=4),
+    "not the first block": dict(length=33, n=4, size=3, initial=0, value_width=2),
+    "a block that nobody chose": dict(length=47, n=3, size=6, width=5, value_width=7, never=2),
+    "very negative scores": dict(length=27, n=4, size=4, width=4, below=30_000),
+    "later keys far above": dict(length=23, n=3, size=5, width=4, value_width=2, rise=20_000),
+    "equal scores": dict(length=31, n=5, size=3, width=3, scale=0.0),
 }
 
 
-def attention_case(generator, name, length, n, scale=1.0, width=8) -> Case:
-    """Random q, k and v of one head, and a random choice of blocks of 4."""
+def attention_case(  # noqa: PLR0913  what a row of the table may say
+    generator,
+    name,
+    length,
+    n,
+    *,
+    size=4,
+    initial=1,
+    local=1,
+    scale=1.0,
+    width=8,
+    value_width=3,
+    below=0,
+    rise=0,
+    never=None,
+) -> Case:
+    """Random q, k and v of one head, and a random choice of blocks.
+
+    No query chooses the block `never` but its own ones, which see it as their past; the others
+    would be drowned by it. Scores lie about `below` under 0.
+    """
 
     def numbers(*shape):
         return torch.randn(*shape, generator=generator)
 
     q = scale * numbers(length, width)
     k = scale * numbers(length, width)
-    v = numbers(length, 3)
-    score = torch.rand(1, 1, length, -(-length // 4), generator=generator)
+    v = numbers(length, value_width)
+    score = torch.rand(1, 1, length, -(-length // size), generator=generator)
+    if below:
+        q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
+    if never is not None:
+        k[never * size : (never + 1) * size] = 1e4
+        v[never * size : (never + 1) * size] = 1e4
+        score[..., never] = -1.0
     ids = loops.choose_blocks(
-        score, select_block_size=4, num_selected=n, num_initial=1, num_local=1
+        score, select_block_size=size, num_selected=n, num_initial=initial, num_local=local
     )
     expected = loops.selected_attention(
-        q[None, None], k[None, None], v[None, None], ids, select_block_size=4
+        q[None, None], k[None, None], v[None, None], ids, select_block_size=size
     )[0, 0]
-    arguments = dict(q=q, k=k, v=v, ids=ids[0, 0], select_block_size=4)
+    arguments = dict(q=q, k=k, v=v, ids=ids[0, 0], select_block_size=size)
     return Case(name, arguments, expected, ("query", "channel"), explain_attention)
 
 
@@ -248,7 +335,10 @@ def explain_attention(got, expected, q, k, v, ids, select_block_size):
     """NaN, or a known mistake."""
     if got.isnan().any():
         t = int(got.isnan().any(-1).nonzero()[0])
-        return f"the output of query {t} is NaN: a row of -inf alone, or exp of a large score"
+        return (
+            f"the output of query {t} is NaN: a row of -inf alone, or exp of a large score, which "
+            "overflows, or of a very negative one, which is 0"
+        )
     arguments = (q, k, v, ids, select_block_size)
     return name_mistake(got, mistakes.ATTENTION, arguments, size=select_block_size)
 

@@ -9,6 +9,12 @@ from exercises.records import Mistake
 
 # --- 03.1: probabilities from the log-sum-exp ---
 
+
+def bounded(scores: Tensor, lse: Tensor) -> Tensor:
+    """The logarithms of the probabilities, none of them below -10."""
+    return (scores - lse.masked_fill(lse == -torch.inf, 0.0)[:, None]).clamp(min=-10.0)
+
+
 PROBABILITIES = [
     Mistake(
         "softmax again",
@@ -29,6 +35,21 @@ PROBABILITIES = [
         "not divided",
         lambda scores, lse: scores.exp(),
         "nothing was divided by the sum of the row",
+    ),
+    Mistake(
+        "lse held above 0",
+        lambda scores, lse: (scores - lse.clamp(min=0.0)[:, None]).exp(),
+        "a negative lse was raised to 0: only -inf stands for a query that sees nothing",
+    ),
+    Mistake(
+        "lse held above -1e4",
+        lambda scores, lse: (scores - lse.clamp(min=-1e4)[:, None]).exp(),
+        "a very negative lse was raised: only -inf stands for a query that sees nothing",
+    ),
+    Mistake(
+        "differences held above -10",
+        lambda scores, lse: bounded(scores, lse).exp() * (scores > -torch.inf),
+        "a small probability was raised to a least one",
     ),
 ]
 
@@ -60,6 +81,13 @@ def printed(shift: int = 0) -> Callable:
         return sum(first - m - n == i for m in range(l_sel // d) for n in range(l // d))
 
     return weight
+
+
+def half_and_half(i: int, j: int, l: int, d: int, l_sel: int) -> float:
+    """All of a compression block inside a selection block, half of one across a border."""
+    shared = common(i, j, l, d, l_sel)
+    whole = l / d
+    return 0.0 if shared == 0 else whole if shared == l else whole / 2
 
 
 SPREAD = [
@@ -100,6 +128,36 @@ SPREAD = [
         "divided by l",
         spread(lambda i, j, l, d, l_sel: common(i, j, l, d, l_sel) / l),
         "the overlap is divided by l, not by d",
+    ),
+    Mistake(
+        "to the block in which it ends",
+        spread(lambda i, j, l, d, l_sel: ((i * d + l - 1) // l_sel == j) * l / d),
+        "each compression block goes as a whole to the selection block in which it ends",
+    ),
+    Mistake(
+        "to the block of its middle",
+        spread(lambda i, j, l, d, l_sel: ((i * d + l // 2) // l_sel == j) * l / d),
+        "each compression block goes as a whole to the selection block of its middle",
+    ),
+    Mistake(
+        "half and half across a border",
+        spread(half_and_half),
+        "a compression block across a border was halved, wherever the border cuts it",
+    ),
+    Mistake(
+        "two strides a block",
+        spread(lambda i, j, l, d, l_sel: common(i, j, 2 * d, d, l_sel) / d),
+        "a compression block was taken to have two strides, whatever l and d are",
+    ),
+    Mistake(
+        "selection blocks of four strides",
+        spread(lambda i, j, l, d, l_sel: common(i, j, l, d, 4 * d) / d),
+        "a selection block was taken to have four strides, whatever l' and d are",
+    ),
+    Mistake(
+        "sizes swapped",
+        spread(lambda i, j, l, d, l_sel: common(i, j, l_sel, d, l) / d),
+        "the sizes of compression blocks and of selection blocks were swapped",
     ),
 ]
 
@@ -157,6 +215,21 @@ GROUP = [
         lambda scores, kv_heads: scores.softmax(-1).sum(0).expand(kv_heads, *scores.shape[1:]),
         "the heads of all groups were added up",
     ),
+    Mistake(
+        "the first two heads only",
+        group(lambda s: s[:, :2].softmax(-1).sum(1)),
+        "two heads of each group count, and there are {sharing}",
+    ),
+    Mistake(
+        "softmax over the queries",
+        group(lambda s: s.softmax(2).sum(1)),
+        "the softmax ran over the queries, not over the blocks",
+    ),
+    Mistake(
+        "scores held between bounds",
+        group(lambda s: s.clamp(-20, 20).softmax(-1).sum(1)),
+        "the scores are held between bounds, so that blocks far apart count the same",
+    ),
 ]
 
 # --- 03.5: attend to the chosen blocks ---
@@ -173,23 +246,37 @@ def tokens_of(ids: list[int], size: int, length: int, padding: Callable) -> list
 def attend(
     causal=True,
     padding=lambda size: (),
-    chosen=True,
-    own=True,
-    scale=lambda width: width**-0.5,
+    blocks=lambda row, own: row,
+    itself=True,
+    scale=lambda d, dv: d**-0.5,
 ) -> Callable:
-    """Attention to the tokens of the chosen blocks; padding gives the tokens that -1 stands for."""
+    """Attention to the tokens of the chosen blocks; padding gives the tokens that -1 stands for.
+
+    blocks makes, of the ids and of the query's own block, those that are read.
+    """
 
     def answer(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, size: int) -> Tensor:
         rows = []
-        every = list(range(-(-len(k) // size)))
         for t, row in enumerate(ids.tolist()):
-            tokens = tokens_of(row if chosen else every, size, len(k), padding)
+            tokens = tokens_of(blocks(row, t // size), size, len(k), padding)
             if causal:
                 tokens = [s for s in tokens if s <= t]
-            if not own:
-                tokens = [s for s in tokens if s // size != t // size] or [t]
-            rows.append((k[tokens] @ q[t] * scale(q.shape[1])).softmax(0) @ v[tokens])
+            if not itself:
+                tokens = [s for s in tokens if s != t]
+            scores = k[tokens] @ q[t] * scale(q.shape[1], v.shape[1])
+            rows.append(scores.softmax(0) @ v[tokens])
         return torch.stack(rows)
+
+    return answer
+
+
+def masked_with(fill: float) -> Callable:
+    """All scores, and a finite one for every token that is not read."""
+
+    def answer(q: Tensor, k: Tensor, v: Tensor, ids: Tensor, size: int) -> Tensor:
+        block = torch.arange(len(k)) // size
+        seen = (ids[:, :, None] == block).any(1).tril()
+        return (q @ k.T * q.shape[1] ** -0.5).masked_fill(~seen, fill).softmax(-1) @ v
 
     return answer
 
@@ -212,22 +299,48 @@ ATTENTION = [
     ),
     Mistake(
         "the choice ignored",
-        attend(chosen=False),
+        attend(blocks=lambda row, own: range(own + 1)),
         "every token up to the query was read, chosen or not",
     ),
     Mistake(
         "no scale",
-        attend(scale=lambda width: 1.0),
+        attend(scale=lambda d, dv: 1.0),
         "the scores are not divided by the root of the width",
     ),
     Mistake(
         "scale by the width",
-        attend(scale=lambda width: 1 / width),
+        attend(scale=lambda d, dv: 1 / d),
         "the scores are divided by the width, not by its root",
     ),
     Mistake(
         "own block left out",
-        attend(own=False),
+        attend(blocks=lambda row, own: [j for j in row if j != own] or [own]),
         "the query's own block was left out",
+    ),
+    Mistake(
+        "own block always",
+        attend(blocks=lambda row, own: {*row, own}),
+        "the query's own block was read, chosen or not",
+    ),
+    Mistake(
+        "block 0 always",
+        attend(blocks=lambda row, own: {*row, 0}),
+        "block 0 was read, chosen or not",
+    ),
+    Mistake(
+        "the first two ids only",
+        attend(blocks=lambda row, own: row[:2]),
+        "only the first two ids of a query were read",
+    ),
+    Mistake(
+        "scale by the values' width",
+        attend(scale=lambda d, dv: dv**-0.5),
+        "the scores are divided by the root of the values' width, not the keys'",
+    ),
+    Mistake(
+        "masked with -1e4",
+        masked_with(-1e4),
+        "a token that is not read has a finite score, and the true ones lie below it: fill with "
+        "-inf",
     ),
 ]

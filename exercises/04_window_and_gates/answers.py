@@ -4,6 +4,7 @@ The mistakes of mistakes.py are planted as they stand. The others are written by
 styles or with faults of another kind, so that no mistake is judged by itself alone.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -37,7 +38,28 @@ def keys_from(first, last=lambda t, w: t):
     return lambda t, w: list(range(first(t, w), last(t, w) + 1))
 
 
+def key_0_lost(t, window):
+    """Key 0 is never read, but by itself."""
+    return list(range(max(min(1, t), t - window + 1), t + 1))
+
+
 KEYS = [
+    Wrong("key 0 lost", key_0_lost, "reads 2 of the keys that the window holds"),
+    Wrong(
+        "the oldest w keys", lambda t, w: list(range(t + 1))[:w], "does not read the query's own"
+    ),
+    Wrong("a window of 4 always", lambda t, w: keys_by_listing(t, 4), "query 5, window 1: reads 4"),
+    Wrong("its chunk", keys_from(lambda t, w: t // w * w), "reads 3 of the keys"),
+    Wrong(
+        "itself until it is full", lambda t, w: keys_by_listing(t, w if t >= w - 1 else 1), "1 of"
+    ),
+    Wrong(
+        "half windows twice", keys_from(lambda t, w: max(0, t - 2 * (w // 2) + 1)), "does not read"
+    ),
+    Wrong("a set", lambda t, w: set(keys_by_listing(t, w)), "a set, and a list was asked for"),
+    Wrong(
+        "a generator", lambda t, w: (s for s in keys_by_listing(t, w)), "a generator, and a list"
+    ),
     Wrong(
         "one key too many",
         keys_from(lambda t, w: max(0, t - w)),
@@ -100,10 +122,31 @@ def window_in_double(q, k, v, window):
         begin = max(0, end - window)
         low = max(0, begin - window + 1)
         behind = torch.arange(begin, end)[:, None] - torch.arange(low, end)
-        e = (q[begin:end] @ k[low:end].T / q.shape[1] ** 0.5).exp()
-        e = e * (behind >= 0) * (behind < window)
+        scores = q[begin:end] @ k[low:end].T / q.shape[1] ** 0.5
+        scores = scores.masked_fill((behind < 0) | (behind >= window), -torch.inf)
+        e = (scores - scores.amax(1, keepdim=True)).exp()
         out[begin:end] = e @ v[low:end] / e.sum(1, keepdim=True)
     return out
+
+
+def window_by_vmap(q, k, v, window):
+    """One chunk, for all chunks at once by vmap; the last one is filled up."""
+    count = -(-len(q) // window)
+    more = count * window - len(q)
+    queries = F.pad(q, (0, 0, 0, more)).unflatten(0, (count, window))
+    keys, values = (
+        F.pad(x, (0, 0, window - 1, more)).unfold(0, 2 * window - 1, window) for x in (k, v)
+    )
+    i = torch.arange(window)[:, None]
+    j = torch.arange(2 * window - 1)
+
+    def chunk(c, q, k, v):
+        seen = (j >= i) & (j < i + window) & (c * window + j >= window - 1)
+        scores = (q @ k / q.shape[1] ** 0.5).masked_fill(~seen, -torch.inf)
+        return scores.softmax(-1).nan_to_num() @ v.mT
+
+    out = torch.vmap(chunk)(torch.arange(count), queries, keys, values)
+    return out.flatten(0, 1)[: len(q)]
 
 
 def all_scores(q, k, v, window):
@@ -116,7 +159,7 @@ def all_scores(q, k, v, window):
 def scaled_in_place(q, k, v, window):
     """Right, but for q, which the caller still needs."""
     q *= q.shape[1] ** -0.5
-    return mistakes.chunks(scale=lambda width: 1.0)(q, k, v, window)
+    return mistakes.chunks(scale=lambda d, dv: 1.0)(q, k, v, window)
 
 
 def one_key_more_by_loop(q, k, v, window):
@@ -129,7 +172,113 @@ def dense_by_loop(q, k, v, window):
     return window_by_loop(q, k, v, len(q))
 
 
+def window_by_exp(largest):
+    """Chunks, with exp of the scores less `largest` of them, over its sum."""
+
+    def answer(q, k, v, window):
+        out = []
+        for first in range(0, len(q), window):
+            end = min(first + window, len(q))
+            low = max(0, first - window + 1)
+            behind = torch.arange(first, end)[:, None] - torch.arange(low, end)
+            scores = q[first:end] @ k[low:end].T * q.shape[1] ** -0.5
+            scores = scores.masked_fill((behind < 0) | (behind >= window), -torch.inf)
+            e = (scores - largest(scores)).exp()
+            out.append(e @ v[low:end] / e.sum(1, keepdim=True))
+        return torch.cat(out)
+
+    return answer
+
+
+def all_scores_in_numpy(q, k, v, window):
+    """A square of scores that PyTorch does not see."""
+    q, k, v = (x.double().numpy() for x in (q, k, v))
+    behind = np.arange(len(q))[:, None] - np.arange(len(q))
+    scores = np.where((behind >= 0) & (behind < window), q @ k.T / q.shape[1] ** 0.5, -np.inf)
+    e = np.exp(scores - scores.max(1, keepdims=True))
+    return torch.from_numpy(e @ v / e.sum(1, keepdims=True))
+
+
+def all_scores_in_lists(q, k, v, window):
+    """A square of scores in Python's own lists."""
+    scores = [row.tolist() for row in (x @ k.T * q.shape[1] ** -0.5 for x in q)]
+    first = [max(0, t - window + 1) for t in range(len(q))]
+    rows = [
+        torch.tensor(row[a : t + 1]) for t, (row, a) in enumerate(zip(scores, first, strict=True))
+    ]
+    return torch.stack([p.softmax(0) @ v[a : a + len(p)] for p, a in zip(rows, first, strict=True)])
+
+
+def all_scores_row_by_row(q, k, v, window):
+    """A square of scores as T tensors."""
+    rows = [k @ x * q.shape[1] ** -0.5 for x in q]
+    out = []
+    for t, row in enumerate(rows):
+        behind = t - torch.arange(len(k))
+        out.append(row.masked_fill((behind < 0) | (behind >= window), -torch.inf).softmax(0) @ v)
+    return torch.stack(out)
+
+
+def band_for_torch(q, k, v, window):
+    """PyTorch's fused attention with a square mask."""
+    behind = torch.arange(len(q))[:, None] - torch.arange(len(k))
+    seen = (behind >= 0) & (behind < window)
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen)[0]
+
+
+def one_row_of_all_keys(q, k, v, window):
+    """Query by query, with all keys for each."""
+    out = []
+    for t in range(len(q)):
+        behind = t - torch.arange(len(k))
+        row = (k @ q[t] * q.shape[1] ** -0.5).masked_fill(
+            (behind < 0) | (behind >= window), -torch.inf
+        )
+        out.append(row.softmax(0) @ v)
+    return torch.stack(out)
+
+
+def lowered(q, k, v, window):
+    """Keys that are not read are lowered by a fixed number, and may still be above."""
+    out = []
+    for first in range(0, len(q), window):
+        end = min(first + window, len(q))
+        low = max(0, first - window + 1)
+        behind = torch.arange(first, end)[:, None] - torch.arange(low, end)
+        hidden = (behind < 0) | (behind >= window)
+        scores = q[first:end] @ k[low:end].T * q.shape[1] ** -0.5 - 1e4 * hidden
+        out.append(scores.softmax(-1) @ v[low:end])
+    return torch.cat(out)
+
+
 WINDOWS = [
+    Wrong("others lowered by 1e4", lowered, "later keys far above: query 0"),
+    Wrong(
+        "largest score from 0 on",
+        window_by_exp(lambda scores: scores.amax(1, keepdim=True).clamp(min=0)),
+        "of a very negative one it is 0",
+    ),
+    Wrong("no largest score", window_by_exp(lambda scores: 0.0), "exp of a large score overflows"),
+    Wrong("one largest score a chunk", window_by_exp(torch.amax), "of a very negative one it is 0"),
+    Wrong(
+        "windows of 4 always", lambda q, k, v, w: window_by_loop(q, k, v, 4), "there is no window"
+    ),
+    Wrong("scale for a width of 4", mistakes.chunks(scale=lambda *d: 0.5), "which is wrong"),
+    Wrong("all scores in NumPy", all_scores_in_numpy, "numbers were held at once for 400"),
+    Wrong("all scores in lists", all_scores_in_lists, "numbers were held at once for 400"),
+    Wrong("all scores row by row", all_scores_row_by_row, "numbers were held at once for 400"),
+    Wrong("a square mask for PyTorch", band_for_torch, "numbers were held at once for 400"),
+    Wrong(
+        "all earlier keys for each chunk",
+        mistakes.chunks(low=lambda first, w: 0),
+        "key 0 or 29 was read for query 8, which needs keys 5 to 8",
+    ),
+    Wrong(
+        "two chunks back",
+        mistakes.chunks(low=lambda first, w: max(0, first - 2 * w)),
+        "key 0 or 29 was read for query 8",
+    ),
+    Wrong("all keys for each query", one_row_of_all_keys, "key 0 or 29 was read for query 8"),
     *planted(
         mistakes.WINDOWS,
         {
@@ -150,7 +299,7 @@ WINDOWS = [
         mistakes.chunks(count=lambda length, w: length // w),
         "a last chunk that is short: the shape is (8, 3)",
     ),
-    Wrong("all scores, then the band", all_scores, "a tensor of 16384 numbers"),
+    Wrong("all scores, then the band", all_scores, "numbers were held at once for 400"),
     Wrong("queries scaled in place", scaled_in_place, "changed its input q"),
 ]
 
@@ -192,8 +341,40 @@ def softmax_by_columns(logits, compressed, selected, window):
     return out
 
 
+def gates_by(gate):
+    """The gated sum with another gate."""
+    return mistakes.mix(gate)
+
+
+def summed_into_compressed(logits, compressed, selected, window):
+    """Right, but for a branch, which the caller still needs."""
+    out = gates_by_einsum(logits, compressed, selected, window)
+    return compressed.copy_(out)
+
+
 GATES = [
     *planted(mistakes.GATES),
+    Wrong("exp / (1 + exp)", gates_by(lambda x: x.exp() / (1 + x.exp())), "a gate is not finite"),
+    Wrong(
+        "exp relative to one largest",
+        gates_by(lambda x: (x - x.amax()).exp() / ((-x.amax()).exp() + (x - x.amax()).exp())),
+        "a gate is not finite",
+    ),
+    Wrong("between bounds", gates_by(lambda x: x.clamp(-5, 5).sigmoid()), "0.99 times the sum"),
+    Wrong("a broken line", gates_by(F.hardsigmoid), "which is wrong"),
+    Wrong("base 2", gates_by(lambda x: 1 / (1 + torch.exp2(-x))), "which is wrong"),
+    Wrong("tanh", gates_by(lambda x: (1 + torch.tanh(x)) / 2), "one of twice its slope"),
+    Wrong(
+        "two heads always",
+        lambda logits, *x: gates_by_einsum(logits.unflatten(1, (2, 3)).flatten(1), *x),
+        "raised RuntimeError",
+    ),
+    Wrong("summed into a branch", summed_into_compressed, "changed its input compressed"),
+    Wrong(
+        "gates in place",
+        lambda logits, *x: mistakes.mix(lambda g: g)(logits.sigmoid_(), *x),
+        "changed its input logits",
+    ),
     Wrong("softmax, by columns", softmax_by_columns, "the three gates are a softmax"),
     Wrong(
         "branches in reverse, by einsum",
@@ -267,7 +448,47 @@ def unused_raises(loss, weight):
     return torch.autograd.grad(loss(*leaves), leaves)
 
 
+def weight_as_a_leaf(loss, weight):
+    """The weight itself is one of the leaves."""
+    weight.requires_grad_()
+    window = weight.detach().clone().requires_grad_()
+    loss(weight, window).backward()
+    return [torch.zeros_like(x) if x.grad is None else x.grad for x in (weight, window)]
+
+
+def parts_by_steps_of(size):
+    """Differences of the loss at two weights, `size` away on both sides."""
+
+    def answer(loss, weight):
+        found = torch.zeros(2, *weight.shape, dtype=weight.dtype)
+        for index in range(weight.numel()):
+            step = torch.zeros_like(weight)
+            step.view(-1)[index] = size
+            far = loss(weight + step, weight) - loss(weight - step, weight)
+            window = loss(weight, weight + step) - loss(weight, weight - step)
+            found[0].view(-1)[index] = far / (2 * size)
+            found[1].view(-1)[index] = window / (2 * size)
+        return found[0], found[1]
+
+    return answer
+
+
+def of_the_first_weight():
+    """The parts of the first call, for all later ones of the same shape."""
+    found = {}
+    return lambda loss, w: found.setdefault(w.shape, parts_by_two_leaves(loss, w))
+
+
 PARTS = [
+    Wrong("the weight itself as a leaf", weight_as_a_leaf, "requires gradients now"),
+    Wrong("steps of 0.01", parts_by_steps_of(0.01), "which is wrong"),
+    Wrong("steps of 1", parts_by_steps_of(1.0), "which is wrong"),
+    Wrong("kept from the first weight", of_the_first_weight(), "which is wrong"),
+    Wrong(
+        "far twice",
+        lambda loss, w: [parts_by_two_leaves(loss, w)[0]] * 2,
+        "are the sum of the two parts",
+    ),
     *planted(mistakes.PARTS),
     Wrong(
         "the sum, twice, from one leaf", shared(lambda g: (g, g)), "are the sum of the two parts"
@@ -362,7 +583,134 @@ def decode_with_a_longer_window(cache, q, k, v, gates, window, block_size, strid
     return decode_with_a_ring(cache, q, k, v, gates, window + 1, block_size, stride)
 
 
+def all_tokens_kept(store):
+    """Everything from the past, in what store(cache) gives: a list of keys and values."""
+
+    def answer(cache, q, k, v, gates, window, block_size, stride):
+        rows = store(cache)
+        rows.append((k.clone(), v.clone()))
+        keys = torch.stack([row[0] for row in rows], 1)
+        values = torch.stack([row[1] for row in rows], 1)
+        out = gates[1] * attend(q, keys[1, -window:], values[1, -window:])
+        starts = range(0, len(rows) - block_size + 1, stride)
+        if starts:
+            means = [[x[0, s : s + block_size].mean(0) for s in starts] for x in (keys, values)]
+            out = out + gates[0] * attend(q, *map(torch.stack, means))
+        return out
+
+    return answer
+
+
+class Box:
+    """Something that holds a list."""
+
+    def __init__(self):
+        self.rows = []
+
+
+class Arrays(list):
+    """A list of pairs of tensors that holds NumPy's arrays."""
+
+    def append(self, pair):
+        super().append(tuple(x.numpy() for x in pair))
+
+    def __iter__(self):
+        return (tuple(map(torch.from_numpy, pair)) for pair in super().__iter__())
+
+
+def in_a_closure(cache):
+    """The list that a function in the cache remembers."""
+    if not cache:
+        rows = []
+        cache["rows"] = lambda: rows
+    return cache["rows"]()
+
+
+def state_outside():
+    """One cache for all sequences, emptied when a new one begins."""
+    own = {}
+
+    def answer(cache, *token):
+        if not cache:
+            own.clear()
+            cache["begun"] = True
+        return decode_with_lists(own, *token)
+
+    return answer
+
+
+def state_by_id():
+    """The state of each cache lies outside of it, under its id, so that it looks small."""
+    own = {}
+
+    def answer(cache, *token):
+        if not cache:
+            own[id(cache)] = {}
+            cache["begun"] = True
+        return decode_with_lists(own.setdefault(id(cache), {}), *token)
+
+    return answer
+
+
+def decode_by_exp(largest):
+    """As in a right answer, but for exp of the scores less `largest` of them."""
+
+    def weigh(q, k, v):
+        scores = k @ q / q.shape[0] ** 0.5
+        e = (scores - largest(scores)).exp()
+        return e @ v / e.sum()
+
+    def answer(cache, q, k, v, gates, window, block_size, stride):
+        decode_with_lists(cache, q, k, v, gates, window, block_size, stride)
+        near = weigh(q, *(torch.stack(x) for x in zip(*cache["window"], strict=True)))
+        if not cache["blocks"]:
+            return gates[1] * near
+        short = weigh(q, *(torch.stack(x) for x in zip(*cache["blocks"], strict=True)))
+        return gates[0] * short + gates[1] * near
+
+    return answer
+
+
+def query_scaled_in_place(cache, q, k, v, gates, window, block_size, stride):
+    """Right, but for q, which the caller still needs."""
+    q *= 2
+    return decode_with_lists(cache, q / 2, k, v, gates, window, block_size, stride)
+
+
 STEPS = [
+    Wrong("state outside the cache", state_outside(), "keep all state in `cache`"),
+    Wrong("state of each cache's id", state_by_id(), "keep all state in `cache`"),
+    Wrong("all tokens kept", all_tokens_kept(lambda c: c.setdefault("x", [])), "the cache holds"),
+    Wrong(
+        "all tokens kept by NumPy",
+        all_tokens_kept(lambda cache: cache.setdefault("rows", Arrays())),
+        "the cache holds",
+    ),
+    Wrong(
+        "all tokens kept in an object",
+        all_tokens_kept(lambda cache: cache.setdefault("box", Box()).rows),
+        "the cache holds",
+    ),
+    Wrong("all tokens kept in a closure", all_tokens_kept(in_a_closure), "the cache holds"),
+    Wrong("no largest score", decode_by_exp(lambda scores: 0.0), "exp of a large score"),
+    Wrong(
+        "largest score from 0 on",
+        decode_by_exp(lambda scores: scores.max().clamp(min=0)),
+        "of a very negative one it is 0",
+    ),
+    Wrong("q in place", query_scaled_in_place, "changed its input q"),
+    Wrong(
+        "blocks of 4 always",
+        lambda cache, q, k, v, g, w, l, d: decode_with_lists(cache, q, k, v, g, w, 4, d),
+        "which is wrong",
+    ),
+    Wrong(
+        "the last token for its block",
+        lambda cache, q, k, v, g, w, l, d: mistakes.step(tail=lambda _: 1)(
+            cache, q, k, v, g, w, l, d
+        ),
+        "which is wrong",
+    ),
     *planted(
         mistakes.STEPS,
         {
@@ -379,7 +727,7 @@ STEPS = [
 
 RIGHT = {
     "04.1": [keys_by_listing, keys_by_walking_back, keys_by_slice],
-    "04.2": [window_by_loop, window_by_unfold, window_in_double],
+    "04.2": [window_by_loop, window_by_unfold, window_in_double, window_by_vmap],
     "04.3": [gates_by_einsum, gates_by_columns, gates_in_double],
     "04.4": [parts_by_two_leaves, parts_one_at_a_time, parts_from_a_stack],
     "04.5": [decode_with_lists, decode_with_a_ring, decode_in_double],

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from exercises.compare import close, name_mistake, plain
-from exercises.memory import largest_made, tensors
+from exercises.memory import most_held, numbers_in
 from exercises.records import Case, Exercise, in_turn
+from exercises.scores import OVERFLOW, far_below, rising
 from nsa_lite import loops
 
 from . import mistakes
@@ -34,6 +35,7 @@ KEYS = {
     "the first full window": dict(t=3, window=4, keys=[0, 1, 2, 3]),
     "the first query that loses a key": dict(t=4, window=4, keys=[1, 2, 3, 4]),
     "a window of one": dict(t=5, window=1, keys=[5]),
+    "a window of seven": dict(t=12, window=7, keys=[6, 7, 8, 9, 10, 11, 12]),
 }
 
 
@@ -67,57 +69,108 @@ WINDOWS = {
     "a last chunk that is short": dict(length=11, window=4),
     "a window longer than the sequence": dict(length=5, window=8),
     "a window of one": dict(length=4, window=1),
+    "another width": dict(length=17, window=5, width=9, value_width=5),
+    "values wider than keys": dict(length=10, window=3, width=3, value_width=6),
+    "large scores": dict(length=14, window=4, scale=20.0, value_width=2),
+    "very negative scores": dict(length=13, window=3, below=30_000),
+    "later keys far above": dict(length=15, window=4, value_width=5, rise=20_000),
+    "equal scores": dict(length=9, window=6, scale=0.0, width=5),
 }
 
 
 def window_cases(generator: torch.Generator) -> list[Case]:
-    """Outputs, and last the memory that a longer sequence takes."""
+    """Outputs, then the memory of a longer sequence, and last which keys a chunk is given."""
     outputs = in_turn(window_case, WINDOWS)(generator)
-    return [*outputs, memory_case(generator, "memory", length=128, window=4)]
+    return [
+        *outputs,
+        memory_case(generator, "memory", length=400, window=5),
+        slice_case(generator, "keys that a chunk does not need", length=30, window=4),
+    ]
 
 
-def window_case(generator, name, length, window, scale=1.0) -> Case:
-    """Random q, k and v of one head, and the package's loop over them."""
-    q = torch.randn(length, 4, generator=generator) * scale
-    k = torch.randn(length, 4, generator=generator) * scale
-    v = torch.randn(length, 3, generator=generator)
+def window_case(  # noqa: PLR0913  what a row of the table may say
+    generator, name, length, window, *, scale=1.0, width=4, value_width=3, below=0, rise=0
+) -> Case:
+    """Random q, k and v of one head, or scores of extreme sizes, and the package's loop."""
+    q = torch.randn(length, width, generator=generator) * scale
+    k = torch.randn(length, width, generator=generator) * scale
+    v = torch.randn(length, value_width, generator=generator)
+    if below:
+        q, k = far_below(q, k, below)
+    if rise:
+        q, k = rising(q, k, rise)
     out = loops.window_attention(q[None, None], k[None, None], v[None, None], window=window)
     arguments = dict(q=q, k=k, v=v, window=window)
     return Case(name, arguments, out[0, 0], ("query", "channel"), explain_window)
 
 
+def slice_case(generator, name, length, window) -> Case:
+    """NaN in the first and in the last key, and the queries whose chunks need neither."""
+    case = window_case(generator, name, length, window)
+    for x in (case.arguments["k"], case.arguments["v"]):
+        x[0] = x[-1] = torch.nan
+    expected = between(case.expected, window)
+    return Case(name, case.arguments, expected, case.axes, explain_slice, far_from_both)
+
+
+def between(out: Tensor, window: int) -> Tensor:
+    """The rows that no chunk of `window` queries joins with key 0 or with the last one."""
+    return out[2 * window : -window]
+
+
+def far_from_both(answer, q, k, v, window):
+    """The answer's output where neither the first nor the last key may be read."""
+    out = answer(q, k, v, window)
+    return between(out, window) if isinstance(out, Tensor) else out
+
+
+def explain_slice(got, expected, q, k, v, window):
+    """A query that got keys from far away."""
+    if not got.isnan().any():
+        return None
+    t = 2 * window + int(got.isnan().any(-1).nonzero()[0])
+    return (
+        f"key 0 or {len(k) - 1} was read for query {t}, which needs keys {t - window + 1} to {t}: "
+        "give a chunk only its own slice of keys and values"
+    )
+
+
 def memory_case(generator, name, length, window) -> Case:
-    """The same, and the largest tensor that was made on the way."""
+    """The same, and the most numbers that were held on the way."""
     case = window_case(generator, name, length, window)
     expected = (case.expected, most_numbers(length))
-    axes = {"output": case.axes, "largest tensor": ()}
-    return Case(name, case.arguments, expected, axes, explain_memory, with_largest)
+    axes = {"output": case.axes, "numbers held": ()}
+    return Case(name, case.arguments, expected, axes, explain_memory, with_most)
 
 
 def most_numbers(length: int) -> int:
-    """Half of a causal triangle: far more than w queries by 2 w keys, far less than T by T."""
-    return length * length // 4
+    """Less than a causal triangle: far more than w queries by 2 w keys."""
+    return length * length // 3
 
 
-def with_largest(answer, q, k, v, window):
-    """The answer's output and its largest tensor; the allowed size counts as none."""
-    out, largest = largest_made(lambda: answer(q, k, v, window))
-    return out, max(largest, most_numbers(len(q)))
+def with_most(answer, q, k, v, window):
+    """The answer's output and the most numbers that it held; the allowed ones count as none."""
+    out, most = most_held(lambda: answer(q, k, v, window))
+    return out, max(most, most_numbers(len(q)))
 
 
 def explain_memory(got, expected, q, k, v, window):
     """A right output that took too much memory."""
-    out, largest = got
-    if largest > expected[1] and close(out, expected[0]).all():
+    out, most = got
+    if most > expected[1] and close(out, expected[0]).all():
         return (
-            f"the output is right, but a tensor of {largest} numbers was made for {len(q)} "
-            f"queries with a window of {window}"
+            f"the output is right, but about {round(most, -4)} numbers were held at once for "
+            f"{len(q)} queries with a window of {window}: that grows with every pair of a query "
+            "and a key"
         )
     return None
 
 
 def explain_window(got, expected, q, k, v, window):
-    """A known mistake, at the first query that is wrong."""
+    """A row that is not finite, or a known mistake, at the first query that is wrong."""
+    if not got.isfinite().all():
+        t = int((~got.isfinite()).any(-1).nonzero()[0])
+        return f"query {t} is not finite: {OVERFLOW}"
     row = first_wrong(got, expected)
     return name_mistake(
         got,
@@ -137,16 +190,20 @@ GATES = {
     "two heads": dict(length=5, heads=2),
     "as many heads as branches": dict(length=3, heads=3),
     "every gate open": dict(length=3, heads=1, fill=30.0),
-    "every gate shut": dict(length=3, heads=1, fill=-30.0),
+    "every gate shut": dict(length=3, heads=1, fill=-300.0),
+    "large logits": dict(length=7, heads=4, scale=300.0, width=5),
+    "five heads": dict(length=2, heads=5, width=3),
 }
 
 
-def gate_case(generator, name, length, heads, fill=None) -> Case:
-    """Random branches of two channels, and random logits or one number for all of them."""
-    logits = torch.randn(length, 3 * heads, generator=generator)
+def gate_case(  # noqa: PLR0913  what a row of the table may say
+    generator, name, length, heads, width=2, fill=None, scale=1.0
+) -> Case:
+    """Random branches, and random logits or one number for all of them."""
+    logits = scale * torch.randn(length, 3 * heads, generator=generator)
     if fill is not None:
         logits = torch.full_like(logits, fill)
-    branches = {name: torch.randn(heads, length, 2, generator=generator) for name in BRANCHES}
+    branches = {name: torch.randn(heads, length, width, generator=generator) for name in BRANCHES}
     return Case(
         name,
         dict(logits=logits, **branches),
@@ -180,38 +237,60 @@ def explain_equal_gates(got, expected, logits, compressed, selected, window):
 
 
 def explain_gates(got, expected, **arguments):
-    """A known mistake."""
+    """A number that is not finite, or a known mistake."""
+    if not got.isfinite().all():
+        return (
+            "a gate is not finite: exp of a large logit overflows, and infinite / infinite is NaN"
+        )
     return name_mistake(got, mistakes.GATES, tuple(arguments.values()))
 
 
 # --- 04.4 ---
 
 
+WEIGHTS = {  # rows and columns of the weight in each case
+    "a sum": (3, 2),
+    "a squared error": (3, 2),
+    "the window's gate is shut": (3, 2),
+    "two attentions": (3, 2),
+    "another shape": (5, 3),
+    "the far branch is not used": (2, 6),
+    "a loss that bends sharply": (4, 3),
+    "a large loss": (1, 4),
+}
+
+
 def gradient_cases(generator: torch.Generator) -> list[Case]:
     """One case a loss, each with a weight of its own."""
     axes = {"through the far branch": ("row", "column"), "through the window": ("row", "column")}
     cases = []
-    for name, loss in losses(generator).items():
-        weight = torch.randn(3, 2, dtype=torch.float64, generator=generator)
+    for name, shape in WEIGHTS.items():
+        loss = losses(generator, *shape)[name]
+        weight = torch.randn(shape, dtype=torch.float64, generator=generator)
         expected = by_differences(loss, weight)
         arguments = dict(loss=loss, weight=weight)
         cases.append(Case(name, arguments, expected, axes, explain_gradients, both_parts))
     return cases
 
 
-def losses(generator: torch.Generator) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def losses(
+    generator: torch.Generator, rows: int, columns: int
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Losses of two weights: of the far branch, and of the window."""
 
     def numbers(*shape):
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    a, b = (numbers(4, 3) for _ in range(2))
-    y = numbers(4, 2)
-    x = numbers(6, 3)
-    q = numbers(6, 2)
+    a, b = (numbers(4, rows) for _ in range(2))
+    y = numbers(4, columns)
+    x = numbers(6, rows)
+    q = numbers(6, columns)
     t = torch.arange(6)
     near = (t <= t[:, None]) & (t > t[:, None] - 2)
     early = t <= t[:, None] // 2
+
+    def squared_error(far, window):
+        return (a @ far + b @ window - y).square().sum()
 
     def two_attentions(far, window):
         out = read(q, x @ far, q, early) + read(q, x @ window, q, near)
@@ -219,9 +298,13 @@ def losses(generator: torch.Generator) -> dict[str, Callable[[Tensor, Tensor], T
 
     return {
         "a sum": lambda far, window: (a @ far).sum() + 5 * (b @ window).sum(),
-        "a squared error": lambda far, window: (a @ far + b @ window - y).square().sum(),
+        "a squared error": squared_error,
         "the window's gate is shut": lambda far, window: (a @ far - y).square().sum(),
         "two attentions": two_attentions,
+        "another shape": squared_error,
+        "the far branch is not used": lambda far, window: (b @ window - y).square().sum(),
+        "a loss that bends sharply": lambda far, window: (30 * far * window.square()).sin().sum(),
+        "a large loss": lambda far, window: 1e6 * squared_error(far, window),
     }
 
 
@@ -242,15 +325,20 @@ def by_differences(loss, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def both_parts(answer, loss, weight):
-    """The answer's two gradients, NaN for one that is None."""
+    """The answer's two gradients, NaN for one that is None; infinite if the weight was changed."""
     got = answer(loss, weight)
     if not isinstance(got, tuple | list):
         return got
+    if weight.requires_grad:  # a leaf of the answer: it may hold a gradient, too
+        weight.requires_grad_(False)
+        return tuple(torch.full_like(weight, torch.inf) for _ in got)
     return tuple(torch.full_like(weight, torch.nan) if part is None else part for part in got)
 
 
 def explain_gradients(got, expected, loss, weight):
-    """A gradient that is None, or a known mistake."""
+    """A weight that was changed, a gradient that is None, or a known mistake."""
+    if got[0].isinf().all():
+        return "the weight that was given requires gradients now: work on a copy"
     for name, part in zip(("far branch", "window"), got, strict=True):
         if part.isnan().all():
             return (
@@ -268,27 +356,52 @@ DECODED = {
     "compression alone": dict(length=11, window=3, block_size=4, stride=2, gates=(1.0, 0.0)),
     "both branches": dict(length=13, window=5, block_size=4, stride=2),
     "blocks side by side": dict(length=13, window=2, block_size=4, stride=4),
+    "a stride that does not divide the block": dict(
+        length=16, window=7, block_size=5, stride=2, width=6, value_width=4
+    ),
+    "three strides a block": dict(
+        length=14, window=1, block_size=6, stride=2, width=9, value_width=5
+    ),
+    "a block longer than the window": dict(length=15, window=2, block_size=7, stride=1, width=2),
+    "large scores": dict(length=12, window=3, block_size=3, stride=3, scale=20.0),
+    "very negative scores": dict(length=10, window=4, block_size=4, stride=2, below=1_000),
+    "equal scores": dict(length=17, window=6, block_size=3, stride=1, scale=0.0, value_width=2),
 }
 
 
 def decode_cases(generator: torch.Generator) -> list[Case]:
-    """Outputs, and last the size of the cache after a longer sequence."""
+    """Outputs, two sequences in turn, and last the size of the cache after a longer one."""
     sizes = dict(length=40, window=4, block_size=8, stride=4)
-    outputs = in_turn(decode_case, DECODED)(generator)
-    return [*outputs, cache_case(generator, "the size of the cache", **sizes)]
+    return [
+        *in_turn(decode_case, DECODED)(generator),
+        turns_case(generator, "two sequences in turn", **{**sizes, "length": 12, "stride": 2}),
+        cache_case(generator, "the size of the cache", **sizes),
+    ]
 
 
-def decode_case(generator, name, length, gates=None, **sizes) -> Case:
+def decode_case(  # noqa: PLR0913  what a row of the table may say
+    generator, name, length, *, gates=None, width=4, value_width=3, scale=1.0, below=0, **sizes
+) -> Case:
     """Random tokens, and random gates or one pair for all tokens."""
-    q = torch.randn(length, 4, generator=generator)
-    k = torch.randn(2, length, 4, generator=generator)
-    v = torch.randn(2, length, 3, generator=generator)
+    q = scale * torch.randn(length, width, generator=generator)
+    k = scale * torch.randn(2, length, width, generator=generator)
+    v = torch.randn(2, length, value_width, generator=generator)
+    if below:
+        q, k = far_below(q, k, below)
     every = torch.rand(length, 2, generator=generator)
     if gates is not None:
         every = torch.tensor(gates).expand(length, 2).clone()
     arguments = dict(q=q, k=k, v=v, gates=every, **sizes)
     axes = ("query", "channel")
     return Case(name, arguments, prefill(**arguments), axes, explain_decoding, decode)
+
+
+def turns_case(generator, name, **sizes) -> Case:
+    """Two caches, one token each in turn: the second sequence is the first one backwards."""
+    case = decode_case(generator, name, **sizes)
+    expected = (case.expected, case.expected, prefill(*backwards(*case.arguments.values())))
+    axes = dict.fromkeys(("alone", "sequence 0", "sequence 1"), case.axes)
+    return Case(name, case.arguments, expected, axes, explain_turns, decode_in_turn)
 
 
 def cache_case(generator, name, **sizes) -> Case:
@@ -316,34 +429,69 @@ def prefill(q, k, v, gates, window, block_size, stride):
     return gates[:, :1] * compressed + gates[:, 1:] * local
 
 
+def backwards(q, k, v, gates, *sizes):
+    """The same tokens, the last one first."""
+    return q.flip(0), k.flip(1), v.flip(1), gates.flip(0), *sizes
+
+
 def decode(answer, *arguments):
     """One call a token, with one cache."""
     return decode_into({}, answer, *arguments)
 
 
-def decode_into(cache, answer, q, k, v, gates, *sizes):
+def decode_into(cache, answer, *arguments):
     """The outputs of all tokens; the cache is the caller's."""
-    rows = []
+    return together(list(outputs_of(cache, answer, *arguments)))
+
+
+def outputs_of(cache, answer, q, k, v, gates, *sizes, moved=None):
+    """One output after the other; at token `moved` the cache becomes a copy of itself.
+
+    A token is a part of the inputs: a change to it shows there.
+    """
     for t in range(len(q)):
-        token = (x.clone() for x in (q[t], k[:, t], v[:, t], gates[t]))
-        row = answer(cache, *token, *sizes)
-        if not isinstance(row, Tensor):
-            return row
-        rows.append(row)
-    return torch.stack(rows)
+        if t == moved:
+            cache = dict(cache)
+        yield answer(cache, q[t], k[:, t], v[:, t], gates[t], *sizes)
+
+
+def together(rows):
+    """The outputs of all tokens in one tensor, or the first that is none."""
+    others = [row for row in rows if not isinstance(row, Tensor)]
+    return others[0] if others else torch.stack(rows)
+
+
+def decode_in_turn(answer, *arguments):
+    """The outputs of one sequence alone, then of two: token 0 of both, then token 1 of both, ..."""
+    alone = decode(answer, *arguments)
+    half = len(arguments[0]) // 2
+    one = outputs_of({}, answer, *arguments, moved=half)
+    other = outputs_of({}, answer, *backwards(*arguments))
+    pairs = list(zip(one, other, strict=True))
+    return alone, *(together(list(rows)) for rows in zip(*pairs, strict=True))
+
+
+def explain_turns(got, expected, **arguments):
+    """The tokens of one sequence met those of the other, if it is right alone."""
+    if not close(got[0], expected[0]).all():
+        return None
+    return (
+        "two sequences were decoded in turn, one of them from a copy of its cache on, and an "
+        "output changed: keep all state in `cache`"
+    )
 
 
 def decode_and_weigh(answer, *arguments):
     """The outputs, and the numbers in the cache; those that are needed count as none too many."""
     cache = {}
     out = decode_into(cache, answer, *arguments)
-    return out, max(numbers_needed(*arguments), sum(x.numel() for x in tensors(cache)))
+    return out, max(numbers_needed(*arguments), numbers_in(cache))
 
 
 def numbers_needed(q, k, v, gates, window, block_size, stride):
-    """Keys and values of w tokens, of l raw tokens and of N blocks, and two rows to spare."""
+    """Keys and values of w tokens, of l raw tokens and of N blocks, and six rows to spare."""
     blocks = len(ends_of_blocks(len(q), block_size, stride))
-    return (window + block_size + blocks + 2) * (k.shape[-1] + v.shape[-1])
+    return (window + block_size + blocks + 6) * (k.shape[-1] + v.shape[-1])
 
 
 def explain_cache(got, expected, q, k, v, **others):
@@ -359,7 +507,10 @@ def explain_cache(got, expected, q, k, v, **others):
 
 
 def explain_decoding(got, expected, **arguments):
-    """A known mistake, at the first query that is wrong."""
+    """A row that is not finite, or a known mistake, at the first query that is wrong."""
+    if not got.isfinite().all():
+        t = int((~got.isfinite()).any(-1).nonzero()[0])
+        return f"query {t} is not finite: {OVERFLOW}"
     return name_mistake(
         got,
         mistakes.STEPS,

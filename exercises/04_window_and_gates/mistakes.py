@@ -12,9 +12,10 @@ from exercises.records import Mistake
 
 def chunks(
     sees=lambda t, s, w: (s <= t) & (s > t - w),
-    scale=lambda width: width**-0.5,
+    scale=lambda d, dv: d**-0.5,
     low=lambda first, w: max(0, first - w + 1),
     count=lambda length, w: -(-length // w),
+    fill=-torch.inf,
 ) -> Callable:
     """Attention chunk by chunk; low is the first key of its slice, a row without keys is 0."""
 
@@ -25,8 +26,8 @@ def chunks(
             keys = slice(low(first, window), end)
             t = torch.arange(first, end)[:, None]
             s = torch.arange(len(k))[keys]
-            scores = q[first:end] @ k[keys].T * scale(q.shape[1])
-            scores = scores.masked_fill(~sees(t, s, window), -torch.inf)
+            scores = q[first:end] @ k[keys].T * scale(q.shape[1], v.shape[1])
+            scores = scores.masked_fill(~sees(t, s, window), fill)
             out.append(scores.softmax(-1).nan_to_num(nan=0.0) @ v[keys])
         return torch.cat(out)
 
@@ -78,13 +79,23 @@ WINDOWS = [
     ),
     Mistake(
         "no scale",
-        chunks(scale=lambda width: 1.0),
+        chunks(scale=lambda d, dv: 1.0),
         "the scores are not divided by the root of the width",
     ),
     Mistake(
         "scale by the width",
-        chunks(scale=lambda width: 1 / width),
+        chunks(scale=lambda d, dv: 1 / d),
         "the scores are divided by the width, not by its root",
+    ),
+    Mistake(
+        "scale by the values' width",
+        chunks(scale=lambda d, dv: dv**-0.5),
+        "the scores are divided by the root of the values' width, not the keys'",
+    ),
+    Mistake(
+        "masked with -1e4",
+        chunks(fill=-1e4),
+        "a masked key has a finite score, and the true ones lie below it: fill with -inf",
     ),
 ]
 
@@ -158,6 +169,16 @@ GATES = [
         mix(lambda logits: logits.sigmoid().flip(-1)),
         "the three gates are in the reverse order of the branches",
     ),
+    Mistake(
+        "gates of query 0",
+        mix(lambda logits: logits[:, :1].sigmoid().expand_as(logits)),
+        "every query uses the gates of query 0",
+    ),
+    Mistake(
+        "gates of a sharper slope",
+        mix(lambda logits: (2 * logits).sigmoid()),
+        "the gates are not the sigmoid, but one of twice its slope, as tanh is",
+    ),
 ]
 
 # --- 04.4: who trains shared keys ---
@@ -190,6 +211,19 @@ def with_the_other_at_zero(loss: Callable, weight: Tensor):
     return gradient(loss(far, nothing), far), gradient(loss(nothing, window), window)
 
 
+def at_one(loss: Callable, weight: Tensor):
+    """Both gradients where all weights are 1."""
+    return parts(lambda far, window: (far, window))(loss, torch.ones_like(weight))
+
+
+def after_a_step(loss: Callable, weight: Tensor):
+    """The gradient through the window after a step of training of the far branch."""
+    far = weight.clone().requires_grad_()
+    window = weight.clone().requires_grad_()
+    first = gradient(loss(far, weight), far)
+    return first, gradient(loss(weight - first, window), window)
+
+
 PARTS = [
     Mistake(
         "the sum, twice",
@@ -211,6 +245,26 @@ PARTS = [
         with_the_other_at_zero,
         "one branch's weight was set to 0 to measure the other: that changes the loss, and the "
         "gradient with it",
+    ),
+    Mistake(
+        "at ones",
+        at_one,
+        "the gradients are those of a weight of ones, not of the one that was given",
+    ),
+    Mistake(
+        "after a step of the far branch",
+        after_a_step,
+        "the far branch's weight had moved before the window's gradient was taken",
+    ),
+    Mistake(
+        "clipped",
+        parts(lambda far, window: (far.clamp(-10, 10), window.clamp(-10, 10))),
+        "large gradients were clipped",
+    ),
+    Mistake(
+        "made of length 1",
+        parts(lambda far, window: (far / far.norm(), window / window.norm())),
+        "the gradients were divided by their length",
     ),
 ]
 
@@ -323,5 +377,20 @@ STEPS = [
         "gates crossed",
         step(gate=lambda gates: gates.flip(0)),
         "each branch has the other one's gate",
+    ),
+    Mistake(
+        "blocks end at multiples of the stride",
+        step(ends=lambda t, l, d: t + 1 >= l and (t + 1) % d == 0),
+        "query {row}: block i ends at token i d + l - 1, and {stride} need not divide that plus 1",
+    ),
+    Mistake(
+        "two strides a block",
+        step(ends=lambda t, l, d: t + 1 >= 2 * d and (t + 1) % d == 0),
+        "query {row}: a block has {size} tokens, and was taken to have two strides",
+    ),
+    Mistake(
+        "gates through a softmax",
+        step(gate=lambda gates: gates.softmax(0)),
+        "the two gates went through a softmax, and they are gates already",
     ),
 ]

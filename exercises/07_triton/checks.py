@@ -297,10 +297,10 @@ TILES = {
     "a ragged end": dict(length=21),
     "wide tiles of keys": dict(length=20, tiles=(16, 32), D=32, DV=16),
     "tall tiles of queries": dict(length=25, tiles=(32, 16), DV=64, scale=0.5),
-    "large scores": dict(length=16, levels=[512.0], DV=16),
-    "very negative scores": dict(length=18, levels=[-512.0], D=64, DV=16, scale=0.125),
+    "large scores": dict(length=16, levels=[256.0], DV=16),
+    "very negative scores": dict(length=18, levels=[-256.0], D=64, DV=16, scale=0.125),
     "scores far below -10000": dict(length=17, levels=[-16384.0], fall=64.0, DV=16),
-    "queries far apart": dict(length=19, levels=[512.0, -512.0, 0.0], DV=16),
+    "queries far apart": dict(length=19, levels=[256.0, -256.0, 0.0], DV=16),
     "equal scores": dict(length=23, levels=[0.0], flat=True, tiles=(16, 32), DV=16),
     "scores that fall along the keys": dict(length=34, fall=16.0, DV=16),
     "all programs but the last": dict(length=38, D=32, DV=16, skipped=1),
@@ -434,8 +434,8 @@ CHOICES = {
     "NaN in blocks that are not chosen": dict(
         ids=[[1, 3, -1], [1, 3, -1]], start=60, length=90, hidden=torch.nan
     ),
-    "large scores": dict(ids=[[0, 1], [1, -1]], start=20, level=512.0),
-    "very negative scores": dict(ids=[[0, -1], [0, 1]], start=24, level=-512.0),
+    "large scores": dict(ids=[[0, 1], [1, -1]], start=20, level=256.0),
+    "very negative scores": dict(ids=[[0, -1], [0, 1]], start=24, level=-256.0),
     "all programs but the last": dict(ids=[[0, 1], [1, -1], [0, 1]], start=26, skipped=1),
 }
 
@@ -497,7 +497,7 @@ def explain_selected(got, expected, q, k, v, ids, start, scale, l_sel, skipped):
     by_query = out.transpose(0, 1)
     said = None if overwritten else explain_padding(by_query, ids)
     said = said or explain_memory(by_query, overwritten, "query")
-    if said or not is_plain(q, l_sel):
+    if said or not is_plain(q, k, l_sel):
         return said
     known = [*mistakes.SELECTED, mistakes.LAST_ID] if ids.shape[1] > 1 else mistakes.SELECTED
     arguments = (q, k, v, ids, start, scale, l_sel, skipped)
@@ -505,9 +505,9 @@ def explain_selected(got, expected, q, k, v, ids, start, scale, l_sel, skipped):
     return name_mistake(got, known, arguments, call=call_selected, part=output, **places)
 
 
-def is_plain(q: Tensor, l_sel: int) -> bool:
+def is_plain(q: Tensor, k: Tensor, l_sel: int) -> bool:
     """Whether it is one of the first cases; in the others a known mistake is not looked for."""
-    return q.shape[0] == q.shape[2] == l_sel == 16 and bool(q.abs().max() < 100)
+    return q.shape[0] == q.shape[2] == l_sel == 16 and bool(k.abs().max() < 100)
 
 
 def explain_padding(by_query: Tensor, ids: Tensor) -> str | None:

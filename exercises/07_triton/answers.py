@@ -270,22 +270,6 @@ def softmax_beside_a_kernel(s, seen, out, scale):
     softmax_in_pytorch(s, seen, out, scale)
 
 
-@triton.jit
-def softmax_of_all_rows(
-    s, seen, out, s_row, out_row, scale, WIDTH: tl.constexpr, PADDED: tl.constexpr
-):
-    """Every program goes over all rows."""
-    column = tl.arange(0, PADDED)
-    for row in range(tl.num_programs(0)):
-        mask = column < tl.load(seen + row)
-        x = tl.load(s + row * s_row + column, mask=mask, other=-float("inf")) * scale
-        top = tl.max(x, 0)
-        p = tl.exp(x - tl.where(top == -float("inf"), 0.0, top))
-        total = tl.sum(p, 0)
-        p = p / tl.where(total > 0, total, 1.0)
-        tl.store(out + row * out_row + column, p, mask=column < WIDTH)
-
-
 SOFTMAX = [
     *planted(mistakes.SOFTMAX),
     *planted(
@@ -298,7 +282,7 @@ SOFTMAX = [
                 "stride of the rows ignored": "NaN lies in memory around the inputs",
                 "unscaled maximum": "the weights are all 0",
                 "no maximum": "the weights are not finite",
-                "empty row": "row 0 may use nothing, and its weights are NaN",
+                "empty row": "may use nothing, and its weights are NaN",
                 "maximum from 0 on": "the weights are all 0",
                 "maximum from -10000 on": "scores far below -10000: the weights are all 0",
                 "the smallest": "the weights are not finite",
@@ -312,11 +296,6 @@ SOFTMAX = [
         )
     ),
     Wrong("scale lost at the launch", scale_lost_at_the_launch, "not multiplied by scale"),
-    Wrong(
-        "every program does everything",
-        mistakes.launch_softmax(softmax_of_all_rows),
-        "row",
-    ),
     Wrong("no kernel", softmax_in_pytorch, "no kernel was launched"),
     Wrong("PyTorch beside a kernel", softmax_beside_a_kernel, "by something else than the kernel"),
     Wrong(
@@ -522,10 +501,10 @@ FLASH = [
             mistakes.flash,
             {
                 "maximum from 0 on": "the result is not finite",
-                "maximum of the newest tile": "the result is not finite",
+                "maximum of the newest tile": "query 0 is NaN",
                 "one maximum for all queries": "the result is not finite",
-                "-100 for masked scores": "very negative scores: out: query 0",
-                "-10000 for masked scores": "scores far below -10000: out: query 0",
+                "-100 for masked scores": "very negative scores: the result is 0",
+                "-10000 for masked scores": "scores far below -10000: the result is 0",
             },
         )
     ),
@@ -547,7 +526,7 @@ FLASH = [
         flash_with_tiles(lambda M, N: (16, 16)),
         "2 programs were launched, and 1 were asked for",
     ),
-    Wrong("scale from the width", scale_from_the_width, "tall tiles of queries: out: query 1"),
+    Wrong("scale from the width", scale_from_the_width, "wide tiles of keys: out: query 1"),
     Wrong("keys before the tile, in PyTorch", keys_before_the_tile, "before the program's own"),
     Wrong("scale lost at the launch", scale_lost, "not multiplied by scale"),
 ]

@@ -436,6 +436,7 @@ CHOICES = {
     ),
     "large scores": dict(ids=[[0, 1], [1, -1]], start=20, level=256.0),
     "very negative scores": dict(ids=[[0, -1], [0, 1]], start=24, level=-256.0),
+    "equal scores": dict(ids=[[1, 2, -1], [0, 1, 2]], start=39, spread=0.0),
     "all programs but the last": dict(ids=[[0, 1], [1, -1], [0, 1]], start=26, skipped=1),
 }
 
@@ -458,9 +459,9 @@ def selected_case(
     return Case(name, arguments, expected, axes, explain_selected, call_selected)
 
 
-def random_heads(generator, count, length, scale, R=16, D=16, level=0.0):
+def random_heads(generator, count, length, scale, R=16, D=16, level=0.0, spread=1.0):
     """q (R, T, D), k and v (S, D); scores are moved by `level`, without rounding."""
-    q = torch.randn(R, count, D, generator=generator)
+    q = torch.randn(R, count, D, generator=generator) * spread
     k, v = torch.randn(2, length, D, generator=generator)
     if level:
         q, k = ((8 * x).round() / 8 for x in (q, k))

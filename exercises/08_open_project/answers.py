@@ -226,7 +226,7 @@ CHOICES = [
     Wrong(
         "rounded twice",
         choice(room=lambda own, kept, budget, size: budget // size - kept * own // size),
-        "one vector short: 2 x 10 vectors kept and 5 blocks of 9 are 65 vectors, and the budget is 64",
+        "one vector short: 2 x 10 vectors kept and 5 blocks of 9 are 65 vectors",
     ),
     Wrong(
         "one block besides the forced ones, always",

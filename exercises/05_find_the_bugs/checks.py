@@ -251,7 +251,8 @@ def far_from_0(*levels):
 
 def beyond_finite_masks(q, k):
     """Scores around -32768, one of them at least 64 above the others: a key gets all or nothing."""
-    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    q = torch.zeros_like(q)
+    k = torch.zeros_like(k)
     q[:, :, 0] = -128.0 * q.shape[2] ** 0.5
     k[:, 0] = 256.0
     q[:, :, 1] = 64.0 * q.shape[2] ** 0.5
@@ -348,7 +349,8 @@ def explain_importance(got, expected, q, k, block_size, stride, select_block_siz
 
 def lost_by_exp(got: Tensor, expected: Tensor, q: Tensor, k: Tensor) -> str | None:
     """The first query whose importances sum to less than they must, where scores are far from 0."""
-    sums, right = got.sum(1), expected.sum(1)
+    sums = got.sum(1)
+    right = expected.sum(1)
     lost = (sums < 0.99 * right).nonzero().flatten().tolist()
     if not lost or not are_far(q, k):
         return None

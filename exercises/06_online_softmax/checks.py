@@ -375,7 +375,8 @@ def level(*levels):
 
 def below_any_mask(q, k):
     """Scores around -32768, one of them at least 64 above the others: a key gets all or nothing."""
-    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    q = torch.zeros_like(q)
+    k = torch.zeros_like(k)
     q[:, 0] = -128.0 * q.shape[1] ** 0.5
     k[:, 0] = 256.0
     q[:, 1] = 64.0 * q.shape[1] ** 0.5

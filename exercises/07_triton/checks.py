@@ -508,7 +508,7 @@ def explain_selected(got, expected, q, k, v, ids, start, scale, l_sel, skipped):
 
 def is_plain(q: Tensor, k: Tensor, l_sel: int) -> bool:
     """Whether it is one of the first cases; in the others a known mistake is not looked for."""
-    return q.shape[0] == q.shape[2] == l_sel == 16 and bool(k.abs().max() < 100)
+    return q.shape[0] == q.shape[2] == l_sel == 16 and bool(q.any() and k.abs().max() < 100)
 
 
 def explain_padding(by_query: Tensor, ids: Tensor) -> str | None:

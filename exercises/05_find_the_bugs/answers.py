@@ -29,15 +29,37 @@ def split_by_unfold(x, block_size, stride):
     return x.unfold(0, block_size, stride).movedim(-1, 1)
 
 
+def split_by_strides(x, block_size, stride):
+    """A view, with the strides that x has."""
+    count = len(range(block_size, len(x) + 1, stride))
+    token, channel = x.stride()
+    shape = (count, block_size, x.shape[1])
+    return x.as_strided(shape, (token * stride, token, channel))
+
+
 def split_by_matrix(x, block_size, stride):
-    """A matrix of zeros and ones picks the tokens."""
+    """A matrix of zeros and ones picks the tokens, and multiplies the others by 0."""
     rows = [
-        torch.eye(len(x))[i : i + block_size]
+        torch.eye(len(x), dtype=x.dtype)[i : i + block_size]
         for i in range(0, len(x), stride)
         if i + block_size <= len(x)
     ]
-    picks = torch.stack(rows) if rows else torch.zeros(0, block_size, len(x))
+    picks = torch.stack(rows) if rows else x.new_zeros(0, block_size, len(x))
     return picks @ x
+
+
+def as_if_without_gaps(x, block_size, stride):
+    """A view, with the strides that x would have if its rows touched each other."""
+    count = len(range(block_size, len(x) + 1, stride))
+    width = x.shape[1]
+    return x.as_strided((count, block_size, width), (width * stride, width, 1))
+
+
+def empty_of_floats(x, block_size, stride):
+    """No block of whole numbers becomes no block of floating point numbers."""
+    if len(x) < block_size:
+        return torch.zeros(0, block_size, x.shape[1])
+    return split_by_index(x, block_size, stride)
 
 
 def padded(x, block_size, stride):
@@ -87,6 +109,28 @@ SPLITS = [
         lambda x, l, d: x.unfold(0, l, d).transpose(1, 2),
         "exactly one token too few: the function raised RuntimeError",
     ),
+    Wrong("by a matrix of zeros and ones", split_by_matrix, "block 0 holds NaN: the tail"),
+    Wrong(
+        "always 4 tokens",
+        lambda x, l, d: mistakes.cut(x, 4, d),
+        "blocks of three strides: the shape is (6, 4, 3)",
+    ),
+    Wrong(
+        "always two strides",
+        lambda x, l, d: mistakes.cut(x, 2 * d, d),
+        "one block: the shape is (0, 8, 3)",
+    ),
+    Wrong(
+        "strides of a table without gaps",
+        as_if_without_gaps,
+        "columns of a wider table: block 0, place 1, channel 0: got",
+    ),
+    Wrong("empty, and of floats", empty_of_floats, "and integer was asked for"),
+    Wrong(
+        "floats for whole numbers",
+        lambda x, l, d: split_by_index(x.float(), l, d),
+        "the dtype is torch.float32, and integer was asked for",
+    ),
     Wrong("ends aligned, not beginnings", ends_aligned, "block 0 holds tokens 1 to 4"),
     Wrong(
         "newest block first",
@@ -120,10 +164,36 @@ def causal_one_token_at_a_time(f, x):
     return not any(leaks)
 
 
-def causal_by_cutting(f, x):
-    """The rows so far, from the tokens so far."""
+def causal_by_own_rows(f, x):
+    """All later tokens replaced, from the last row to the first, and row t alone compared."""
+    out = f(x).clone()
+    for t in reversed(range(len(x) - 1)):
+        for value in (1e6, -1e6):
+            rest = torch.full_like(x[t + 1 :], value)
+            if bool((f(torch.cat([x[: t + 1], rest]))[t] - out[t]).any()):
+                return False
+    return True
+
+
+def by_cutting(f, x):
+    """The rows so far, from the tokens so far: later tokens are gone, and take no other value."""
     out = f(x)
     return all(torch.equal(f(x[:t]), out[:t]) for t in range(1, len(x) + 1))
+
+
+def at_numbers_of_its_own(f, x):
+    """The right test, at another x."""
+    return causal_by_own_rows(f, torch.randn_like(x))
+
+
+def only_channel_0(rest):
+    """Large random numbers in channel 0."""
+    return torch.cat([large(rest)[:, :1], rest[:, 1:]], 1)
+
+
+def large(rest):
+    """Large random numbers of both signs."""
+    return 1000.0 * torch.randn_like(rest) + 500.0
 
 
 def perturb(change=lambda rest: rest * 0 + 1e4, places=range, own=0, alike=torch.equal):
@@ -168,8 +238,59 @@ TESTS = [
         "causal means exactly 0",
     ),
     Wrong("a small change", perturb(change=lambda rest: rest + 0.01), "no small change"),
-    Wrong("a gradient", by_jacobian, "no gradient and no small change shows that"),
+    Wrong("a gradient", by_jacobian, "and causal means exactly 0"),
     Wrong("NaN as poison", perturb(change=lambda rest: rest * torch.nan), "0 times NaN"),
+    Wrong("tokens cut off, not replaced", by_cutting, "other numbers must take its place"),
+    Wrong("x of its own", at_numbers_of_its_own, "take the x that is given"),
+    Wrong("zeros", perturb(change=torch.zeros_like), "all of x is 0 here"),
+    Wrong("the same added to all", perturb(change=lambda rest: rest + 100), "below -60"),
+    Wrong("signs turned", perturb(change=torch.neg), "other numbers must take its place"),
+    Wrong(
+        "multiplied", perturb(change=lambda rest: rest * 1000), "other numbers must take its place"
+    ),
+    Wrong("another order", perturb(change=lambda rest: rest.flip(0)), "another order of them"),
+    Wrong("small numbers", perturb(change=lambda rest: rest * 0 + 0.5), "by large numbers too"),
+    Wrong(
+        "large numbers of one sign",
+        perturb(change=lambda rest: torch.full_like(rest, 1e6)),
+        "below -60: replace by such numbers too",
+    ),
+    Wrong(
+        "very negative numbers only",
+        perturb(change=lambda rest: torch.full_like(rest, -1e6)),
+        "above 60: replace by large numbers too",
+    ),
+    Wrong("channel 0 changed", perturb(change=only_channel_0), "channel 1 of the next token"),
+    Wrong(
+        "channel 0 compared",
+        perturb(change=large, alike=lambda a, b: torch.equal(a[:, 0], b[:, 0])),
+        "added to channel 1 and taken from channel 2",
+    ),
+    Wrong(
+        "sums of rows compared",
+        perturb(change=large, alike=lambda a, b: torch.equal(a.sum(1), b.sum(1))),
+        "added to channel 1 and taken from channel 2",
+    ),
+    Wrong(
+        "allclose after a large change",
+        perturb(change=large, alike=torch.allclose),
+        "1e-9 times the sign of its successor",
+    ),
+    Wrong(
+        "every second token",
+        perturb(change=large, places=lambda n: range(0, n, 2)),
+        "row 1 reads token 2",
+    ),
+    Wrong(
+        "the first 8 tokens",
+        perturb(change=large, places=lambda n: range(min(n, 8))),
+        "row 12 of 14 reads token 13",
+    ),
+    Wrong(
+        "the second half",
+        perturb(change=large, places=lambda n: range(n // 2, n)),
+        "row 1 reads token 2",
+    ),
     Wrong("own row compared to its future", perturb(own=1), "with token t itself"),
     Wrong("all rows compared", lambda f, x: torch.equal(f(x + 1e4), f(x)), "token t itself"),
     Wrong("never False", lambda f, x: True, "the test returned True"),
@@ -209,16 +330,66 @@ def importance_by_package(q, k, block_size, stride, select_block_size):
     )[0, 0]
 
 
-def importance_in_double(q, k, block_size, stride, select_block_size):
-    """One-hot strips, in double."""
-    q, k = (x.double() for x in (q, k))
-    i = torch.arange(len(k))
+def largest_seen(scores):
+    """The largest score of each row; 0 where it sees none."""
+    empty = scores.new_full((*scores.shape[:2], 1), -torch.inf)
+    top = torch.cat([scores, empty], 2).amax(2, keepdim=True)
+    return top.masked_fill(top == -torch.inf, 0.0)
+
+
+def by_strips(top=largest_seen, kind=torch.float64, hidden=-torch.inf):
+    """One-hot strips; top(scores) is subtracted before exp, hidden stands for what is not seen."""
+
+    def answer(q, k, block_size, stride, select_block_size):
+        q, k = (x.to(kind) for x in (q, k))
+        i = torch.arange(len(k))
+        t = torch.arange(q.shape[1])[:, None]
+        seen = i * stride + block_size <= t + 1
+        scores = (q @ k.T / q.shape[-1] ** 0.5).masked_fill(~seen, hidden)
+        e = torch.exp(scores - top(scores)) * seen
+        total = e.sum(-1, keepdim=True)
+        p = (e / torch.where(total == 0, 1, total)).sum(0)
+        token = i[:, None] * stride + torch.arange(0, block_size, stride)  # the strips of a block
+        blocks = -(-q.shape[1] // select_block_size)
+        return p @ F.one_hot(token // select_block_size, blocks).sum(1).to(kind)
+
+    return answer
+
+
+def importance_by_vmap(q, k, block_size, stride, select_block_size):
+    """Head by head, by torch.vmap, and an einsum."""
     t = torch.arange(q.shape[1])[:, None]
-    e = torch.exp(q @ k.T / q.shape[-1] ** 0.5) * (i * stride + block_size <= t + 1)
-    p = (e / e.sum(-1, keepdim=True).clamp(min=1e-300)).sum(0)
-    token = i[:, None] * stride + torch.arange(0, block_size, stride)  # the strips of a block
-    blocks = -(-q.shape[1] // select_block_size)
-    return p @ F.one_hot(token // select_block_size, blocks).sum(1).double()
+    i = torch.arange(len(k))
+    seen = mistakes.has_passed(i, t, block_size, stride)
+
+    def weigh(head):
+        scores = (head @ k.T / head.shape[1] ** 0.5).masked_fill(~seen, -torch.inf)
+        return torch.where(seen, scores.softmax(-1), 0.0)
+
+    j = torch.arange(-(-q.shape[1] // select_block_size))
+    shared = mistakes.shared_tokens(i[:, None], j, block_size, stride, select_block_size)
+    return torch.einsum("hti,ij->tj", torch.vmap(weigh)(q), shared / stride)
+
+
+def columns_from_the_keys(q, k, block_size, stride, select_block_size):
+    """As many columns as the compressed keys reach."""
+    reach = (len(k) - 1) * stride + block_size
+    columns = max(0, -(-reach // select_block_size))
+    return importance_by_loop(q, k, block_size, stride, select_block_size)[:, :columns]
+
+
+def softmax_of_all(q, k, block_size, stride, select_block_size):
+    """Weights of seen and unseen keys, and then times 0 or 1: NaN stays NaN."""
+    i = torch.arange(len(k))
+    seen = mistakes.has_passed(i, torch.arange(q.shape[1])[:, None], block_size, stride)
+    scores = q @ k.T / q.shape[-1] ** 0.5
+    e = (scores - largest_seen(scores)).exp() * seen
+    total = e.sum(-1, keepdim=True)
+    p = (e / torch.where(total == 0, 1, total)).sum(0)
+    j = torch.arange(-(-q.shape[1] // select_block_size))
+    return p @ (
+        mistakes.shared_tokens(i[:, None], j, block_size, stride, select_block_size) / stride
+    )
 
 
 def finite_mask(q, k, block_size, stride, select_block_size):
@@ -245,6 +416,33 @@ IMPORTANCES = [
         "no scale, by loop",
         lambda q, *others: importance_by_loop(q * q.shape[-1] ** 0.5, *others),
         "not divided by the root of the width",
+    ),
+    Wrong(
+        "no maximum",
+        by_strips(top=lambda scores: 0.0, kind=torch.float32),
+        "exp of a large score is inf",
+    ),
+    Wrong("no maximum, in double", by_strips(top=lambda scores: 0.0), "exp of a large score is"),
+    Wrong(
+        "maximum from 0 on",
+        by_strips(top=lambda scores: largest_seen(scores).clamp(min=0)),
+        "of a very negative one 0; subtract the row's largest",
+    ),
+    Wrong(
+        "one maximum for all rows",
+        by_strips(top=lambda scores: largest_seen(scores.reshape(1, 1, -1))),
+        "it has not passed are NaN here",
+    ),
+    Wrong(
+        "-10000 for the mask, 0 after it",
+        by_strips(hidden=-1e4),
+        "of a very negative one 0; subtract the row's largest",
+    ),
+    Wrong("masked after exp", softmax_of_all, "it has not passed are NaN here"),
+    Wrong(
+        "columns from the keys",
+        columns_from_the_keys,
+        "blocks of four strides: the shape is (37, 3)",
     ),
     Wrong("the skeleton's", lambda q, k, l, d, l_sel: q[0] @ k.T, "the shape is (12, 6)"),
     Wrong("a finite number for the mask", finite_mask, "its importance is not 0"),
@@ -275,15 +473,15 @@ def choice_one_at_a_time(score, select_block_size, num_selected):
     score = score.double().clone()
     j = torch.arange(score.shape[1])
     own = torch.arange(len(score))[:, None] // select_block_size
-    score[((j == 0) | (j == own) | (j == own - 1)).expand_as(score)] = 1e30
-    score[(j > own).expand_as(score)] = -1e30
+    score[((j == 0) | (j == own) | (j == own - 1)).expand_as(score)] = torch.inf
+    score[(j > own).expand_as(score)] = -torch.inf
     end = score.shape[1]
     columns = []
     for _ in range(num_selected):
         best = score.argmax(1)  # argmax returns the first of several
-        found = score.gather(1, best[:, None])[:, 0] > -1e30
+        found = score.gather(1, best[:, None])[:, 0] > -torch.inf
         columns.append(torch.where(found, best, end))
-        score.scatter_(1, best[:, None], -1e30)
+        score.scatter_(1, best[:, None], -torch.inf)
     ids = torch.stack(columns, 1).sort(1).values
     return torch.where(ids == end, -1, ids).int()
 
@@ -306,6 +504,7 @@ NONE = 10**6  # stands behind every id
 
 def choice(
     boost=torch.inf,
+    hidden=-torch.inf,
     forced=forced_blocks,
     mask=True,
     mask_again=True,
@@ -313,13 +512,16 @@ def choice(
     ascending=True,
     room=0,
 ):
-    """The choice by one sort, with one step changed; forced blocks have the score `boost`."""
+    """The choice by one sort, with one step changed.
+
+    Forced blocks have the score `boost`, and those that have not begun `hidden`.
+    """
 
     def answer(score, l_sel, n):
         j = torch.arange(score.shape[1])
         own = torch.arange(len(score))[:, None] // l_sel
         rank = torch.where(forced(own, j), boost, score)
-        rank = rank.masked_fill((j > own) & mask, -torch.inf)
+        rank = rank.masked_fill((j > own) & mask, hidden)
         order = falling(rank, stable)[:, : n - room]
         ids = F.pad(order, (0, n - order.shape[1]), value=NONE)
         ids = ids.masked_fill((ids > own) & mask_again, NONE)
@@ -335,6 +537,12 @@ def falling(rank, stable=True):
     if stable:
         return rank.sort(dim=1, descending=True, stable=True).indices
     return rank.shape[1] - 1 - rank.flip(1).sort(dim=1, descending=True, stable=True).indices
+
+
+def scores_times_the_mask(score, l_sel, n):
+    """0 for what has not begun, by a product."""
+    legal = torch.arange(score.shape[1]) * l_sel <= torch.arange(len(score))[:, None]
+    return choice(mask=False)(score * legal, l_sel, n)
 
 
 def block_0_twice(score, l_sel, n):
@@ -392,6 +600,34 @@ CHOICES = [
     Wrong("block 0 twice", block_0_twice, "query 0 chose block 0 3 times"),
     Wrong("ties to the higher id", choice(stable=False), "tie, and the higher one was chosen"),
     Wrong("in order of rank", choice(ascending=False), "but not ascending"),
+    Wrong("forced by a score of 1e9", choice(boost=1e9), "it is forced"),
+    Wrong("0 for what has not begun", choice(hidden=0.0), "blocks; "),
+    Wrong("-1e9 for what has not begun", choice(hidden=-1e9), "blocks; "),
+    Wrong(
+        "scores times the mask",
+        scores_times_the_mask,
+        "blocks; ",
+    ),
+    Wrong(
+        "sizes of scores, not scores",
+        lambda score, l_sel, n: choice_by_sets(score.abs(), l_sel, n),
+        "with score -",
+    ),
+    Wrong(
+        "scores in half precision",
+        lambda score, l_sel, n: choice_by_sets(score.half(), l_sel, n),
+        "scores that differ by little: query",
+    ),
+    Wrong(
+        "size of a block from the shape",
+        lambda score, l_sel, n: choice_by_sets(score, len(score) // score.shape[1], n),
+        "which begins at token",
+    ),
+    Wrong(
+        "size of a block from the shape, rounded up",
+        lambda score, l_sel, n: choice_by_sets(score, -(-len(score) // score.shape[1]), n),
+        "a last block of one token: query 5 chose block 1, which begins at token 6",
+    ),
     Wrong("one block too few", choice(room=1), "query 3 chose 3 blocks"),
     Wrong(
         "crash when blocks are few",
@@ -506,6 +742,22 @@ def with_crossed_branches(x, p, sizes):
     return layer_by_package(x, {**p, **crossed}, sizes)
 
 
+def with_two_heads(x, p, sizes):
+    """H and D as the notebook has them."""
+    q = (x @ p["query"]).unflatten(1, (2, 4))
+    assert q.shape[1] * 3 == p["gate"]["second"].shape[1]
+    return layer_by_package(x, p, sizes)
+
+
+FIRST_SIZES = {}
+
+
+def with_the_first_sizes(x, p, sizes):
+    """The sizes are looked up once."""
+    FIRST_SIZES.update(FIRST_SIZES or sizes)
+    return layer_by_package(x, p, FIRST_SIZES)
+
+
 def with_detached_keys(x, p, sizes):
     """The right output, whose keys get no gradient."""
     keys = {b: w.detach() for b, w in p["keys"].items()}
@@ -520,6 +772,29 @@ LAYERS = [
         lambda x, p, sizes: layer_by_package(x, {**p, "phi_v": p["phi_k"]}, sizes),
         "phi_k makes the compressed values too",
     ),
+    Wrong("two heads of width 4", with_two_heads, "three heads, blocks of three strides: the"),
+    Wrong(
+        "the first sizes for ever",
+        with_the_first_sizes,
+        "three heads, blocks of three strides: the",
+    ),
+    Wrong(
+        "x scaled in place",
+        lambda x, p, sizes: layer_by_package(x.mul_(0.5), p, sizes),
+        "the function changed its input x in place",
+    ),
+    Wrong(
+        "number and window exchanged, by package",
+        lambda x, p, sizes: layer_by_package(
+            x, p, {**sizes, "window": sizes["num_selected"], "num_selected": sizes["window"]}
+        ),
+        "num_selected and window are exchanged",
+    ),
+    Wrong(
+        "half a block for a stride",
+        mistakes.resized(lambda s: {"stride": s["block_size"] // 2}),
+        "must be a multiple of stride = 3",
+    ),
     Wrong("keys detached", with_detached_keys, "no gradient reaches the compressed keys"),
     Wrong(
         "rows before heads",
@@ -528,10 +803,13 @@ LAYERS = [
     ),
 ]
 
+importance_in_double = by_strips()
+importance_in_double.__name__ = "importance_in_double"
+
 RIGHT = {
-    "05.1": [split_by_index, split_by_unfold, split_by_matrix],
-    "05.2": [causal_by_replacing, causal_one_token_at_a_time, causal_by_cutting],
-    "05.3": [importance_by_loop, importance_by_package, importance_in_double],
+    "05.1": [split_by_index, split_by_unfold, split_by_strides],
+    "05.2": [causal_by_replacing, causal_one_token_at_a_time, causal_by_own_rows],
+    "05.3": [importance_by_loop, importance_by_package, importance_by_vmap, importance_in_double],
     "05.4": [choice_by_sets, choice_one_at_a_time, choice_by_package],
     "05.5": [layer_by_package, layer_with_masks, layer_in_double],
 }

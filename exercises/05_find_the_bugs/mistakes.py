@@ -67,6 +67,12 @@ def shared_tokens(i: Tensor, j: Tensor, l: int, d: int, l_sel: int) -> Tensor:
     return (ends - torch.maximum(i * d, j * l_sel)).clamp(min=0)
 
 
+def half_and_half(i: Tensor, j: Tensor, l: int, d: int, l_sel: int) -> Tensor:
+    """All of a block inside, and half of one that lies across a border, in strides."""
+    shared = shared_tokens(i, j, l, d, l_sel)
+    return ((shared > 0).float() + (shared == l).float()) / 2 * l / d
+
+
 def printed(i: Tensor, j: Tensor, l: int, d: int, l_sel: int) -> Tensor:
     """How often Eq. 9, as printed for blocks from 1, reads compression block i."""
     pairs = [(m, n) for m in range(l_sel // d) for n in range(l // d)]
@@ -142,6 +148,21 @@ IMPORTANCES = [
         "tokens, not strides",
         importance(share=shared_tokens),
         "an overlap counts its tokens, and it should count strides",
+    ),
+    Mistake(
+        "half and half",
+        importance(share=half_and_half),
+        "a block across a border is split half and half, and it lies there with more or less",
+    ),
+    Mistake(
+        "strides of two tokens",
+        importance(share=lambda *blocks: shared_tokens(*blocks) / 2),
+        "an overlap is divided by 2, whatever the stride is",
+    ),
+    Mistake(
+        "scores halved",
+        importance(scale=lambda width: 0.5),
+        "the scores are halved, and the root of the width is not always 2",
     ),
     Mistake(
         "no overlap",
@@ -239,6 +260,11 @@ def no_position(p: dict) -> dict:
     return {phi: {**p[phi], "position": zero} for phi in ("phi_k", "phi_v")}
 
 
+def resized(change: Callable) -> Callable:
+    """The right layer with other sizes; the weights' blocks stay as long as they are."""
+    return lambda x, p, sizes: layer()(x, p, {**sizes, **change(sizes)})
+
+
 def branch_by_branch(p: dict) -> dict:
     """The gate's columns as they would go branch by branch."""
     second = p["gate"]["second"].unflatten(1, (3, -1)).transpose(1, 2).flatten(1)
@@ -309,5 +335,25 @@ LAYERS = [
         "columns branch by branch",
         rewired(branch_by_branch),
         "the gate's columns were read branch by branch, and they go head by head",
+    ),
+    Mistake(
+        "number and window exchanged",
+        resized(lambda s: {"num_selected": s["window"], "window": s["num_selected"]}),
+        "num_selected and window are exchanged",
+    ),
+    Mistake(
+        "selection blocks of the short size",
+        resized(lambda s: {"select_block_size": s["block_size"]}),
+        "selection blocks have block_size tokens, and select_block_size was asked for",
+    ),
+    Mistake(
+        "three blocks always",
+        resized(lambda s: {"num_selected": 3}),
+        "three blocks are selected, whatever num_selected says",
+    ),
+    Mistake(
+        "a window of one more",
+        resized(lambda s: {"window": s["window"] + 1}),
+        "the window holds the query's own token already, and one more was read",
     ),
 ]

@@ -126,7 +126,20 @@ def with_right_output(total: Callable) -> Callable:
     return answer
 
 
+def along_the_channels(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
+    """The output with its weights along the wrong axis, where that has the same length."""
+    if len(out_a) != out_a.shape[1]:
+        return merge()(out_a, lse_a[:, 0], out_b, lse_b[:, 0])[0]
+    share = torch.sigmoid(lse_a - lse_b).T
+    return share * out_a + (1 - share) * out_b
+
+
 OUTPUTS = [
+    Mistake(
+        "weights along the channels",
+        with_right_lse(along_the_channels),
+        "the weights run along the channels, and each query has weights of its own",
+    ),
     Mistake(
         "average",
         with_right_lse(lambda a, lse_a, b, lse_b: (a + b) / 2),

@@ -5,7 +5,7 @@ a check names by what they leave in memory. A few are written by hand, in other 
 mistake is judged by itself alone.
 """
 
-import kernels  # noqa: F401  before triton: without a GPU it turns the interpreter on
+import kernels  # before triton: without a GPU it turns the interpreter on
 
 # isort: split
 import torch
@@ -60,6 +60,85 @@ def unknown_name(x, y, out, a, block):
     raise NameError("name 'program_id' is not defined")
 
 
+@triton.jit
+def add_everything(x, y, out, a, size, BLOCK: tl.constexpr):
+    """Every program goes over all blocks."""
+    for first in range(0, size, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        mask = at < size
+        value = a * tl.load(x + at, mask=mask) + tl.load(y + at, mask=mask)
+        tl.store(out + at, value, mask=mask)
+
+
+@triton.jit
+def add_in_fours(x, y, out, a, size, BLOCK: tl.constexpr):
+    """Programs begin 4 places after one another."""
+    at = tl.program_id(0) * 4 + tl.arange(0, BLOCK)
+    mask = at < size
+    value = a * tl.load(x + at, mask=mask) + tl.load(y + at, mask=mask)
+    tl.store(out + at, value, mask=mask)
+
+
+@triton.jit
+def add_loaded_without_mask(x, y, out, a, size, BLOCK: tl.constexpr):
+    """Only the store is masked."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, a * tl.load(x + at) + tl.load(y + at), mask=at < size)
+
+
+@triton.jit
+def add_into_x_too(x, y, out, a, size, BLOCK: tl.constexpr):
+    """The sum is left in x as well."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < size
+    value = a * tl.load(x + at, mask=mask) + tl.load(y + at, mask=mask)
+    tl.store(x + at, value, mask=mask)
+    tl.store(out + at, value, mask=mask)
+
+
+@triton.jit
+def nothing(x):
+    """No work."""
+
+
+@triton.jit
+def copy(x, out, size, BLOCK: tl.constexpr):
+    """What was made elsewhere."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at, mask=at < size), mask=at < size)
+
+
+def in_pytorch(x, y, out, a, block):
+    """Right, and no kernel."""
+    torch.add(y, x, alpha=a, out=out)
+
+
+def in_numpy(x, y, out, a, block):
+    """Right, in an array that shares out's memory."""
+    out.cpu().numpy()[:] = a * x.cpu().numpy() + y.cpu().numpy()
+
+
+def beside_a_kernel(x, y, out, a, block):
+    """A kernel that does nothing, then PyTorch."""
+    nothing[(triton.cdiv(len(x), block),)](x)
+    in_pytorch(x, y, out, a, block)
+
+
+def copied_by_a_kernel(x, y, out, a, block):
+    """PyTorch computes, and a kernel copies."""
+    copy[(triton.cdiv(len(x), block),)](a * x + y, out, len(x), BLOCK=block)
+
+
+def with_block(size):
+    """The right kernel with blocks of its own; size(length) is theirs."""
+
+    def scaled_add(x, y, out, a, block):
+        own = size(len(x))
+        add_by_pointers[(triton.cdiv(len(x), own),)](x, y, out, a, len(x), BLOCK=own)
+
+    return scaled_add
+
+
 ADD = [
     *planted(mistakes.ADD),
     *planted(
@@ -76,6 +155,27 @@ ADD = [
             },
         )
     ),
+    Wrong(
+        "every program does everything", mistakes.launch_add(add_everything), "another one wrote"
+    ),
+    Wrong("blocks 4 places apart", mistakes.launch_add(add_in_fours), "was never written"),
+    Wrong(
+        "only the store masked",
+        mistakes.launch_add(add_loaded_without_mask),
+        "places outside of the tensors were loaded: mask these loads",
+    ),
+    Wrong("x overwritten", mistakes.launch_add(add_into_x_too), "the kernel changed its input x"),
+    Wrong("no kernel", in_pytorch, "no kernel was launched"),
+    Wrong("no kernel, in NumPy", in_numpy, "no kernel was launched"),
+    Wrong("PyTorch beside a kernel", beside_a_kernel, "written by something else than the kernel"),
+    Wrong("a kernel that copies", copied_by_a_kernel, "PyTorch made a tensor of"),
+    Wrong(
+        "one program for all",
+        with_block(triton.next_power_of_2),
+        "1 programs were launched, and 3 were asked for",
+    ),
+    Wrong("blocks of 4", with_block(lambda length: 4), "2 programs were launched, and 1 were"),
+    Wrong("a program for each", with_block(lambda length: 1), "8 programs were launched, and 1"),
     Wrong("a times the sum, in PyTorch", a_times_the_sum, "a multiplied the sum"),
     Wrong("a name that is not there", unknown_name, "NameError"),
 ]
@@ -157,6 +257,19 @@ def scale_lost_at_the_launch(s, seen, out, scale):
     mistakes.launch_softmax(softmax_by_log_sum)(s, seen, out, 1.0)
 
 
+def softmax_in_pytorch(s, seen, out, scale):
+    """Right, and no kernel."""
+    for row, count in enumerate(seen.tolist()):
+        out[row] = 0.0
+        out[row, :count] = (s[row, :count] * scale).softmax(0)
+
+
+def softmax_beside_a_kernel(s, seen, out, scale):
+    """A kernel that does nothing, then PyTorch."""
+    nothing[(len(s),)](s)
+    softmax_in_pytorch(s, seen, out, scale)
+
+
 SOFTMAX = [
     *planted(mistakes.SOFTMAX),
     *planted(
@@ -169,11 +282,22 @@ SOFTMAX = [
                 "stride of the rows ignored": "NaN lies in memory around the inputs",
                 "unscaled maximum": "the weights are all 0",
                 "no maximum": "the weights are not finite",
-                "empty row": "row 0 may use nothing, and its weights are NaN",
+                "empty row": "may use nothing, and its weights are NaN",
+                "maximum from 0 on": "the weights are all 0",
+                "maximum from -10000 on": "scores far below -10000: the weights are all 0",
+                "the smallest": "the weights are not finite",
+                "the first one": "the weights are not finite",
+                "the largest size": "the weights are all 0",
+                "-inf added": "NaN in numbers that a row may not use: row 0 is NaN",
+                "masked after the load": "outside of the tensors were loaded: mask these loads",
+                "rows of s as far apart as those of out": "NaN lies in memory around the inputs",
+                "rows of out as far apart as those of s": "memory outside of out was changed",
             },
         )
     ),
     Wrong("scale lost at the launch", scale_lost_at_the_launch, "not multiplied by scale"),
+    Wrong("no kernel", softmax_in_pytorch, "no kernel was launched"),
+    Wrong("PyTorch beside a kernel", softmax_beside_a_kernel, "by something else than the kernel"),
     Wrong(
         "only allowed places written",
         mistakes.launch_softmax(seen_numbers_only),
@@ -274,6 +398,80 @@ def scale_lost(q, k, v, out, scale, M, N):
     mistakes.launch_flash(flash_backwards)(q, k, v, out, 1.0, M, N)
 
 
+@triton.jit
+def flash_by_sums(
+    q, k, v, out, T, scale, D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, N: tl.constexpr
+):
+    """One key at a time: sums in place of matrix products, and the mask as a weight of 0."""
+    row = tl.program_id(0) * M + tl.arange(0, M)
+    d = tl.arange(0, D)
+    e = tl.arange(0, DV)
+    real = row < T
+    q_tile = tl.load(q + row[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
+    m_i = tl.full([M], -1e30, tl.float32)
+    l_i = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, DV], tl.float32)
+    for key in range(tl.minimum(tl.program_id(0) * M + M, T)):
+        s = tl.sum(q_tile * tl.load(k + key * D + d)[None, :], 1) * scale
+        seen = key <= row
+        m_new = tl.where(seen, tl.maximum(m_i, s), m_i)
+        p = tl.where(seen, tl.exp(tl.where(seen, s, m_new) - m_new), 0.0)
+        alpha = tl.exp(m_i - m_new)
+        l_i = l_i * alpha + p
+        acc = acc * alpha[:, None] + p[:, None] * tl.load(v + key * DV + e)[None, :]
+        m_i = m_new
+    to = out + row[:, None] * DV + e[None, :]
+    tl.store(to, acc / tl.where(real, l_i, 1.0)[:, None], mask=real[:, None])
+
+
+@triton.jit
+def flash_of_all_queries(
+    q, k, v, out, T, scale, D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, N: tl.constexpr
+):
+    """Every program goes over all tiles of queries."""
+    for first_query in range(0, T, M):
+        row = first_query + tl.arange(0, M)
+        q_tile = load_rows(q, row * D, row < T, D, D) * scale
+        top = tl.full([M], -float("inf"), tl.float32)
+        for first in range(0, tl.minimum(first_query + M, T), N):
+            top = tl.maximum(top, tl.max(causal_scores(q_tile, k, row, first, T, D, N), 1))
+        total = tl.zeros([M], tl.float32)
+        acc = tl.zeros([M, DV], tl.float32)
+        for first in range(0, tl.minimum(first_query + M, T), N):
+            key = first + tl.arange(0, N)
+            p = tl.exp(causal_scores(q_tile, k, row, first, T, D, N) - top[:, None])
+            total += tl.sum(p, 1)
+            v_tile = load_rows(v, key * DV, key < T, DV, DV)
+            acc = tl.dot(p, v_tile, acc, input_precision="ieee")
+        store_rows(out, row * DV, acc / total[:, None], row < T, DV, DV)
+
+
+def flash_in_pytorch(q, k, v, out, scale, M, N):
+    """Right, tile of queries by tile of queries, and no kernel."""
+    for t in torch.arange(len(q)).split(M):
+        seen = slice(0, int(t[-1]) + 1)
+        hidden = torch.arange(seen.stop) > t[:, None]
+        p = (q[t] @ k[seen].T * scale).masked_fill(hidden, -torch.inf).softmax(1)
+        out[t] = p @ v[seen]
+
+
+def flash_beside_a_kernel(q, k, v, out, scale, M, N):
+    """A kernel that does nothing, then PyTorch."""
+    nothing[(triton.cdiv(len(q), M),)](q)
+    flash_in_pytorch(q, k, v, out, scale, M, N)
+
+
+def flash_with_tiles(change):
+    """A right kernel with tiles of its own."""
+    right = mistakes.launch_flash(flash_in_two_walks)
+    return lambda q, k, v, out, scale, M, N: right(q, k, v, out, scale, *change(M, N))
+
+
+def scale_from_the_width(q, k, v, out, scale, M, N):
+    """A right kernel, and the root of the width in place of scale."""
+    mistakes.launch_flash(flash_in_two_walks)(q, k, v, out, q.shape[1] ** -0.5, M, N)
+
+
 FLASH = [
     *planted(mistakes.FLASH, {"not causal": "query 0 reads all 16 keys"}),
     *planted(
@@ -298,6 +496,37 @@ FLASH = [
             },
         )
     ),
+    *planted(
+        mistakes.flaws(
+            mistakes.flash,
+            {
+                "maximum from 0 on": "the result is not finite",
+                "maximum of the newest tile": "query 0 is NaN",
+                "one maximum for all queries": "the result is not finite",
+                "-100 for masked scores": "very negative scores: the result is 0",
+                "-10000 for masked scores": "scores far below -10000: the result is 0",
+            },
+        )
+    ),
+    Wrong("fold_in", mistakes.launch_flash(flash_in_powers_of_2), "fold_in was called"),
+    Wrong(
+        "every program does everything",
+        mistakes.launch_flash(flash_of_all_queries),
+        "the last program was left out, and another one wrote its places",
+    ),
+    Wrong("no kernel", flash_in_pytorch, "no kernel was launched"),
+    Wrong("PyTorch beside a kernel", flash_beside_a_kernel, "by something else than the kernel"),
+    Wrong(
+        "M and N exchanged",
+        flash_with_tiles(lambda M, N: (N, M)),
+        "1 programs were launched, and 2 were asked for",
+    ),
+    Wrong(
+        "tiles of 16 by 16",
+        flash_with_tiles(lambda M, N: (16, 16)),
+        "2 programs were launched, and 1 were asked for",
+    ),
+    Wrong("scale from the width", scale_from_the_width, "wide tiles of keys: out: query 1"),
     Wrong("keys before the tile, in PyTorch", keys_before_the_tile, "before the program's own"),
     Wrong("scale lost at the launch", scale_lost, "not multiplied by scale"),
 ]
@@ -409,8 +638,8 @@ def selected_by_sums(
     for step in range(2 * n):
         j = tl.load(ids + i * n + step % n)
         key = tl.maximum(j, 0) * SELECT_BLOCK_SIZE + tl.arange(0, SELECT_BLOCK_SIZE)
-        k_tile = load_rows(k, key * D, key < S, D, D)
-        v_tile = load_rows(v, key * D, key < S, D, D)
+        k_tile = load_rows(k, key * D, (key < S) & (j >= 0), D, D)
+        v_tile = load_rows(v, key * D, (key < S) & (j >= 0), D, D)
         s = tl.sum(k_tile[None, :, :] * q_tile[:, None, :], 2) * scale  # [R, l']
         s = tl.where(((key <= start + i) & (j >= 0))[None, :], s, -float("inf"))
         if step < n:
@@ -427,6 +656,75 @@ def position_lost(q, k, v, ids, out, start, scale, select_block_size):
     mistakes.launch_selected(selected_by_hand)(q, k, v, ids, out, 0, scale, select_block_size)
 
 
+def selected_in_pytorch(q, k, v, ids, out, start, scale, select_block_size):
+    """Right, query by query, and no kernel."""
+    for i, row in enumerate(ids.tolist()):
+        tokens = range(start + i + 1)
+        seen = [s for s in tokens if s // select_block_size in row]
+        out[:, i] = (q[:, i] @ k[seen].T * scale).softmax(1) @ v[seen] if seen else 0.0
+
+
+def selected_beside_a_kernel(q, *others):
+    """A kernel that does nothing, then PyTorch."""
+    nothing[(q.shape[1],)](q)
+    selected_in_pytorch(q, *others)
+
+
+def selected_by_package(q, k, v, ids, out, start, scale, select_block_size):
+    """The package's own launcher, and a copy."""
+    sizes = dict(select_block_size=select_block_size, scale=scale, start=start)
+    out[:] = kernels.selected_attention(
+        q[None], k[None, None], v[None, None], ids[None, None], **sizes
+    )[0]
+
+
+def selected_with(**own):
+    """A right kernel with sizes of its own."""
+
+    def selected_attention(q, k, v, ids, out, start, scale, select_block_size):
+        R, T, D = q.shape
+        sizes = dict(R=R, D=D, SELECT_BLOCK_SIZE=select_block_size) | own
+        numbers = (T, len(k), start, scale, ids.shape[1])
+        selected_with_a_branch[(T,)](q, k, v, ids, out, *numbers, **sizes)
+
+    return selected_attention
+
+
+@triton.jit
+def selected_of_block_0(
+    q,
+    k,
+    v,
+    ids,
+    out,
+    T,
+    S,
+    start,
+    scale,
+    n,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    SELECT_BLOCK_SIZE: tl.constexpr,
+):
+    """For -1 block 0 is loaded, and masked."""
+    i = tl.program_id(0)
+    head = tl.arange(0, R)
+    rows = (head * T + i) * D
+    q_tile = load_rows(q, rows, head < R, D, D)
+    m_i = tl.full([R], -float("inf"), tl.float32)
+    l_i = tl.zeros([R], tl.float32)
+    acc = tl.zeros([R, D], tl.float32)
+    for step in range(n):
+        j = tl.load(ids + i * n + step)
+        key = tl.maximum(j, 0) * SELECT_BLOCK_SIZE + tl.arange(0, SELECT_BLOCK_SIZE)
+        k_tile = load_rows(k, key * D, key < S, D, D)
+        v_tile = load_rows(v, key * D, key < S, D, D)
+        mask = ((j >= 0) & (key <= start + i))[None, :]
+        m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, scale * LOG2E, m_i, l_i, acc)
+    acc, _ = finish(m_i, l_i, acc)
+    store_rows(out, rows, acc, head < R, D, D)
+
+
 SELECTED = [
     *planted(mistakes.SELECTED, {"one token ahead": "query 0 is token 1, and reads token 2"}),
     *planted([mistakes.LAST_ID]),
@@ -434,12 +732,23 @@ SELECTED = [
         mistakes.flaws(
             mistakes.selected,
             {
-                "-1 read before it is masked": "block -1 lies before the first key",
+                "-1 read before it is masked": "before the first key or of block 0",
                 "no mask at the end of the keys": "NaN lies in memory around the inputs",
                 "divided by 0": "query 0 chose nothing, and its output is NaN",
             },
         )
     ),
+    Wrong(
+        "block 0 loaded for -1",
+        mistakes.launch_selected(selected_of_block_0),
+        "before the first key or of block 0",
+    ),
+    Wrong("no kernel", selected_in_pytorch, "no kernel was launched"),
+    Wrong("PyTorch beside a kernel", selected_beside_a_kernel, "by something else than the kernel"),
+    Wrong("the package's", selected_by_package, "by something else than the kernel"),
+    Wrong("heads of width 16", selected_with(D=16), "wide heads: query 0 of out was never written"),
+    Wrong("16 heads", selected_with(R=16), "many heads: query 0 of out was never written"),
+    Wrong("blocks of 16", selected_with(SELECT_BLOCK_SIZE=16), "large blocks: out: head 0, query"),
     Wrong("start lost at the launch", position_lost, "was taken for token 0"),
 ]
 
@@ -453,7 +762,7 @@ RIGHT = {
     ],
     "07.3": [
         mistakes.launch_flash(kernel)
-        for kernel in (flash_in_powers_of_2, flash_backwards, flash_in_two_walks)
+        for kernel in (flash_by_sums, flash_backwards, flash_in_two_walks)
     ],
     "07.4": [
         mistakes.launch_selected(kernel)

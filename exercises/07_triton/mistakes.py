@@ -117,9 +117,18 @@ def softmax_kernel(
     row = tl.program_id(0)
     column = tl.arange(0, PADDED)
     mask = column < usable(tl.load(seen + row), WIDTH, FLAW)
-    at = s + column + (row * WIDTH if FLAW == "stride of the rows ignored" else row * s_row)
+    between = s_row
+    if FLAW == "stride of the rows ignored":
+        between = WIDTH
+    elif FLAW == "rows of s as far apart as those of out":
+        between = out_row
+    at = s + column + row * between
     if FLAW == "no mask at the load":
         x = tl.load(at)
+    elif FLAW == "masked after the load":
+        x = tl.where(mask, tl.load(at), -float("inf"))
+    elif FLAW == "-inf added":
+        x = tl.load(at, mask=column < WIDTH, other=0.0) + tl.where(mask, 0.0, -float("inf"))
     else:
         hidden = 0.0 if FLAW == "0 for masked scores" else -float("inf")
         x = tl.load(at, mask=mask, other=hidden)
@@ -127,7 +136,8 @@ def softmax_kernel(
     if FLAW == "0 for masked scores":
         p = tl.where(mask, p, 0.0)
     end = PADDED if FLAW == "no mask at the store" else WIDTH
-    tl.store(out + row * out_row + column, p, mask=column < end)
+    to = row * s_row if FLAW == "rows of out as far apart as those of s" else row * out_row
+    tl.store(out + to + column, p, mask=column < end)
 
 
 @triton.jit
@@ -145,9 +155,8 @@ def softmax_of(x, scale, FLAW: tl.constexpr):
     """The softmax of scale x, a tile [PADDED]; 0 where all of it is -inf."""
     scaled = x if FLAW == "no scale" else x * scale
     top = tl.max(x if FLAW == "unscaled maximum" else scaled, 0)
-    if FLAW == "no maximum":
-        top = 0.0
-    elif FLAW != "empty row":
+    top = other_top(scaled, top, FLAW)
+    if FLAW != "empty row":
         top = tl.where(top == -float("inf"), 0.0, top)
     p = tl.exp2(scaled - top) if FLAW == "exp2 for exp" else tl.exp(scaled - top)
     total = tl.sum(p, 0)
@@ -156,6 +165,24 @@ def softmax_of(x, scale, FLAW: tl.constexpr):
     elif FLAW != "empty row":
         total = tl.where(total > 0, total, 1.0)
     return p / total
+
+
+@triton.jit
+def other_top(scaled, top, FLAW: tl.constexpr):
+    """Another number in the place of the largest."""
+    if FLAW == "no maximum":
+        top = 0.0
+    elif FLAW == "maximum from 0 on":
+        top = tl.maximum(top, 0.0)
+    elif FLAW == "maximum from -10000 on":
+        top = tl.maximum(top, -1e4)
+    elif FLAW == "the smallest":
+        top = tl.min(tl.where(scaled == -float("inf"), float("inf"), scaled), 0)
+    elif FLAW == "the largest size":
+        top = tl.max(tl.where(scaled == -float("inf"), 0.0, tl.abs(scaled)), 0)
+    elif FLAW == "the first one":
+        top = tl.sum(tl.where(tl.arange(0, scaled.shape[0]) == 0, scaled, 0.0), 0)
+    return top
 
 
 def launch_softmax(kernel, **flaw) -> Callable:
@@ -219,7 +246,7 @@ def flash_kernel(
         k_tile = load_rows(k, key * D, inside, D, D)
         v_tile = load_rows(v, key * DV, inside, DV, DV)
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")  # [M, N]
-        s = tl.where(visible(key[None, :], query[:, None], T, FLAW), s, -float("inf"))
+        s = tl.where(visible(key[None, :], query[:, None], T, FLAW), s, hidden_score(scale, FLAW))
         m_i, l_i, acc = fold_tile(s, v_tile, scale, m_i, l_i, acc, FLAW)
     if FLAW != "not divided":
         acc = acc / l_i[:, None]
@@ -257,12 +284,29 @@ def visible(key, query, T, FLAW: tl.constexpr):
 
 
 @triton.jit
+def hidden_score(scale, FLAW: tl.constexpr):
+    """What stands for the score of a key that a query may not read, before the scale."""
+    value = -float("inf")
+    if FLAW == "-100 for masked scores":
+        value = -100.0 / scale
+    elif FLAW == "-10000 for masked scores":
+        value = -1e4 / scale
+    return value
+
+
+@triton.jit
 def fold_tile(s, v, scale, m_i, l_i, acc, FLAW: tl.constexpr):
     """One step of the online softmax in base e; s [M, N] is not scaled yet."""
     scaled = s if FLAW == "no scale" else s * scale
     m_new = tl.maximum(m_i, tl.max(s if FLAW == "unscaled maximum" else scaled, 1))
     if FLAW == "no maximum":
         m_new = tl.zeros_like(m_i)
+    elif FLAW == "maximum from 0 on":
+        m_new = tl.maximum(m_new, 0.0)
+    elif FLAW == "maximum of the newest tile":
+        m_new = tl.max(scaled, 1)
+    elif FLAW == "one maximum for all queries":
+        m_new = tl.zeros_like(m_i) + tl.max(m_new, 0)
     p = tl.exp(scaled - m_new[:, None])
     alpha = tl.exp(m_i - m_new)
     if FLAW == "exp2 for exp":
@@ -355,8 +399,9 @@ def selected_kernel(
         j = chosen_block(ids, i, n, step, FLAW)
         key = first_key(j, SELECT_BLOCK_SIZE, FLAW) + tl.arange(0, SELECT_BLOCK_SIZE)
         end = S + SELECT_BLOCK_SIZE if FLAW == "no mask at the end of the keys" else S
-        k_tile = load_rows(k, key * D, key < end, D, D)
-        v_tile = load_rows(v, key * D, key < end, D, D)
+        loaded = (key < end) & ((j >= 0) | reads_padding(FLAW))
+        k_tile = load_rows(k, key * D, loaded, D, D)
+        v_tile = load_rows(v, key * D, loaded, D, D)
         mask = may_read(key, t, S, j, FLAW)[None, :]
         factor = in_base_2(scale, FLAW)
         m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, factor, m_i, l_i, acc)
@@ -365,6 +410,12 @@ def selected_kernel(
     else:
         acc, _ = finish(m_i, l_i, acc)
     store_rows(out, rows, acc, head < R, D, D)
+
+
+@triton.jit
+def reads_padding(FLAW: tl.constexpr):
+    """Whether keys and values are loaded for -1."""
+    return FLAW == "-1 read before it is masked" or FLAW == "-1 clamped, not masked"
 
 
 @triton.jit

@@ -46,10 +46,39 @@ def mean_by_loop(mass, ids):
     return covered_by_loop(mass, ids) / (ids >= 0).sum(1).clamp(min=1)
 
 
+def covered_by_scatter(mass, ids):
+    """The chosen blocks marked in a table with one column more, for -1."""
+    marks = torch.zeros(len(mass), mass.shape[1] + 1)
+    marks.scatter_(1, ids.long() % marks.shape[1], 1.0)
+    return (marks[:, :-1] * mass).sum(1)
+
+
 COVERED = [
     *planted(mistakes.COVERED),
     Wrong("-1 as an index", last_block_for_padding, "was read as the last block"),
     Wrong("mean of the chosen, by loop", mean_by_loop, "the mean of the chosen blocks"),
+    Wrong(
+        "never all",
+        lambda mass, ids: covered_by_loop(mass, ids).clamp(max=0.99),
+        "everything chosen: query 0: got 0.99",
+    ),
+    Wrong(
+        "padding in the last place only",
+        lambda mass, ids: covered_by_loop(
+            mass, torch.cat([ids[:, :-1].clamp(min=0), ids[:, -1:]], 1)
+        ),
+        "query ",
+    ),
+    Wrong(
+        "the padding of query 0 for all",
+        lambda mass, ids: covered_by_loop(mass, ids[:, ids[0] >= 0]),
+        "query ",
+    ),
+    Wrong(
+        "ids changed in place",
+        lambda mass, ids: covered_by_loop(mass, ids.masked_fill_(ids < 0, 0)),
+        "the function changed its input ids in place",
+    ),
     Wrong(
         "mean of the queries",
         lambda mass, ids: covered_by_loop(mass, ids).mean(),
@@ -132,6 +161,26 @@ def forced_twice(score, own, kept, budget, block_size):
     return ids if own > 1 else sorted([0, *ids])
 
 
+def above_0_only(score, own, *others):
+    """The right choice without free blocks of a score below 0."""
+    ids = choose_by_sort(score, own, *others)
+    return [j for j in ids if j in (0, own - 1, own) or score[j] >= 0]
+
+
+def forced_by_1e9(score, own, kept, budget, block_size):
+    """Forced blocks have a large score."""
+    number = torch.arange(own)
+    rank = torch.where((number == 0) | (number == own - 1), 1e9, score)
+    room = (budget - kept * own) // block_size - 1
+    return sorted([*rank.sort(descending=True, stable=True).indices[:room].tolist(), own])
+
+
+def score_in_place(score, own, kept, budget, block_size):
+    """Forced blocks get an infinite score, and keep it."""
+    score[[j for j in (0, own - 1) if 0 <= j < own]] = torch.inf
+    return choose_by_sort(score, own, kept, budget, block_size)
+
+
 CHOICES = [
     Wrong(
         "kept vectors are free",
@@ -154,6 +203,46 @@ CHOICES = [
         choice(room=lambda own, kept, budget, size: (budget - kept * own) // size - 1),
         "one more block can be paid",
     ),
+    Wrong(
+        "kept of the own block too",
+        choice(room=lambda own, kept, budget, size: (budget - kept * (own + 1)) // size),
+        "blocks of 5: 1 x 11 vectors kept and 6 blocks of 5 are 41 of 46 vectors: one more",
+    ),
+    Wrong(
+        "one block less kept",
+        choice(room=lambda own, kept, budget, size: (budget - kept * max(own - 1, 0)) // size),
+        "one vector short: 2 x 10 vectors kept and 5 blocks of 9 are 65",
+    ),
+    Wrong(
+        "kept times the size of a block",
+        choice(room=lambda own, kept, budget, size: (budget - kept * size) // size),
+        "blocks of 5: 1 x 11 vectors kept and 8 blocks of 5 are 51 vectors",
+    ),
+    Wrong(
+        "blocks of 8",
+        choice(room=lambda own, kept, budget, size: (budget - kept * own) // 8),
+        "one more block can be paid",
+    ),
+    Wrong(
+        "rounded twice",
+        choice(room=lambda own, kept, budget, size: budget // size - kept * own // size),
+        "one vector short: 2 x 10 vectors kept and 5 blocks of 9 are 65 vectors",
+    ),
+    Wrong(
+        "one block besides the forced ones, always",
+        choice(room=lambda own, kept, budget, size: max((budget - kept * own) // size, 4)),
+        "just the forced blocks: 1 x 8 vectors kept and 4 blocks of 6 are 32",
+    ),
+    Wrong(
+        "kept only of the chosen",
+        choice(room=lambda own, kept, budget, size: budget // (size + kept)),
+        "vectors",
+    ),
+    Wrong("sizes of scores", choice(order=lambda s, j: (-abs(s), j)), "has a higher score"),
+    Wrong("scores in tenths", choice(order=lambda s, j: (-round(s, 1), j)), "has a higher score"),
+    Wrong("scores above 0 only", above_0_only, "one more block can be paid"),
+    Wrong("forced by a score of 1e9", forced_by_1e9, "one of the forced blocks [0, 7, 8]"),
+    Wrong("score changed in place", score_in_place, "the function changed its input score"),
     Wrong(
         "no first block",
         choice(forced=lambda own: {max(own - 1, 0), own}),
@@ -280,6 +369,35 @@ class Remembers(BlockMeans):
         return (q @ keys.flatten(0, 1).T / 4).softmax(-1).sum(0).unflatten(0, (-1, 32)).sum(-1)
 
 
+class FindsAgain(BlockMeans):
+    """Every key in secret, found again by the vector that was kept."""
+
+    secret: dict = {}
+
+    def keep(self, block):
+        mean = super().keep(block)
+        self.secret[tuple(mean.flatten().tolist())] = block.clone()
+        return mean
+
+    def score(self, q, kept):
+        keys = torch.stack([self.secret[tuple(x.flatten().tolist())] for x in kept])
+        return (q @ keys.flatten(0, 1).T / 4).softmax(-1).sum(0).unflatten(0, (-1, 32)).sum(-1)
+
+
+class KeepsALot(BlockMeans):
+    """A key that is drawn anew at every call."""
+
+    def keep(self, block):
+        return block[torch.randint(len(block), (1,))]
+
+
+class ChangesItsBlock(LongestKey):
+    """The mean is taken away in place."""
+
+    def keep(self, block):
+        return super().keep(block.sub_(block.mean(0)))
+
+
 class Divides(BlockMeans):
     """NaN as long as there is one block."""
 
@@ -304,6 +422,9 @@ OPEN = [
     Wrong("q changed in place", ScoresInPlace, "score changed its inputs in place"),
     Wrong("draws lots", DrawsLots, "gave different scores"),
     Wrong("keys hidden in the class", Remembers, "once other blocks were kept"),
+    Wrong("keys found by what was kept", FindsAgain, "stopped at vectors that keep never returned"),
+    Wrong("keeps a key by lot", KeepsALot, "two calls of keep with the same block"),
+    Wrong("block changed in place", ChangesItsBlock, "changed its input blocks in place"),
     Wrong("NaN for one block", Divides, "the score of block 0 is NaN"),
     Wrong("smallest first", SmallestFirst, "block means cover"),
     Wrong("only the newest", MostRecent, "block means cover"),
@@ -311,7 +432,7 @@ OPEN = [
 ]
 
 RIGHT = {
-    "08.1": [covered_by_loop, covered_by_mask, covered_in_a_wider_table],
+    "08.1": [covered_by_loop, covered_by_mask, covered_in_a_wider_table, covered_by_scatter],
     "08.2": [choose_by_sort, choose_by_infinity, choose_by_paying],
     "08.3": [TwoFarKeys, LongestKey, bound],
 }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from exercises import contest
-from exercises.compare import name_mistake
+from exercises.compare import name_mistake, same
 from exercises.records import Case, Exercise, in_turn
 
 from . import mistakes
@@ -16,6 +16,9 @@ COVERED = {
     "several blocks": dict(ids=[[0, 2, 3], [1, 2, 4], [0, 1, 3]], blocks=5),
     "padding": dict(ids=[[0, -1, -1], [1, 2, -1], [0, 1, 3]], blocks=4),
     "nothing chosen": dict(ids=[[-1, -1], [0, 2]], blocks=3),
+    "everything chosen": dict(ids=[[0, 1, 2], [0, 1, -1], [-1, -1, -1], [0, 1, 2]], blocks=3),
+    "many blocks": dict(ids=[[3, 6], [0, -1], [5, 6], [-1, -1], [1, 2]], blocks=7),
+    "one query": dict(ids=[[0, 2, 4, 5, -1, -1]], blocks=6),
 }
 
 
@@ -49,16 +52,30 @@ CHOICES = {
     "the first block is also the local one": dict(own=1, kept=1, budget=100, score=[0.5]),
     "no block is finished": dict(own=0, kept=2, budget=40, score=[]),
     "room for more than there is": dict(own=5, kept=1, budget=500),
+    "blocks of 5": dict(own=11, kept=1, budget=46, block_size=5),
+    "paid to the last vector": dict(own=13, kept=3, budget=3 * 13 + 6 * 12, block_size=12),
+    "one vector short": dict(own=10, kept=2, budget=2 * 10 + 5 * 9 - 1, block_size=9),
+    "two rests that make a block": dict(own=9, kept=3, budget=63, block_size=7),
+    "just the forced blocks": dict(own=8, kept=1, budget=8 + 3 * 6, block_size=6),
+    "scores below 0": dict(
+        own=8, kept=1, budget=43, block_size=7, score=[-9, -3, -5, -1e-3, -7, -2, -8, -9]
+    ),
+    "very large and very negative scores": dict(
+        own=8, kept=0, budget=25, block_size=5, score=[0, 1e30, -1e30, 3e30, 2e30, -3e30, 5, -1e38]
+    ),
+    "scores that differ by little": dict(
+        own=7, kept=1, budget=51, block_size=11, score=[0, 500.02, 500.04, 500.01, 500.03, 500, 0]
+    ),
 }
 
 
-def choose_case(generator, name, own, kept, budget, score=None) -> Case:
-    """Blocks of 8; random scores in which nobody would choose the forced blocks, or given ones."""
+def choose_case(generator, name, own, kept, budget, score=None, block_size=8) -> Case:
+    """Random scores in which nobody would choose the forced blocks, or given ones."""
     if score is None:
         score = torch.rand(own, generator=generator)
         score[[0, own - 1]] = -1.0
     score = torch.as_tensor(score, dtype=torch.float32)
-    arguments = dict(score=score, own=own, kept=kept, budget=budget, block_size=8)
+    arguments = dict(score=score, own=own, kept=kept, budget=budget, block_size=block_size)
     return Case(name, arguments, best_by_hand(**arguments), explain=explain_choice)
 
 
@@ -131,6 +148,9 @@ def look_at_kept(rule, blocks):
     kept = [rule().keep(block) for block in blocks]
     if not torch.equal(blocks, before):
         return "keep changed its block in place; work on a copy"
+    again = [rule().keep(block) for block in blocks]
+    if not all(map(same, kept, again)):
+        return "two calls of keep with the same block gave different vectors"
     for j, vectors in enumerate(kept):
         if not isinstance(vectors, Tensor):
             return f"keep returned a {type(vectors).__name__}, and a tensor was asked for"
@@ -189,6 +209,21 @@ def look_at_memory(rule, q, blocks, others):
         rule().keep(block)
     if not torch.equal(rule().score(q, kept[:20]), first):
         return "the scores changed once other blocks were kept: use q and kept, nothing stored"
+    return look_at_new_vectors(rule, q, kept[:20], first)
+
+
+def look_at_new_vectors(rule, q, kept, scores):
+    """Nearly the same scores from vectors that lie near those kept, and were never kept."""
+    near = kept * (1 + 1e-6)
+    try:
+        again = rule().score(q, near)
+    except Exception as error:
+        return (
+            "score stopped at vectors that keep never returned "
+            f"({type(error).__name__}): use q and kept, nothing stored"
+        )
+    if not torch.allclose(again.double(), scores.double(), rtol=1e-2, atol=1e-2):
+        return "vectors near those kept got other scores: use q and kept, nothing stored"
     return "valid"
 
 

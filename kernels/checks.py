@@ -234,7 +234,9 @@ def check_fits_a_tile(q: Tensor, k_name: str, k: Tensor) -> None:
 
 def check_width(argument: str, x: Tensor) -> None:
     """Raise unless a row of x fits into a tile."""
-    require(1 <= x.shape[3] <= 256, f"{argument}.shape", tuple(x.shape), "width must be 1 to 256")
+    shape = tuple(x.shape)
+    require(shape[3] >= 1, f"{argument}.shape", shape, "width must be at least 1")
+    require(shape[3] <= 256, f"{argument}.shape", shape, "width must be 1 to 256")
 
 
 def check_start(start: int) -> None:

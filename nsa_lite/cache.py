@@ -142,17 +142,20 @@ class Cache:
         here = self.lengths.device == x.device
         where = self.lengths.device
         require(here, "cache.lengths.device", where, f"must be x.device = {x.device}")
-        self.require_same_lengths()
         self.require_free(x.shape[1])
         self.owner = id(layer)
 
     def require_same_lengths(self) -> None:
-        """Raise if the lengths on a CPU are not those on the host: somebody has set one of them."""
-        if self.lengths.is_cpu and readable(self.lengths):
-            same = torch.equal(self.lengths, self.lengths_on_host)
-            held = self.lengths_on_host
-            rule = "must be lengths_on_host, {}: cut changes both"
-            require(same, "cache.lengths", self.lengths, rule, held)
+        """Raise if the lengths are not those on the host: somebody has set one of them.
+
+        On a device their numbers are not looked at, for that would wait.
+        """
+        held = self.lengths_on_host
+        same = self.lengths.shape == held.shape
+        if same and self.lengths.is_cpu and readable(self.lengths):
+            same = torch.equal(self.lengths, held)
+        rule = "must be lengths_on_host, {}: cut changes both"
+        require(same, "cache.lengths", self.lengths, rule, held)
 
     def require_free(self, count: int) -> None:
         """Raise unless `count` more tokens fit behind the longest sequence."""
@@ -278,7 +281,7 @@ def new_cache(
 def require_dtype(dtype: object) -> None:
     """Raise unless dtype is None or a floating-point type of torch."""
     if not (dtype is None or dtype in FLOATS):
-        raise TypeError(f"dtype = {dtype}: must be None or a floating-point type of torch")
+        raise TypeError(f"dtype = {dtype!r}: must be None or a floating-point type of torch")
 
 
 def own_memory(x: Tensor) -> Tensor:
@@ -377,6 +380,7 @@ def growing(caches: Sequence[Cache | None]) -> Iterator[None]:
         if not isinstance(cache, Cache):
             got = type(cache).__name__
             raise TypeError(f"cache: must be a Cache, as a layer's new_cache makes it, got {got}")
+        cache.require_same_lengths()
     if not given:
         yield
         return

@@ -207,7 +207,7 @@ class CapturedStep:
 
     def __call__(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B vocab"]:
         config = self.model.config.nsa
-        expected = self.tokens.shape[:1]  # fewer would be given to several sequences
+        expected = tuple(self.tokens.shape[:1])  # fewer would be given to several sequences
         require(tokens.shape == expected, "tokens.shape", tuple(tokens.shape), BATCH, expected)
         require_same_tokens(self.caches)
         self.shortest.require_free(1)  # a replay would write behind its end

@@ -303,7 +303,7 @@ def decided(choose: Rule, known: Known) -> Choice:
         name = getattr(choose, "__name__", type(choose).__name__)
         raise TypeError(f"choose: {name} must return a Choice, got {type(choice).__name__}")
     if choice.loss is not None:
-        require_floats("choice.loss", choice.loss, "")
+        require_floats("choice.loss", choice.loss, "a scalar")
         require(choice.loss.dim() == 0, "choice.loss.shape", tuple(choice.loss.shape), "must be ()")
     if not (choice.attention is None or callable(choice.attention)):
         got = named(choice.attention)

@@ -655,7 +655,7 @@ def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepa
     return Prepared(cut, shapes, numbers, scale_or_default(scale, q.shape[3]), copies, Again())
 
 
-def check(tensors: Sequence[Tensor], plan: Plan) -> None:
+def check(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> None:
     """Raise unless decode_step can run on them. Errors: ValueError or TypeError."""
     q, gates, *pairs, lengths = tensors
     blocks = pairs[0], pairs[1]
@@ -669,6 +669,7 @@ def check(tensors: Sequence[Tensor], plan: Plan) -> None:
     check_most_blocks(plan.num_selected)
     check_int("window_size", plan.window_size, at_least=1)
     check_gates(gates, q)
+    scale_or_default(scale, q.shape[3])
 
 
 def check_held(lengths: Tensor, q: Tensor, pairs: Sequence[Tensor], plan: Plan) -> None:
@@ -720,7 +721,7 @@ def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> 
     """
 
     def checked() -> Prepared:
-        check(tensors, plan)
+        check(tensors, plan, scale)
         return prepare(tensors, plan, scale)
 
     types = tuple(map(type, (*plan, scale)))  # 5.0 and True are keys like 5 and 1, and refused
@@ -799,7 +800,7 @@ def decode_step(
     pairs = pairs_of(cache)
     tensors = q, gates, *pairs, cache.lengths
     if watched(q) or too_many(q, pairs[0]):
-        check(tensors, plan)
+        check(tensors, plan, scale)
         with torch.no_grad():
             lengths = cache.lengths[:, None].expand(-1, pairs[0].shape[1])
             out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)

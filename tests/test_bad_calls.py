@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 import nsa_lite
@@ -271,6 +272,20 @@ def test_a_good_step_lets_no_bad_one_through(change, error, words):
     for _ in range(2):  # refused is not remembered
         said = refusal(lambda: step.call(kernels, "decode_step", change), error)
         assert said.startswith(words)
+
+
+class Watched(TorchDispatchMode):
+    """Somebody looks on: a step is then one operation of torch."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scale", [0, True, NAN])
+def test_a_step_that_is_watched_refuses_a_scale_too(scale):
+    step = OPERATIONS["decode_step"]
+    with Watched(), pytest.raises((TypeError, ValueError), match=f"^scale = {scale}: must be"):
+        step.call(kernels, "decode_step", dict(scale=scale))
 
 
 ROOM = zeros(1, 2, 8, 16)

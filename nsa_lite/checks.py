@@ -13,9 +13,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-Pair = tuple[Tensor, Tensor]  # one branch's keys and values
 INTS = (torch.int32, torch.int64)
 MOST = 2**53  # above it a float, which weighs and divides sizes, leaves whole numbers out
+Pair = tuple[Tensor, Tensor]  # one branch's keys and values
 
 
 def autocasts(device_type: str) -> bool:
@@ -89,11 +89,9 @@ def require_int(argument: str, value: object, *, at_least: int) -> None:
 
 def require_number(argument: str, value: object) -> None:
     """Raise unless `value` is an int or a float (not a bool)."""
-    if isinstance(value, bool) or not isinstance(
-        value, int | float | torch.SymInt | torch.SymFloat
-    ):
-        got = type(value).__name__
-        raise TypeError(f"{argument} = {value!r}: must be a number, got {got}")
+    numbers = int | float | torch.SymInt | torch.SymFloat
+    if isinstance(value, bool) or not isinstance(value, numbers):
+        raise TypeError(f"{argument} = {value!r}: must be a number, got {type(value).__name__}")
 
 
 def require_positive(argument: str, value: float) -> None:

@@ -674,7 +674,8 @@ def selected_attention(
     """Attention to the raw tokens of the selected blocks, causal inside the own block.
 
     Eq. 12: out_t = softmax(scale q_t k_s) v_s over s <= t with s // select_block_size in ids[t].
-    ids are distinct, -1 is padding, and so is an id beyond the last block.
+    ids are distinct, -1 is padding, and so is an id beyond the last block. On a GPU they are not
+    looked at, for that would wait: a block named twice there counts twice.
     Errors: ValueError or TypeError that names the argument.
     """
     check_inputs(q, k, v)

@@ -61,7 +61,11 @@ def write_rows(
     The places of a GPU are not read here, so they must fit, and no two may be equal.
     No gradient flows. Errors: ValueError or TypeError that names the argument.
     """
-    tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
+    try:
+        tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
+    except (AttributeError, TypeError):  # of something that is no tensor: the check says which
+        check_write(buffers, new, places)
+        raise
 
     def checked() -> Again:
         check_write(buffers, new, places)

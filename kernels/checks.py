@@ -4,16 +4,20 @@ Where nsa_lite has the same rule, it says so in the same words.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from kernels.operations import watched
 from kernels.tile_sizes import HALF, tile_for, widths_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTS = (torch.int32, torch.int64)
+MOST = 2**53  # above it a float, which weighs and divides sizes, leaves whole numbers out
+Pair = tuple[Tensor, Tensor]  # one branch's keys and values
 
 
 def require(ok: bool, argument: str, value: object, rule: str, *sizes: object) -> None:
@@ -26,14 +30,44 @@ def require(ok: bool, argument: str, value: object, rule: str, *sizes: object) -
         raise ValueError(f"{argument} = {value}: {rule.format(*sizes) if sizes else rule}")
 
 
+def named(value: object) -> str:
+    """What was given in place of something else: its type, or its name if it is a class."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return type(value).__name__
+
+
+def check_instance(argument: str, value: object, kind: type | tuple, what: str) -> None:
+    """Raise unless value is of this kind; `what` says in words what that is."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument}: must be {what}, got {named(value)}")
+
+
+def check_rule(choose: object) -> None:
+    """Raise unless choose is None or can be asked: a function or a module, but no class."""
+    if isinstance(choose, type) or not (choose is None or callable(choose)):
+        what = "a function or a module that is made already"
+        raise TypeError(f"choose: must be {what}, got {named(choose)}")
+
+
 def check_int(argument: str, value: object, *, at_least: int) -> None:
-    """Raise unless value is an int (not a bool) of at least `at_least`.
+    """Raise unless value is an int (not a bool) of at least `at_least`, and no absurd one.
 
     A size that torch.export leaves open is an int too.
     """
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
         raise TypeError(f"{argument} = {value!r}: must be an int, got {type(value).__name__}")
     require(value >= at_least, argument, value, f"must be at least {at_least}")
+    if not torch.compiler.is_compiling():  # there it would be one more condition on a size
+        require(value <= MOST, argument, value, f"must be at most {MOST}")
+
+
+def check_positive(argument: str, value: float) -> None:
+    """Raise unless value is a number (not a bool) above 0 that float32 holds with room to spare."""
+    numbers = int | float | torch.SymInt | torch.SymFloat
+    if isinstance(value, bool) or not isinstance(value, numbers):
+        raise TypeError(f"{argument} = {value!r}: must be a number, got {type(value).__name__}")
+    require(0 < value <= 1e38, argument, value, "must be positive and at most 1e38")
 
 
 def check_float_tensor(argument: str, value: object, dims: str) -> None:
@@ -42,8 +76,17 @@ def check_float_tensor(argument: str, value: object, dims: str) -> None:
         raise TypeError(f"{argument}: must be a torch.Tensor ({dims}), got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{argument}.dtype = {value.dtype}: must be a floating-point type")
+    dense = value.layout == torch.strided
+    require(dense, f"{argument}.layout", value.layout, "must be torch.strided")
     shape = tuple(value.shape)
     require(len(shape) == len(dims.split(", ")), f"{argument}.shape", shape, f"must be ({dims})")
+
+
+def check_int_tensor(argument: str, value: object, dims: str) -> None:
+    """Raise unless value is a tensor of int32 or int64; `dims` says of which shape."""
+    if not isinstance(value, Tensor) or value.dtype not in INTS:
+        got = getattr(value, "dtype", named(value))
+        raise TypeError(f"{argument}: must be an int32 or int64 tensor {dims}, got {got}")
 
 
 def check_alike(argument: str, value: Tensor, like: str, other: Tensor) -> None:
@@ -74,6 +117,22 @@ def check_inputs(
     check_fits_a_tile(q, k_name, k)
     if v is not None:
         check_width(v_name, v)
+
+
+def check_pair(q: Tensor, pair: Pair, name: str) -> None:
+    """Raise unless pair is keys (B, G, S, D) and values (B, G, S, Dv) that fit q and run here."""
+    check_instance(name, pair, (tuple, list), "a pair (k, v) of tensors")
+    require(len(pair) == 2, f"len({name})", len(pair), "must be 2: a pair (k, v) of tensors")
+    check_inputs(q, *pair, names=(f"{name}[0]", f"{name}[1]"))
+
+
+def check_pair_like(name: str, pair: Pair, like: str, other: Pair) -> None:
+    """Raise unless two branches have the same heads and value width, as programs read them."""
+    k, v = pair
+    expected = (other[0].shape[1], other[1].shape[3])
+    fits = (k.shape[1], v.shape[3]) == expected
+    rule = f"heads and value width must be those of {like}, {{}}"
+    require(fits, f"{name}[1].shape", tuple(v.shape), rule, expected)
 
 
 def check_queries_and_keys(q: Tensor, k: Tensor, k_name: str) -> None:
@@ -175,7 +234,9 @@ def check_fits_a_tile(q: Tensor, k_name: str, k: Tensor) -> None:
 
 def check_width(argument: str, x: Tensor) -> None:
     """Raise unless a row of x fits into a tile."""
-    require(1 <= x.shape[3] <= 256, f"{argument}.shape", tuple(x.shape), "width must be 1 to 256")
+    shape = tuple(x.shape)
+    require(shape[3] >= 1, f"{argument}.shape", shape, "width must be at least 1")
+    require(shape[3] <= 256, f"{argument}.shape", shape, "width must be 1 to 256")
 
 
 def check_start(start: int) -> None:
@@ -191,14 +252,30 @@ def check_keys_reach(q: Tensor, k: Tensor, start: int, name: str = "k") -> None:
     require(k.shape[2] >= last, f"{name}.shape", tuple(k.shape), rule, last)
 
 
-def check_geometry(block_size: int, stride: int, select_block_size: int | None = None) -> None:
-    """Raise unless d divides l and l', and l <= l'."""
+def check_every_block(
+    q: Tensor, k: Tensor, block_size: int, stride: int, start: int, name: str = "k"
+) -> None:
+    """Raise unless k holds each compressed block that the last query sees.
+
+    Not in a graph: the number of blocks would be one more condition on an open length.
+    """
+    if not torch.compiler.is_compiling():
+        blocks = max(0, (start + q.shape[2] - block_size) // stride + 1)
+        rule = "must hold the {} blocks that the last query sees"
+        require(k.shape[2] >= blocks, f"{name}.shape", tuple(k.shape), rule, blocks)
+
+
+def check_compression(block_size: int, stride: int) -> None:
+    """Raise unless d divides l."""
     check_int("block_size", block_size, at_least=1)
     check_int("stride", stride, at_least=1)
     rule = f"must divide block_size = {block_size}"
     require(block_size % stride == 0, "stride", stride, rule)
-    if select_block_size is None:
-        return
+
+
+def check_geometry(block_size: int, stride: int, select_block_size: int) -> None:
+    """Raise unless d divides l and l', and l <= l'."""
+    check_compression(block_size, stride)
     check_int("select_block_size", select_block_size, at_least=1)
     rule = f"must be a multiple of stride = {stride}"
     require(select_block_size % stride == 0, "select_block_size", select_block_size, rule)
@@ -239,14 +316,29 @@ def check_lse(lse: Tensor, q: Tensor) -> None:
     require(lse.device == q.device, "lse.device", lse.device, f"must be q.device = {q.device}")
 
 
+def check_parts(cache: object) -> None:
+    """Raise unless an object has what a step reads: blocks, raw with its branches, and lengths."""
+    if not all(hasattr(cache, part) for part in ("blocks", "raw", "lengths")):
+        what = "a Cache, or have blocks, raw and lengths as it has"
+        raise TypeError(f"cache: must be {what}, got {named(cache)}")
+    if cache.blocks is None:
+        raise ValueError("cache.blocks = None: must be phi's blocks, keys and values")
+    check_instance("cache.raw", cache.raw, Mapping, "a dict of pairs (k, v), by branch")
+    missing = sorted({"selected", "window"} - set(cache.raw))
+    require(not missing, "cache.raw", sorted(cache.raw), f"must have the branches {missing} too")
+    pairs = {"cache.blocks": cache.blocks}
+    pairs |= {f"cache.raw[{name!r}]": cache.raw[name] for name in ("selected", "window")}
+    for name, pair in pairs.items():
+        check_instance(name, pair, (tuple, list), "a pair (k, v) of tensors")
+        require(len(pair) == 2, f"len({name})", len(pair), "must be 2: a pair (k, v) of tensors")
+
+
 def check_lengths(lengths: Tensor, q: Tensor) -> None:
     """Raise unless lengths is (B,) of int32 or int64, and q has 1 to 8 tokens a sequence.
 
     Their values are not read: that would wait for the device.
     """
-    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
-        got = getattr(lengths, "dtype", type(lengths).__name__)
-        raise TypeError(f"cache.lengths: must be an int32 or int64 tensor (B,), got {got}")
+    check_int_tensor("cache.lengths", lengths, "(B,)")
     expected = (q.shape[0],)
     shape = tuple(lengths.shape)
     require(shape == expected, "cache.lengths.shape", shape, "must be (B,) = {}", expected)
@@ -254,15 +346,6 @@ def check_lengths(lengths: Tensor, q: Tensor) -> None:
     require(lengths.device == q.device, "cache.lengths.device", lengths.device, rule)
     rule = "must hold 1 to 8 new tokens a sequence"
     require(q.shape[2] <= 8, "q.shape", tuple(q.shape), rule)
-
-
-def check_pair_like_blocks(name: str, pair: Sequence[Tensor], blocks: Sequence[Tensor]) -> None:
-    """Raise unless a branch has the heads and the value width of phi's blocks, as programs read."""
-    k, v = pair
-    expected = (blocks[0].shape[1], blocks[1].shape[3])
-    rule = "heads and value width must be those of cache.blocks, {}"
-    fits = (k.shape[1], v.shape[3]) == expected
-    require(fits, f"{name}[1].shape", tuple(v.shape), rule, expected)
 
 
 def check_range(argument: str, values: Tensor, low: int, high: int, rule: str) -> None:
@@ -278,19 +361,25 @@ def check_range(argument: str, values: Tensor, low: int, high: int, rule: str) -
 
 
 def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
-    """Raise unless ids is (B, G, T, n) of int32 or int64. Its values are not read: that would wait.
+    """Raise unless ids is (B, G, T, n) of int32 or int64, on a CPU none twice in a row.
 
-    An id outside -1 .. blocks - 1 is read as padding.
+    Elsewhere its values are not read: that would wait. An id outside -1 .. blocks - 1 is read as
+    padding.
     """
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
-        got = getattr(ids, "dtype", type(ids).__name__)
-        raise TypeError(f"ids: must be an int32 or int64 tensor (B, G, T, n), got {got}")
+    check_int_tensor("ids", ids, "(B, G, T, n)")
     expected = (k.shape[0], k.shape[1], q.shape[2])
     shape = tuple(ids.shape)
     rule = "must be (B, G, T, n) with (B, G, T) = {}"
     require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule, expected)
-    require(1 <= shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
+    some = "must name at least one block a query, -1 for none"
+    require(shape[3] >= 1, "ids.shape", shape, some)
+    require(shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
+    if ids.is_cpu and not watched(ids):
+        ordered = ids.sort(dim=-1).values
+        twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+        rule = "a query's ids must differ from one another, but for -1"
+        require(not twice.any(), "ids", ids[twice.any(-1)][:1].tolist(), rule)
 
 
 def check_write(buffers: Sequence[Tensor], new: Sequence[Tensor], places: Tensor) -> None:
@@ -298,7 +387,10 @@ def check_write(buffers: Sequence[Tensor], new: Sequence[Tensor], places: Tensor
 
     The values of places (B, n) are not read: that would wait for the device.
     """
+    for name, tensors in {"buffers": buffers, "new": new}.items():
+        check_instance(name, tensors, (tuple, list), "a list of tensors")
     count = len(new)
+    require(count >= 1, "new", "0 of them", "must hold at least one tensor")
     require(len(buffers) == count, "buffers", f"{len(buffers)} of them", "must be {}", count)
     first = new[0]
     for i, (buffer, x) in enumerate(zip(buffers, new, strict=True)):
@@ -317,8 +409,7 @@ def check_write(buffers: Sequence[Tensor], new: Sequence[Tensor], places: Tensor
         contiguous = buffer.stride(3) == 1
         rule = "its rows must be contiguous"
         require(contiguous, f"buffers[{i}].stride()", buffer.stride(), rule)
-    if places.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"places.dtype = {places.dtype}: must be int32 or int64")
+    check_int_tensor("places", places, "(B, n)")
     expected = (first.shape[0], first.shape[2])
     shape = tuple(places.shape)
     require(shape == expected, "places.shape", shape, "must be (B, n) = {}", expected)
@@ -331,9 +422,8 @@ def check_rotation(x: Tensor, positions: Tensor) -> None:
     check_float_tensor("x", x, "B, H, T, D")
     check_runs_here("x", x)
     require(x.shape[3] % 2 == 0, "x.shape", tuple(x.shape), "the last axis must be even")
-    if not isinstance(positions, Tensor) or positions.dtype not in (torch.int32, torch.int64):
-        got = getattr(positions, "dtype", type(positions).__name__)
-        raise TypeError(f"positions: must be an int32 or int64 tensor (T,) or (B, T), got {got}")
+    require(min(x.shape[:3]) >= 1, "x.shape", tuple(x.shape), "no axis may be empty")
+    check_int_tensor("positions", positions, "(T,) or (B, T)")
     shape = tuple(positions.shape)
     fits = shape in ((x.shape[2],), (x.shape[0], x.shape[2]))
     require(fits, "positions.shape", shape, "must be (T,) or (B, T), one for each token")
@@ -341,17 +431,36 @@ def check_rotation(x: Tensor, positions: Tensor) -> None:
     require(positions.device == x.device, "positions.device", positions.device, rule)
 
 
-def check_gates(gates: Tensor, x: Tensor) -> None:
-    """Raise unless gates is (B, H, T, 3) for x (B, H, T, width)."""
+def check_outputs(outputs: Sequence[Tensor]) -> None:
+    """Raise unless these are three tensors (B, H, T, Dv), one a branch, all alike."""
+    check_instance("outputs", outputs, (tuple, list), "three tensors, one a branch")
+    rule = "must be 3, one output a branch"
+    require(len(outputs) == 3, "len(outputs)", len(outputs), rule)
+    for i, x in enumerate(outputs):
+        name = f"outputs[{i}]"
+        check_float_tensor(name, x, "B, H, T, Dv")
+        check_alike(name, x, "outputs[0]", outputs[0])
+        expected = tuple(outputs[0].shape)
+        shape = tuple(x.shape)
+        require(shape == expected, f"{name}.shape", shape, "must be outputs[0]'s, {}", expected)
+        require(min(shape) >= 1, f"{name}.shape", shape, "no axis may be empty")
+    check_runs_here("outputs[0]", outputs[0])
+    check_width("outputs[0]", outputs[0])
+
+
+def check_gates(gates: Tensor, x: Tensor, name: str = "q") -> None:
+    """Raise unless gates is (B, H, T, 3) beside x (B, H, T, width), called `name`."""
     check_float_tensor("gates", gates, "B, H, T, 3")
     expected = (*x.shape[:3], 3)
     rule = "must be {}: one gate for each branch and head"
     require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule, expected)
+    here = gates.device == x.device
+    require(here, "gates.device", gates.device, "must be {}.device = {}", name, x.device)
 
 
 def scale_or_default(scale: float | None, width: int) -> float:
     """1 / sqrt(D) unless given; positive, since the running maximum is taken before scaling."""
     if scale is None:
         return width**-0.5
-    require(scale > 0, "scale", scale, "must be positive")
+    check_positive("scale", scale)
     return float(scale)

@@ -35,13 +35,15 @@ from kernels.checks import (
     check_counts,
     check_gates,
     check_geometry,
-    check_inputs,
     check_int,
     check_lengths,
     check_most_blocks,
-    check_pair_like_blocks,
+    check_pair,
+    check_pair_like,
+    check_parts,
     check_range,
     check_select_block_size,
+    require,
     scale_or_default,
 )
 from kernels.importance import best_of, blocks_in_a_tile, sums_of_blocks
@@ -653,12 +655,13 @@ def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepa
     return Prepared(cut, shapes, numbers, scale_or_default(scale, q.shape[3]), copies, Again())
 
 
-def check(tensors: Sequence[Tensor], plan: Plan) -> None:
+def check(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> None:
     """Raise unless decode_step can run on them. Errors: ValueError or TypeError."""
     q, gates, *pairs, lengths = tensors
-    for name, (k, v) in zip(PAIRS, zip(pairs[::2], pairs[1::2], strict=True), strict=True):
-        check_inputs(q, k, v, names=(f"{name}[0]", f"{name}[1]"))
-        check_pair_like_blocks(name, (k, v), pairs[:2])
+    blocks = pairs[0], pairs[1]
+    for name, pair in zip(PAIRS, zip(pairs[::2], pairs[1::2], strict=True), strict=True):
+        check_pair(q, pair, name)
+        check_pair_like(name, pair, "cache.blocks", blocks)
     check_lengths(lengths, q)
     check_geometry(plan.block_size, plan.stride, plan.select_block_size)
     check_select_block_size(plan.select_block_size)
@@ -666,14 +669,37 @@ def check(tensors: Sequence[Tensor], plan: Plan) -> None:
     check_most_blocks(plan.num_selected)
     check_int("window_size", plan.window_size, at_least=1)
     check_gates(gates, q)
+    scale_or_default(scale, q.shape[3])
 
 
-def check_held(lengths: Tensor, q: Tensor, pairs: Sequence[Tensor]) -> None:
-    """Raise unless the cache holds the new tokens, and no more than it has rows for."""
+def check_held(lengths: Tensor, q: Tensor, pairs: Sequence[Tensor], plan: Plan) -> None:
+    """Raise unless the cache holds the new tokens, no more than it has rows for, and their blocks.
+
+    It reads the lengths: ask on a CPU only.
+    """
     new = q.shape[2]
     room = min(pairs[2].shape[2], pairs[4].shape[2])
     rule = f"must lie between the {new} new tokens and the {room} rows of the cache"
     check_range("cache.lengths", lengths, new, room, rule)
+    whole = max(0, (int(lengths.max()) - plan.block_size) // plan.stride + 1)
+    rule = "must hold the {} blocks of the longest sequence"
+    shape = tuple(pairs[0].shape)
+    require(shape[2] >= whole, "cache.blocks[0].shape", shape, rule, whole)
+
+
+def pairs_of(cache: Cached) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values of phi's blocks, the selected branch and the window.
+
+    Errors: ValueError or TypeError that names the part which is none.
+    """
+    try:
+        k_c, v_c = cache.blocks
+        k_s, v_s = cache.raw["selected"]
+        k_w, v_w = cache.raw["window"]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        check_parts(cache)
+        raise
+    return k_c, v_c, k_s, v_s, k_w, v_w
 
 
 class Attended(NamedTuple):
@@ -695,10 +721,11 @@ def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> 
     """
 
     def checked() -> Prepared:
-        check(tensors, plan)
+        check(tensors, plan, scale)
         return prepare(tensors, plan, scale)
 
-    return kept(prepared, (looks_of(tensors), plan, scale), checked)
+    types = tuple(map(type, (*plan, scale)))  # 5.0 and True are keys like 5 and 1, and refused
+    return kept(prepared, (looks_of(tensors), plan, scale, types), checked)
 
 
 def attend(tensors: Sequence[Tensor], plan: Plan, known: Prepared) -> Attended:
@@ -765,22 +792,22 @@ def decode_step(
 
     The cache's lengths (B,) count them: query i of sequence b is token lengths[b] - T + i. It
     equals the last rows of nsa_attention; with return_ids the blocks that were read come too. The
-    lengths of a GPU are not read here, so they must be T at least, and fit. No
-    gradient flows. Errors: ValueError or TypeError that names the argument.
+    lengths of a GPU are not read here, so they must be T at least, and rows and blocks must be
+    there for them. No gradient flows. Errors: ValueError or TypeError that names the argument.
     """
     choice = select_block_size, num_selected, num_initial, num_local
     plan = Plan(block_size, stride, window_size, *choice)
-    pairs = *cache.blocks, *cache.raw["selected"], *cache.raw["window"]
+    pairs = pairs_of(cache)
     tensors = q, gates, *pairs, cache.lengths
     if watched(q) or too_many(q, pairs[0]):
-        check(tensors, plan)
+        check(tensors, plan, scale)
         with torch.no_grad():
             lengths = cache.lengths[:, None].expand(-1, pairs[0].shape[1])
             out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)
         return (out, ids) if return_ids else out
     known = prepared_for(tensors, plan, scale)
     if not q.is_cuda:
-        check_held(cache.lengths, q, pairs)
+        check_held(cache.lengths, q, pairs, plan)
     attended = attend(tensors, plan, known)
     return (attended.out, attended.ids()) if return_ids else attended.out
 

@@ -28,7 +28,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kernels.checks import (
-    check_geometry,
+    check_compression,
+    check_every_block,
     check_inputs,
     check_int,
     check_keys_reach,
@@ -554,11 +555,13 @@ def compressed_attention(
     """Attention to the compressed keys of blocks that ended at or before the query, and its lse.
 
     Eq. 7: query t sees block i iff i * stride + block_size - 1 <= t. A query that sees no block
-    gets out 0 and lse -inf; lse is the natural log of the sum of exp(scale q_t k_i).
+    gets out 0 and lse -inf; lse is the natural log of the sum of exp(scale q_t k_i). Rows behind
+    the blocks that the last query sees are not read, so raw keys are read as if they were blocks.
     Errors: ValueError or TypeError that names the argument.
     """
     check_inputs(q, k, v)
-    check_geometry(block_size, stride)
+    check_compression(block_size, stride)
     check_start(start)
+    check_every_block(q, k, block_size, stride, start)
     scale = scale_or_default(scale, q.shape[3])
     return attend_to_keys(q, k, v, block_size, stride, None, scale, start)

@@ -16,7 +16,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.checks import check_alike, check_float_tensor, check_gates, check_width, require
+from kernels.checks import check_gates, check_outputs
 from kernels.launching import launch
 from kernels.operations import operation
 from kernels.rows import empty_beside, load_gate, load_rows, row_products, store_rows
@@ -161,16 +161,6 @@ def gated_sum(
     Eq. 5: out = sum over the branches c of gates[..., c] * outputs[c].
     Errors: ValueError or TypeError that names the argument.
     """
-    for i, x in enumerate(outputs):
-        check_float_tensor(f"outputs[{i}]", x, "B, H, T, Dv")
-        check_alike(f"outputs[{i}]", x, "outputs[0]", outputs[0])
-        check_width(f"outputs[{i}]", x)
-        require(
-            x.shape == outputs[0].shape,
-            f"outputs[{i}].shape",
-            tuple(x.shape),
-            "must be outputs[0]'s, {}",
-            tuple(outputs[0].shape),
-        )
-    check_gates(gates, outputs[0])
+    check_outputs(outputs)
+    check_gates(gates, outputs[0], "outputs[0]")
     return add_gated(gates, *outputs)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kernels.checks import (
     check_counts,
+    check_every_block,
     check_geometry,
     check_inputs,
     check_lse,
@@ -318,13 +319,14 @@ def select_blocks(
     Eq. 8-11: importance[t, j] = sum over the group's heads and i of p[t, i] |C_i ∩ S_j| / d, where
     p = softmax(scale q k) over the compressed keys, from lse, their branch's log-sum-exp. The first
     num_initial and the last num_local blocks are in every set. ids are ascending, then -1.
-    Errors: ValueError or TypeError that names the argument.
+    A score of NaN counts as 0. Errors: ValueError or TypeError that names the argument.
     """
     check_inputs(q, k)
     check_geometry(block_size, stride, select_block_size)
     check_counts(num_selected, num_initial, num_local)
     check_most_blocks(num_selected)
     check_start(start)
+    check_every_block(q, k, block_size, stride, start)
     check_lse(lse, q)
     choice = select_block_size, num_selected, num_initial, num_local
     scale = scale_or_default(scale, q.shape[3])

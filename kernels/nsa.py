@@ -25,13 +25,16 @@ from kernels.block_sparse_attention import (
 )
 from kernels.checks import (
     check_counts,
+    check_every_block,
     check_gates,
     check_geometry,
     check_ids,
-    check_inputs,
     check_int,
     check_keys_reach,
     check_most_blocks,
+    check_pair,
+    check_pair_like,
+    check_rule,
     scale_or_default,
 )
 from kernels.flash_attention import Run, attend_to_keys, flash, flash_gradients, run_of
@@ -188,14 +191,17 @@ def nsa_attention(
     Errors: ValueError or TypeError that names the argument.
     """
     pairs = {"compressed": compressed, "selected": selected, "window": window}
-    for name, (k, v) in pairs.items():
-        check_inputs(q, k, v, names=(f"{name}[0]", f"{name}[1]"))
+    for name, pair in pairs.items():
+        check_pair(q, pair, name)
+        check_pair_like(name, pair, "compressed", compressed)
         if name != "compressed":
-            check_keys_reach(q, k, start, name=f"{name}[0]")
+            check_keys_reach(q, pair[0], start, name=f"{name}[0]")
     check_geometry(block_size, stride, select_block_size)
+    check_every_block(q, compressed[0], block_size, stride, start, "compressed[0]")
     check_counts(num_selected, num_initial, num_local)
     check_most_blocks(num_selected)
     check_int("window_size", window_size, at_least=1)
+    check_rule(choose)
     check_gates(gates, q)
     scale = scale_or_default(scale, q.shape[3])
 

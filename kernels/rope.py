@@ -17,7 +17,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels.checks import check_rotation, check_width
+from kernels.checks import check_positive, check_rotation, check_width
 from kernels.launching import launch
 from kernels.operations import operation, watched
 from kernels.rows import empty_beside, load_rows, row_offsets, rows, rows_contiguous, store_rows
@@ -137,6 +137,7 @@ def rotate(
     """
     check_rotation(x, positions)
     check_width("x", x)
+    check_positive("theta", theta)
     if watched(x) or (x.requires_grad and torch.is_grad_enabled()):
         return turn(x, positions, float(theta), 1)
     with torch.cuda.device_of(x):

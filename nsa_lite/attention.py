@@ -20,6 +20,7 @@ from nsa_lite.checks import (
     require_attention_inputs,
     require_int,
     require_keys_for_every_query,
+    require_scale,
 )
 
 P = ParamSpec("P")
@@ -122,6 +123,7 @@ def window_attention(
     """
     require_attention_inputs(q, k, v)
     require_keys_for_every_query(q, k, start)
+    require_scale(scale)
     if window is not None:
         require_int("window", window, at_least=1)
     return attend_in_window(q, k, v, window, scale, start)

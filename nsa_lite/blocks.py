@@ -1,7 +1,8 @@
 """Where blocks lie: which tokens each one covers, and which queries may look at it.
 
 Positions and blocks count from 0. Compression block i covers tokens [i d, i d + l);
-selection block j covers tokens [j l', (j + 1) l').
+selection block j covers tokens [j l', (j + 1) l'). Sizes are taken as they are: whoever has them
+from a caller has checked them.
 """
 
 import torch

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from nsa_lite.attention import KV
 from nsa_lite.blocks import num_compressed
-from nsa_lite.checks import require, require_alike, require_int
+from nsa_lite.checks import (
+    FLOATS,
+    INTS,
+    MOST,
+    readable,
+    require,
+    require_alike,
+    require_int,
+)
 
 WriteRows = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]
 
@@ -28,7 +36,8 @@ class Cache:
     Shapes: raw by branch (B, G, capacity, width), blocks (B, G, capacity / d rounded up, width),
     x (B, capacity, C) only where a rule for choosing blocks may read all inputs, lengths (B,) int64
     on the device. lengths_on_host are the same numbers on the CPU: who decides by them does not
-    wait for the device.
+    wait for the device. Change them by `cut` only: lengths that differ are refused where that can
+    be seen without waiting, on a CPU.
     """
 
     raw: dict[str, KV]
@@ -39,8 +48,19 @@ class Cache:
     owner: int | None = None  # id of the layer that fills it
 
     def __getstate__(self) -> dict:
-        """What a copy or a file of the cache has: a layer's id would mean nothing there."""
-        return vars(self) | {"owner": None}
+        """What a copy or a file of the cache has: a layer's id would mean nothing there.
+
+        Of a slot it has the slot's own rows, not the whole cache's memory.
+        """
+        own = {id(kv): KV(*(own_memory(x) for x in kv)) for kv in self.raw.values()}
+        return vars(self) | {
+            "raw": {name: own[id(kv)] for name, kv in self.raw.items()},
+            "blocks": None if self.blocks is None else KV(*(own_memory(x) for x in self.blocks)),
+            "x": None if self.x is None else own_memory(self.x),
+            "lengths": own_memory(self.lengths),
+            "lengths_on_host": own_memory(self.lengths_on_host),
+            "owner": None,
+        }
 
     def __repr__(self) -> str:
         return f"Cache(lengths = {self.lengths_on_host.tolist()}, capacity = {self.capacity})"
@@ -124,6 +144,18 @@ class Cache:
         require(here, "cache.lengths.device", where, f"must be x.device = {x.device}")
         self.require_free(x.shape[1])
         self.owner = id(layer)
+
+    def require_same_lengths(self) -> None:
+        """Raise if the lengths are not those on the host: somebody has set one of them.
+
+        On a device their numbers are not looked at, for that would wait.
+        """
+        held = self.lengths_on_host
+        same = self.lengths.shape == held.shape
+        if same and self.lengths.is_cpu and readable(self.lengths):
+            same = torch.equal(self.lengths, held)
+        rule = "must be lengths_on_host, {}: cut changes both"
+        require(same, "cache.lengths", self.lengths, rule, held)
 
     def require_free(self, count: int) -> None:
         """Raise unless `count` more tokens fit behind the longest sequence."""
@@ -238,11 +270,23 @@ def new_cache(
     """
     require_int("batch", batch, at_least=1)
     require_int("capacity", capacity, at_least=1)
+    require_dtype(dtype)
     like = home_of(layer)
     raw = {name: empty_rows(batch, capacity, shape, like, dtype) for name in branches}
     lengths_on_host = torch.zeros(batch, dtype=torch.int64, device="cpu")
     lengths = torch.zeros(batch, dtype=torch.int64, device=like.device)
     return Cache(raw, None, None, lengths, lengths_on_host, id(layer))
+
+
+def require_dtype(dtype: object) -> None:
+    """Raise unless dtype is None or a floating-point type of torch."""
+    if not (dtype is None or dtype in FLOATS):
+        raise TypeError(f"dtype = {dtype!r}: must be None or a floating-point type of torch")
+
+
+def own_memory(x: Tensor) -> Tensor:
+    """x, or a copy if it is a part of something larger."""
+    return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
 
 
 def empty_rows(
@@ -312,14 +356,16 @@ def require_inputs_like(buffer: Tensor | None, x: Tensor) -> None:
 
 def lengths_of(lengths: object, batch: int) -> Tensor:
     """One length a sequence, on the CPU, from an int, a list or a tensor of ints."""
-    if type(lengths) is int:
-        return torch.full((batch,), lengths)
-    ints = isinstance(lengths, list | tuple) and all(type(n) is int for n in lengths)
-    given = torch.tensor(lengths) if ints else lengths
-    if not isinstance(given, Tensor) or given.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"lengths = {lengths}: must be an int or one int a sequence")
+    each = [lengths] * batch if type(lengths) is int else lengths
+    given = each
+    if isinstance(each, list | tuple) and all(type(n) is int for n in each):
+        require(all(abs(n) <= MOST for n in each), "lengths", lengths, f"must be at most {MOST}")
+        given = torch.tensor(each, dtype=torch.int64)
+    if not isinstance(given, Tensor) or given.dtype not in INTS:
+        raise TypeError(f"lengths = {lengths!r}: must be an int or one int a sequence")
     rule = f"must be one for each of {batch} sequences"
     require(given.shape == (batch,), "lengths.shape", tuple(given.shape), rule)
+    require(not given.is_meta, "lengths.device", given.device, "must hold numbers")
     return given.cpu().long()
 
 
@@ -334,6 +380,7 @@ def growing(caches: Sequence[Cache | None]) -> Iterator[None]:
         if not isinstance(cache, Cache):
             got = type(cache).__name__
             raise TypeError(f"cache: must be a Cache, as a layer's new_cache makes it, got {got}")
+        cache.require_same_lengths()
     if not given:
         yield
         return

@@ -7,11 +7,15 @@ from torch import Tensor, nn
 from nsa_lite.attention import attend
 from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
 from nsa_lite.checks import (
+    autocasts,
     require,
+    require_alike,
     require_attention_inputs,
+    require_compression,
+    require_every_block,
     require_float_tensor,
-    require_geometry,
     require_int,
+    require_scale,
 )
 from nsa_lite.config import PHIS
 
@@ -27,7 +31,7 @@ class Phi(nn.Module):
     def __init__(self, width: int, block_size: int, stride: int, kind: str = "mlp") -> None:
         super().__init__()
         require_int("width", width, at_least=1)
-        require_geometry(block_size, stride)
+        require_compression(block_size, stride)
         require(kind in PHIS, "kind", repr(kind), f"must be one of {PHIS}")
         self.width = width
         self.block_size = block_size
@@ -45,6 +49,8 @@ class Phi(nn.Module):
         require_float_tensor("x", x, "B, G, T, D")
         fits = x.shape[3] == self.width
         require(fits, "x.shape", tuple(x.shape), f"its width must be {self.width}")
+        if not autocasts(x.device.type):
+            require_alike("x", x, "position", self.position)
         blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
         if self.kind == "mean":
             return blocks.mean(-2)
@@ -77,12 +83,15 @@ def compressed_attention(
     """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
 
     Returns the output and the natural log-sum-exp; a query that sees no block (t < l - 1) gets
-    0 and -inf. Blocks that the last query does not see are not read.
+    0 and -inf. k and v are phi's blocks: rows behind those that the last query sees are not read,
+    so raw keys in their place are read as if they were blocks.
     Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
-    require_geometry(block_size, stride)
+    require_compression(block_size, stride)
+    require_scale(scale)
     require_int("start", start, at_least=0)
+    require_every_block(q, k, block_size, stride, start)
     return attend_compressed(q, k, v, block_size, stride, scale, start)
 
 

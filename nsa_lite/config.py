@@ -2,7 +2,13 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from nsa_lite.checks import require, require_counts, require_geometry, require_int
+from nsa_lite.checks import (
+    require,
+    require_counts,
+    require_geometry,
+    require_instance,
+    require_int,
+)
 
 PHIS = ("mlp", "mean+mlp", "mean")  # the paper's; and ours: with the block's mean, or that alone
 
@@ -43,6 +49,7 @@ class NSAConfig:
         require(whole, "heads", self.heads, f"must be a multiple of kv_heads = {self.kv_heads}")
         rule = "must be even: rotary encoding turns pairs"
         require(self.head_dim % 2 == 0, "head_dim", self.head_dim, rule)
+        require(self.dim >= 2, "dim", self.dim, "must be at least 2: the gate's MLP has dim // 2")
         require_geometry(self.block_size, self.stride, self.select_block_size)
         require_counts(self.num_selected, self.num_initial, self.num_local)
 
@@ -87,3 +94,8 @@ class NSAConfig:
     def as_dict(self) -> dict[str, int | str]:
         """The fields by name, for a log or a checkpoint."""
         return asdict(self)
+
+
+def require_config(config: object) -> None:
+    """Raise unless `config` is an NSAConfig, made already."""
+    require_instance("config", config, NSAConfig, "an NSAConfig")

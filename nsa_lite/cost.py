@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from nsa_lite.blocks import num_compressed
-from nsa_lite.checks import require, require_int
-from nsa_lite.config import NSAConfig
+from nsa_lite.checks import require, require_int, require_positive
+from nsa_lite.config import NSAConfig, require_config
 
 KINDS = ("nsa", "dense", "window")
 
@@ -25,12 +25,14 @@ class Cost:
 
 def paper_tokens(config: NSAConfig, length: int) -> int:
     """Tokens NSA loads to decode one token after `length`: T/d + n l' + w (Table 4)."""
+    require_config(config)
     require_int("length", length, at_least=1)
     return length // config.stride + config.num_selected * config.select_block_size + config.window
 
 
 def tokens_read(config: NSAConfig, position: int, kind: str = "nsa") -> dict[str, int]:
     """Keys that the query at `position` reads in each branch, ragged ends counted exactly."""
+    require_config(config)
     require_int("position", position, at_least=0)
     require(kind in KINDS, "kind", repr(kind), f"must be one of {KINDS}")
     seen = position + 1
@@ -56,6 +58,7 @@ def query_cost(
     are the compressed branch's, so they are not counted twice. Bytes: each key and value once
     for a group, since its heads share them. Projections, phi and gates are left out.
     """
+    require_positive("bytes_per_number", bytes_per_number)
     tokens = {name: float(count) for name, count in tokens_read(config, position, kind).items()}
     read = sum(tokens.values())
     width = config.head_dim + config.value_dim
@@ -79,6 +82,7 @@ def sequence_cost(
     training adds the backward: five matrix products where the forward has two, so 3.5 times the
     FLOPs in all, and K and V read once more (as in FlashAttention-2, section 3.1).
     """
+    require_config(config)
     require_int("length", length, at_least=1)
     costs = [query_cost(config, t, kind, bytes_per_number) for t in range(length)]
     tokens = {name: sum(c.tokens[name] for c in costs) for name in costs[0].tokens}
@@ -91,6 +95,7 @@ def sequence_cost(
 
 def compression_flops(config: NSAConfig, length: int) -> int:
     """phi's two matrix products for the keys and values of every group and block."""
+    require_config(config)
     require_int("length", length, at_least=1)
     blocks = num_compressed(length, config.block_size, config.stride)
 
@@ -109,8 +114,10 @@ def cache_bytes(
     share_window), the compressed ones, and the last l raw ones that phi still needs. This is what
     must be kept at least; a Cache keeps all raw ones, so that it can be cut (Cache.memory).
     """
+    require_config(config)
     require_int("length", length, at_least=1)
     require(kind in KINDS, "kind", repr(kind), f"must be one of {KINDS}")
+    require_positive("bytes_per_number", bytes_per_number)
     window = min(config.window, length)
     kept = {"dense": length, "window": window}.get(kind)
     if kept is None:

@@ -10,17 +10,21 @@ from torch import Tensor
 from nsa_lite.attention import accurate, attend_in_window, in_full_precision, seen
 from nsa_lite.blocks import num_compressed, query_positions
 from nsa_lite.checks import (
+    Pair,
     require,
-    require_attention_inputs,
     require_counts,
     require_gates,
     require_geometry,
+    require_instance,
     require_int,
+    require_int_tensor,
+    require_pair,
+    require_pair_like,
     require_range,
+    require_scale,
 )
 from nsa_lite.compression import attend_compressed
-from nsa_lite.gates import gated_sum
-from nsa_lite.nsa import Pair
+from nsa_lite.gates import add_gated
 from nsa_lite.selection import attend_to_gathered, best_blocks, importance_of, selected_mask
 
 MOST_NEW = 8  # tokens a sequence in one step; speculative decoding asks for several
@@ -81,6 +85,7 @@ def decode_step(  # noqa: PLR0913  the paper's sizes
     require_geometry(block_size, stride, select_block_size)
     require_counts(num_selected, num_initial, num_local)
     require_int("window_size", window_size, at_least=1)
+    require_scale(scale)
     require_held(q, cache, block_size, stride)
     require_gates(gates, q)
     sizes = Sizes(
@@ -135,7 +140,7 @@ def newest(
     mask = selected_mask(ids, query_positions(q, start), block)
     out_s = attend_to_gathered(q, keys, values, mask, scale).to(q.dtype)
     out_w = attend_in_window(q, *window, width, scale, start)
-    return gated_sum(gates, (out_c, out_s, out_w)).to(q.dtype), ids
+    return add_gated(gates, (out_c, out_s, out_w)).to(q.dtype), ids
 
 
 def chosen_tokens(
@@ -155,20 +160,19 @@ def chosen_tokens(
 
 def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
     """Raise unless the cache holds the T queries' tokens, and fits them."""
+    require_parts(cache)
     blocks = cache.blocks
-    if blocks is None:
-        raise ValueError("cache.blocks = None: must be phi's blocks, keys and values")
-    require_attention_inputs(q, *blocks, names=("cache.blocks[0]", "cache.blocks[1]"))
-    raw = [cache.raw["selected"], cache.raw["window"]]
-    for name, pair in zip(("selected", "window"), raw, strict=True):
-        names = (f"cache.raw[{name!r}][0]", f"cache.raw[{name!r}][1]")
-        require_attention_inputs(q, *pair, names=names)
-        require_pair_like_blocks(name, pair, blocks)
+    assert blocks is not None  # as require_parts has found
+    require_pair(q, blocks, "cache.blocks")
+    raw = {f"cache.raw[{name!r}]": cache.raw[name] for name in ("selected", "window")}
+    for name, pair in raw.items():
+        require_pair(q, pair, name)
+        require_pair_like(name, pair, "cache.blocks", blocks)
     new = q.shape[2]
     rule = "must hold 1 to {} new tokens a sequence"
     require(new <= MOST_NEW, "q.shape", tuple(q.shape), rule, MOST_NEW)
     require_lengths(cache.lengths, q)
-    room = min(keys.shape[2] for keys, _ in raw)
+    room = min(keys.shape[2] for keys, _ in raw.values())
     rule = f"must lie between the {new} new tokens and the {{}} rows of the cache"
     require_range("cache.lengths", cache.lengths, new, room, rule)
     whole = num_compressed(int(cache.lengths.max()), block_size, stride)
@@ -177,20 +181,19 @@ def require_held(q: Tensor, cache: Held, block_size: int, stride: int) -> None:
     require(enough, "cache.blocks[0].shape", tuple(blocks[0].shape), rule, whole)
 
 
-def require_pair_like_blocks(name: str, pair: Pair, blocks: Pair) -> None:
-    """Raise unless a branch has the heads and the value width of phi's blocks."""
-    k, v = pair
-    expected = (blocks[0].shape[1], blocks[1].shape[3])
-    fits = (k.shape[1], v.shape[3]) == expected
-    rule = "heads and value width must be those of cache.blocks, {}"
-    require(fits, f"cache.raw[{name!r}][1].shape", tuple(v.shape), rule, expected)
+def require_parts(cache: Held) -> None:
+    """Raise unless an object has the parts that decode_step reads, and raw its branches."""
+    require_instance("cache", cache, Held, "a Cache, or have blocks, raw and lengths as it has")
+    if cache.blocks is None:
+        raise ValueError("cache.blocks = None: must be phi's blocks, keys and values")
+    require_instance("cache.raw", cache.raw, Mapping, "a dict of pairs (k, v), by branch")
+    missing = sorted({"selected", "window"} - set(cache.raw))
+    require(not missing, "cache.raw", sorted(cache.raw), f"must have the branches {missing} too")
 
 
-def require_lengths(lengths: object, q: Tensor) -> None:
+def require_lengths(lengths: Tensor, q: Tensor) -> None:
     """Raise unless lengths is (B,) of int32 or int64, on q's device."""
-    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
-        got = getattr(lengths, "dtype", type(lengths).__name__)
-        raise TypeError(f"cache.lengths: must be an int32 or int64 tensor (B,), got {got}")
+    require_int_tensor("cache.lengths", lengths, "(B,)")
     expected = (q.shape[0],)
     shape = tuple(lengths.shape)
     require(shape == expected, "cache.lengths.shape", shape, "must be (B,) = {}", expected)

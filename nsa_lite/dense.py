@@ -9,8 +9,15 @@ from nsa_lite.attention import KV
 from nsa_lite.backend import operations_of
 from nsa_lite.cache import Cache, growing, new_cache
 from nsa_lite.checks import require_int
-from nsa_lite.config import NSAConfig
-from nsa_lite.layer import join_heads, newest, require_input, split_heads, with_extras
+from nsa_lite.config import NSAConfig, require_config
+from nsa_lite.layer import (
+    join_heads,
+    newest,
+    require_input,
+    require_last,
+    split_heads,
+    with_extras,
+)
 
 
 class DenseAttention(nn.Module):
@@ -24,6 +31,7 @@ class DenseAttention(nn.Module):
 
     def __init__(self, config: NSAConfig, window: int | None = None) -> None:
         super().__init__()
+        require_config(config)
         if window is not None:
             require_int("window", window, at_least=1)
         self.config = config
@@ -43,6 +51,7 @@ class DenseAttention(nn.Module):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.config.dim, self.query)
+        require_last(x, last)
         with growing([cache]):
             y = self.output(join_heads(self.attend(x, cache, last)))
         return with_extras(y, None, None, return_loss, return_trace)

@@ -3,7 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nsa_lite.config import NSAConfig
+from nsa_lite.checks import require_gates, require_outputs
+from nsa_lite.config import NSAConfig, require_config
 
 BRANCHES = ("compressed", "selected", "window")
 
@@ -13,6 +14,7 @@ class Gate(nn.Module):
 
     def __init__(self, config: NSAConfig) -> None:
         super().__init__()
+        require_config(config)
         hidden = config.dim // 2
         self.heads = config.heads
         self.mlp = nn.Sequential(
@@ -28,7 +30,17 @@ def gated_sum(
     gates: Float[Tensor, "B H T 3"],
     outputs: tuple[Float[Tensor, "B H T Dv"], ...],
 ) -> Float[Tensor, "B H T Dv"]:
-    """Each branch's output times its gate, added up (Eq. 5)."""
+    """Each branch's output times its gate, added up (Eq. 5).
+
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_outputs(outputs)
+    require_gates(gates, outputs[0], "outputs[0]")
+    return add_gated(gates, outputs)
+
+
+def add_gated(gates: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
+    """gated_sum without its checks."""
     compressed, selected, window = outputs
     return (
         gates[..., 0, None] * compressed

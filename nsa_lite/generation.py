@@ -9,13 +9,21 @@ from torch import Tensor, nn
 from nsa_lite.attention import accurate
 from nsa_lite.backend import PLAIN
 from nsa_lite.cache import Cache, lengths_of
-from nsa_lite.checks import autocasts, require, require_int, require_range
+from nsa_lite.checks import (
+    autocasts,
+    require,
+    require_instance,
+    require_int,
+    require_number,
+    require_range,
+)
 from nsa_lite.layer import NSAttention
-from nsa_lite.model import DecoderLM
+from nsa_lite.model import DecoderLM, require_same_tokens
 
 SMALLEST = torch.finfo(torch.float32).tiny  # what is less may become 0 there
 WARM_UPS = 3  # runs of a step before it is captured: libraries start and kernels compile in them
 
+BATCH = "must be (B,) = {}, one for each sequence of the caches"
 Step = Callable[[Int[Tensor, " B"]], Float[Tensor, "B vocab"]]  # the newest tokens -> their logits
 
 
@@ -67,13 +75,12 @@ def stream(
     real = require_prompt(model, prompt, lengths)
     require_int("count", count, at_least=0)
     require_number("temperature", temperature)
-    require(temperature >= 0, "temperature", temperature, "must be at least 0")
+    inside = 0 <= temperature <= 1e38
+    require(inside, "temperature", temperature, "must be at least 0 and at most 1e38")
     require_number("top_p", top_p)
     require(0 < top_p <= 1, "top_p", top_p, "must lie above 0 and not above 1")
-    if stop is not None:
-        require_int("stop", stop, at_least=0)
-        top = model.config.vocab_size - 1
-        require(stop <= top, "stop", stop, f"must lie in 0 .. vocab_size - 1 = {top}")
+    require_stop(model, stop)
+    require_generator(model, generator)
 
     def choose(logits: Tensor) -> Tensor:
         return next_tokens(logits, temperature, top_p, generator)
@@ -195,12 +202,15 @@ class CapturedStep:
         self.caches = caches
         batch = len(caches[0].lengths)
         self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=caches[0].lengths.device)
+        self.shortest = min(caches, key=lambda cache: cache.capacity)
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def __call__(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B vocab"]:
         config = self.model.config.nsa
-        for cache in self.caches:
-            cache.require_free(1)  # a replay would write behind its end
+        expected = tuple(self.tokens.shape[:1])  # fewer would be given to several sequences
+        require(tokens.shape == expected, "tokens.shape", tuple(tokens.shape), BATCH, expected)
+        require_same_tokens(self.caches)
+        self.shortest.require_free(1)  # a replay would write behind its end
         self.tokens.copy_(tokens[:, None])
         phi = self.caches[0].ends_blocks(1, config.block_size, config.stride)
         if phi not in self.graphs:
@@ -240,7 +250,8 @@ class CapturedStep:
 
 def require_prompt(model: DecoderLM, prompt: Tensor, lengths: object) -> Tensor:
     """Each prompt's real length, on the CPU; raise unless prompt is (B, T) of the vocabulary."""
-    model.require_tokens(prompt)
+    require_instance("model", model, DecoderLM, "a DecoderLM")
+    model.require_tokens(prompt, "prompt")
     fits = prompt.dim() == 2 and len(prompt) >= 1
     require(fits, "prompt.shape", tuple(prompt.shape), "must be (B, T) with at least one sequence")
     batch, length = prompt.shape
@@ -251,8 +262,18 @@ def require_prompt(model: DecoderLM, prompt: Tensor, lengths: object) -> Tensor:
     return real
 
 
-def require_number(argument: str, value: object) -> None:
-    """Raise unless `value` is an int or a float, no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        got = type(value).__name__
-        raise TypeError(f"{argument} = {value!r}: must be a number, got {got}")
+def require_stop(model: DecoderLM, stop: int | None) -> None:
+    """Raise unless `stop` is None or a token of the vocabulary."""
+    if stop is not None:
+        require_int("stop", stop, at_least=0)
+        top = model.config.vocab_size - 1
+        require(stop <= top, "stop", stop, f"must lie in 0 .. vocab_size - 1 = {top}")
+
+
+def require_generator(model: DecoderLM, generator: torch.Generator | None) -> None:
+    """Raise unless `generator` is None or draws on the device of the model."""
+    if generator is not None:
+        require_instance("generator", generator, torch.Generator, "a torch.Generator")
+        home = model.embedding.weight.device.type
+        where = generator.device.type
+        require(where == home, "generator.device", where, f"must be the model's, {home}")

@@ -23,13 +23,16 @@ from nsa_lite.cache import (
 )
 from nsa_lite.checks import (
     autocasts,
+    named,
     require,
     require_alike,
     require_float_tensor,
+    require_floats,
     require_int,
+    require_rule,
 )
 from nsa_lite.compression import Phi
-from nsa_lite.config import NSAConfig
+from nsa_lite.config import NSAConfig, require_config
 from nsa_lite.decode import MOST_NEW
 from nsa_lite.gates import BRANCHES, Gate
 from nsa_lite.rope import rotate
@@ -102,6 +105,7 @@ class NSAttention(nn.Module):
         self, config: NSAConfig, *, choose: Rule | None = None, backend: str = "auto"
     ) -> None:
         super().__init__()
+        require_config(config)
         require_rule(choose)
         require_backend(backend)
         self.config = config
@@ -129,7 +133,10 @@ class NSAttention(nn.Module):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.config.dim, self.query)
+        require_last(x, last)
         with growing([cache]):
+            if cache is not None and return_trace:
+                require_one_length(cache)
             projected = self.project(x, cache, last)
             if cache is None:
                 blocks = self.compress(projected.raw["compressed"])
@@ -265,8 +272,6 @@ class NSAttention(nn.Module):
         if self.choose is None and not return_trace and new.q.shape[2] <= MOST_NEW:
             step = self.operations(new.q).decode_step
             return step(new.q, cache, new.gates, **self.config.sizes), None, None
-        if return_trace:
-            require_one_length(cache)
         parts = []
         for some, part in cache.of_one_length():
             parts.append(self.attend(*self.all_tokens(new, some, part), return_trace))
@@ -293,14 +298,6 @@ def require_one_length(cache: Cache) -> None:
     require(len(set(lengths)) == 1, "cache.lengths", lengths, f"return_trace: {rule}")
 
 
-def require_rule(choose: object) -> None:
-    """Raise unless `choose` is None or can be asked: a function or a module, but no class."""
-    a_class = isinstance(choose, type)
-    if a_class or not (choose is None or callable(choose)):
-        got = f"the class {choose.__name__}" if a_class else type(choose).__name__
-        raise TypeError(f"choose: must be a function or a module that is made already, got {got}")
-
-
 def decided(choose: Rule, known: Known) -> Choice:
     """What a rule decides. Errors: TypeError if it is no rule, or returns no Choice."""
     require_rule(choose)
@@ -308,6 +305,12 @@ def decided(choose: Rule, known: Known) -> Choice:
     if not isinstance(choice, Choice):
         name = getattr(choose, "__name__", type(choose).__name__)
         raise TypeError(f"choose: {name} must return a Choice, got {type(choice).__name__}")
+    if choice.loss is not None:
+        require_floats("choice.loss", choice.loss, "a scalar")
+        require(choice.loss.dim() == 0, "choice.loss.shape", tuple(choice.loss.shape), "must be ()")
+    if not (choice.attention is None or callable(choice.attention)):
+        got = named(choice.attention)
+        raise TypeError(f"choice.attention: must be a function as nsa_attention is, got {got}")
     return choice
 
 
@@ -322,6 +325,7 @@ def require_input(x: Tensor, width: int, first: nn.Module) -> None:
     The first map may have no such weight, as when it is wrapped in another or quantised.
     """
     require_float_tensor("x", x, "B, T, C")
+    require(x.shape[0] >= 1, "x.shape", tuple(x.shape), "must hold at least one sequence")
     require(x.shape[1] >= 1, "x.shape", tuple(x.shape), "the sequence must not be empty")
     require(x.shape[2] == width, "x.shape", tuple(x.shape), f"C must be config.dim = {width}")
     weight = getattr(first, "weight", None)
@@ -363,11 +367,15 @@ def join_heads(x: Tensor) -> Tensor:
 
 def newest(x: Tensor, last: int | None) -> Tensor:
     """The m = last newest of the tokens x (B, T, C); all of them if last is None."""
-    if last is None:
-        return x
-    require_int("last", last, at_least=1)
-    require(last <= x.shape[1], "last", last, f"must not exceed the {x.shape[1]} tokens of x")
-    return x[:, -last:]
+    return x if last is None else x[:, -last:]
+
+
+def require_last(x: Tensor, last: int | None) -> None:
+    """Raise unless `last` is None or counts some of the tokens x (B, T, ..)."""
+    if last is not None:
+        require_int("last", last, at_least=1)
+        rule = "must not exceed the {} tokens of x"
+        require(last <= x.shape[1], "last", last, rule, x.shape[1])
 
 
 def with_extras(

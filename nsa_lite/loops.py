@@ -1,6 +1,7 @@
 """The operations once more, as loops over queries and blocks that can be read beside the paper.
 
-Same names and keywords as the vectorised operations, for whole sequences (no start), far slower.
+Same names and keywords as the vectorised operations, for whole sequences (no start), far slower;
+arguments are taken as they are.
 The tests hold the two equal.
 """
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nsa_lite.cache import Cache, growing
-from nsa_lite.checks import require, require_int, require_range
+from nsa_lite.checks import named, require, require_instance, require_int, require_range
 from nsa_lite.config import NSAConfig
-from nsa_lite.layer import NSAttention, with_extras
+from nsa_lite.layer import NSAttention, require_last, with_extras
 from nsa_lite.traces import Trace
 
 # Makes a layer that is called as NSAttention is: layer(x, cache, last=, return_loss=,
@@ -32,8 +32,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require_int("vocab_size", self.vocab_size, at_least=1)
         require_int("layers", self.layers, at_least=1)
-        if not isinstance(self.nsa, NSAConfig):
-            raise TypeError(f"nsa: must be an NSAConfig, got {type(self.nsa).__name__}")
+        require_instance("nsa", self.nsa, NSAConfig, "an NSAConfig")
 
     def as_dict(self) -> dict:
         """The fields by name, nested, for a log or a checkpoint."""
@@ -81,16 +80,31 @@ def made(attention: MakeAttention, config: NSAConfig) -> nn.Module:
 
 
 def require_caches(caches: object, layers: int) -> Sequence[Cache]:
-    """The caches; raise unless there is one for each layer: without its cache one would forget."""
-    if not isinstance(caches, list | tuple):
-        got = type(caches).__name__
-        raise TypeError(f"caches: must be a list, as new_caches makes it, got {got}")
+    """The caches; raise unless there is one for each layer: without its cache one would forget.
+
+    And unless all hold the same tokens, which the layers read together.
+    """
+    require_instance("caches", caches, (list, tuple), "a list, as new_caches makes it")
+    given = cast(Sequence[Cache], caches)
     rule = f"must hold one for each of {layers} layers"
-    require(len(caches) == layers, "len(caches)", len(caches), rule)
-    for i, cache in enumerate(caches):
-        if not isinstance(cache, Cache):
-            raise TypeError(f"caches[{i}]: must be a Cache, got {type(cache).__name__}")
-    return caches
+    require(len(given) == layers, "len(caches)", len(given), rule)
+    first: dict[int, int] = {}
+    for i, cache in enumerate(given):
+        require_instance(f"caches[{i}]", cache, Cache, "a Cache")
+        owner = first.setdefault(id(cache.lengths), i)
+        rule = "must have memory of its own, not that of caches[{}]"
+        require(owner == i, f"caches[{i}]", cache, rule, owner)
+    require_same_tokens(given)
+    return given
+
+
+def require_same_tokens(caches: Sequence[Cache]) -> None:
+    """Raise unless all caches of a model hold as many tokens of each sequence as the first."""
+    first = caches[0].lengths_on_host
+    for i, cache in enumerate(caches[1:], 1):
+        held = cache.lengths_on_host
+        same = torch.equal(held, first)
+        require(same, f"caches[{i}].lengths", held, "must be those of caches[0], {}", first)
 
 
 class DecoderLM(nn.Module):
@@ -106,6 +120,7 @@ class DecoderLM(nn.Module):
 
     def __init__(self, config: ModelConfig, attention: MakeAttention = NSAttention) -> None:
         super().__init__()
+        require_instance("config", config, ModelConfig, "a ModelConfig")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.nsa.dim)
         nn.init.normal_(self.embedding.weight, std=0.1)  # small: Adam's steps then turn it sooner
@@ -124,6 +139,7 @@ class DecoderLM(nn.Module):
         recompute: bool = False,
     ) -> Tensor | tuple:
         self.require_tokens(tokens)
+        require_last(tokens, last)
         layers = len(self.blocks)
         given = [None] * layers if caches is None else require_caches(caches, layers)
         x = self.embedding(tokens)
@@ -161,13 +177,19 @@ class DecoderLM(nn.Module):
             caches.append(make(batch, capacity, dtype=dtype))
         return caches
 
-    def require_tokens(self, tokens: Tensor) -> None:
-        """Raise unless tokens are int64 (B, T) or (B, T, S), not empty, and in the vocabulary."""
+    def require_tokens(self, tokens: Tensor, name: str = "tokens") -> None:
+        """Raise unless tokens are int64 (B, T) or (B, T, S), not empty, and in the vocabulary.
+
+        `name` is what the caller calls them.
+        """
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
-            got = getattr(tokens, "dtype", type(tokens).__name__)
-            raise TypeError(f"tokens: must be an int64 tensor (B, T), got {got}")
-        fits = tokens.dim() in (2, 3) and tokens.shape[1] >= 1
+            got = getattr(tokens, "dtype", named(tokens))
+            raise TypeError(f"{name}: must be an int64 tensor (B, T), got {got}")
+        fits = tokens.dim() in (2, 3) and min(tokens.shape) >= 1
         rule = "must be (B, T) or (B, T, S) with at least one token"
-        require(fits, "tokens.shape", tuple(tokens.shape), rule)
+        require(fits, f"{name}.shape", tuple(tokens.shape), rule)
+        home = self.embedding.weight.device
+        where = tokens.device
+        require(where == home, f"{name}.device", where, "must be the model's, {}", home)
         top = self.config.vocab_size - 1
-        require_range("tokens", tokens, 0, top, "must lie in 0 .. vocab_size - 1 = {}")
+        require_range(name, tokens, 0, top, "must lie in 0 .. vocab_size - 1 = {}")

@@ -8,19 +8,23 @@ from torch import Tensor
 
 from nsa_lite.attention import attend_in_window
 from nsa_lite.checks import (
-    require_attention_inputs,
+    Pair,
     require_counts,
+    require_every_block,
     require_gates,
     require_geometry,
     require_ids,
     require_int,
     require_keys_for_every_query,
+    require_pair,
+    require_pair_like,
+    require_rule,
+    require_scale,
 )
 from nsa_lite.compression import attend_compressed
-from nsa_lite.gates import gated_sum
+from nsa_lite.gates import add_gated
 from nsa_lite.selection import attend_to_blocks, best_blocks, importance_of
 
-Pair = tuple[Tensor, Tensor]  # one branch's KV: keys (B, G, S or N, D), values
 Choose = Callable[[Float[Tensor, "B H T"]], Int[Tensor, "B G T n"]]  # the compressed lse -> ids
 
 
@@ -66,8 +70,11 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
     """
     require_branches(q, compressed, selected, window, start)
     require_geometry(block_size, stride, select_block_size)
+    require_every_block(q, compressed[0], block_size, stride, start, "compressed[0]")
     require_counts(num_selected, num_initial, num_local)
     require_int("window_size", window_size, at_least=1)
+    require_scale(scale)
+    require_rule(choose)
     require_gates(gates, q)
 
     out_c, lse = attend_compressed(q, *compressed, block_size, stride, scale, start)
@@ -81,7 +88,7 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
         require_ids(ids, q, selected[0], select_block_size, start)
     out_s = attend_to_blocks(q, *selected, ids, scale, select_block_size, start)
     out_w = attend_in_window(q, *window, window_size, scale, start)
-    out = gated_sum(gates, (out_c, out_s, out_w)).to(q.dtype)
+    out = add_gated(gates, (out_c, out_s, out_w)).to(q.dtype)
     if not return_branches:
         return out
     return out, Branches(*(x.detach() for x in (out_c, out_s, out_w, lse, ids)))
@@ -89,7 +96,8 @@ def nsa_attention(  # noqa: PLR0913  the paper's sizes
 
 def require_branches(q: Tensor, compressed: Pair, selected: Pair, window: Pair, start: int) -> None:
     """Raise unless each pair fits q, and the raw ones reach the last query."""
-    require_attention_inputs(q, *compressed, names=("compressed[0]", "compressed[1]"))
+    require_pair(q, compressed, "compressed")
     for name, pair in {"selected": selected, "window": window}.items():
-        require_attention_inputs(q, *pair, names=(f"{name}[0]", f"{name}[1]"))
+        require_pair(q, pair, name)
+        require_pair_like(name, pair, "compressed", compressed)
         require_keys_for_every_query(q, pair[0], start, f"{name}[0]")

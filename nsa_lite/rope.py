@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nsa_lite.checks import require
+from nsa_lite.checks import require_positive, require_rotation
 
 
 def rotate(
@@ -16,10 +16,11 @@ def rotate(
 
     The product of a rotated query and a rotated key then depends on their distance only. Positions
     (B, T) are each sequence's own, for x (B, heads, T, D).
-    Errors: ValueError for odd D.
+    Errors: ValueError or TypeError that names the argument.
     """
+    require_rotation(x, positions)
+    require_positive("theta", theta)
     half = x.shape[-1] // 2
-    require(x.shape[-1] == 2 * half, "x.shape", tuple(x.shape), "the last axis must be even")
     speed = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
     angle = positions[..., None] * speed
     if positions.dim() == 2:

@@ -21,6 +21,7 @@ from nsa_lite.checks import (
     require_ids,
     require_int,
     require_keys_for_every_query,
+    require_scale,
     require_score,
     require_scoring,
 )
@@ -67,7 +68,7 @@ def block_importance(  # noqa: PLR0913  the paper's sizes
     importance[t, j] = sum over the group's heads, sum_i p[t, i] |C_i ∩ S_j| / d.
     Errors: ValueError or TypeError that names the argument.
     """
-    require_scoring(q, k, lse, block_size, stride, select_block_size, start)
+    require_scoring(q, k, lse, block_size, stride, select_block_size, scale, start)
     return importance_of(q, k, lse, block_size, stride, select_block_size, scale, start)
 
 
@@ -124,7 +125,8 @@ def choose_blocks(
 ) -> Int[Tensor, "B G T n"]:
     """The n best legal blocks of each query, forced ones first, whatever made the score (Eq. 11).
 
-    int32, ascending, then -1 where fewer blocks than n have begun. Ties go to the lower id.
+    int32, ascending, then -1 where fewer blocks than n have begun. Ties go to the lower id. A score
+    of NaN counts as 0; a row of nothing else is a tie.
     Errors: ValueError or TypeError that names the argument.
     """
     require_int("select_block_size", select_block_size, at_least=1)
@@ -176,7 +178,7 @@ def select_blocks(  # noqa: PLR0913  the paper's sizes
     k and lse are the compressed branch's. int32, ascending, then -1. Not differentiable.
     Errors: ValueError or TypeError that names the argument.
     """
-    require_scoring(q, k, lse, block_size, stride, select_block_size, start)
+    require_scoring(q, k, lse, block_size, stride, select_block_size, scale, start)
     require_counts(num_selected, num_initial, num_local)
     score = importance_of(q, k, lse, block_size, stride, select_block_size, scale, start)
     return best_blocks(score, select_block_size, num_selected, num_initial, num_local, start)
@@ -201,6 +203,7 @@ def selected_attention(
     require_attention_inputs(q, k, v)
     require_keys_for_every_query(q, k, start)
     require_int("select_block_size", select_block_size, at_least=1)
+    require_scale(scale)
     require_ids(ids, q, k, select_block_size, start)
     return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 

@@ -205,8 +205,8 @@ def test_behind_its_stop_a_sequence_is_filled_and_the_last_one_ends_all():
         (dict(lengths=[9, 0, 9]), ValueError, "lengths = 0 .. 9: must lie in 1 .. T = 9"),
         (dict(lengths=[9, 10, 9]), ValueError, "lengths = 9 .. 10: must lie in 1 .. T = 9"),
         (dict(prompt=torch.zeros(1, 3, 2).long()), ValueError, "prompt.shape = (1, 3, 2)"),
-        (dict(prompt=torch.full((1, 3), 11)), ValueError, "tokens = 11 .. 11"),
-        (dict(prompt=torch.zeros(1, 0).long()), ValueError, "tokens.shape = (1, 0)"),
+        (dict(prompt=torch.full((1, 3), 11)), ValueError, "prompt = 11 .. 11"),
+        (dict(prompt=torch.zeros(1, 0).long()), ValueError, "prompt.shape = (1, 0)"),
         (dict(prompt=torch.zeros(0, 3).long()), ValueError, "prompt.shape = (0, 3)"),
     ],
 )

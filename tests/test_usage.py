@@ -572,8 +572,10 @@ def test_a_decoder_that_fails_leaves_every_cache_as_it_was():
     for cache, kept in zip(caches, before, strict=True):
         same(held(cache), kept)
     other = DecoderLM(ModelConfig(vocab_size=11))
-    with refused("cache", "another layer fills it"):
+    with refused("caches[1]", "must have memory of its own, not that of caches[0]"):
         other(tokens, other.new_caches(1, 9)[:1] * 2)
+    with refused("cache", "another layer fills it"):
+        other(tokens, other.new_caches(1, 9)[::-1])
 
 
 # --- what is said to a caller who is wrong ---

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from nsa_lite.config import NSAConfig
+from nsa_lite.config import NSAConfig, require_config
 from nsa_lite.dense import DenseAttention
 from nsa_lite.gates import BRANCHES
 from nsa_lite.layer import NSAttention, Rule
@@ -49,6 +49,7 @@ class Shut(nn.Module):
 
 def window(config: NSAConfig) -> nn.Module:
     """NSA's window branch alone."""
+    require_config(config)
     return DenseAttention(config, window=config.window)
 
 

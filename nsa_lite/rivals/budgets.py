@@ -7,20 +7,28 @@ reads or keeps beside whole tokens (page bounds, sampled scores) is counted in t
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from nsa_lite import cost
 from nsa_lite.attention import dense_attention
 from nsa_lite.blocks import query_positions
 from nsa_lite.cache import Cache
-from nsa_lite.checks import require
+from nsa_lite.checks import require, require_instance, require_int
 from nsa_lite.config import NSAConfig
 from nsa_lite.dense import DenseAttention
-from nsa_lite.layer import join_heads, newest, require_input, split_heads, with_extras
+from nsa_lite.layer import (
+    NSAttention,
+    join_heads,
+    newest,
+    require_input,
+    require_last,
+    split_heads,
+    with_extras,
+)
 from nsa_lite.model import DecoderLM, ModelConfig
 from nsa_lite.rivals import neighbours
 from nsa_lite.rivals.attentions import Line
@@ -157,6 +165,7 @@ class NeighbourAttention(DenseAttention):
         return_trace: bool = False,
     ) -> Tensor | tuple:
         require_input(x, self.config.dim, self.query)
+        require_last(x, last)
         require(cache is None, "cache", type(cache).__name__, "must be None: whole sequences only")
         c = self.config
         q = split_heads(self.query(x), c.heads)
@@ -170,16 +179,28 @@ class NeighbourAttention(DenseAttention):
 def reading(model: DecoderLM, name: str, **settings: float) -> DecoderLM:
     """A dense model's weights in a model whose layers read as a neighbour does.
 
-    Errors: ValueError for a name that is not one of NEIGHBOURS.
+    Errors: ValueError for a name that is not one of NEIGHBOURS, TypeError for another model.
     """
+    require_layers(model, DenseAttention)
     attention = partial(NeighbourAttention, neighbour=neighbour_named(name), settings=settings)
     return same_weights(model, model.config, attention)
 
 
 def with_blocks(model: DecoderLM, num_selected: int) -> DecoderLM:
-    """A trained NSA model that selects another number n of blocks: no weight depends on it."""
+    """A trained NSA model that selects another number n of blocks: no weight depends on it.
+
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_layers(model, NSAttention)
     nsa = replace(model.config.nsa, num_selected=num_selected)
     return same_weights(model, replace(model.config, nsa=nsa))
+
+
+def require_layers(model: object, kind: type[nn.Module]) -> None:
+    """Raise unless this is a DecoderLM whose attentions are all of this kind."""
+    require_instance("model", model, DecoderLM, "a DecoderLM")
+    for layer in cast(DecoderLM, model).attentions:
+        require_instance("model.attentions", layer, kind, f"of the kind {kind.__name__}")
 
 
 def same_weights(model: DecoderLM, config: ModelConfig, *attention: Callable) -> DecoderLM:
@@ -199,13 +220,19 @@ def neighbour_named(name: str) -> Neighbour:
 def at_budget(name: str, budget: int, page: int) -> Settings:
     """The settings that let a query of a neighbour read at most `budget` tokens.
 
-    Errors: ValueError for a neighbour without a budget.
+    Errors: ValueError for a neighbour without a budget, or for one too small; TypeError for no int.
     """
+    require_int("budget", budget, at_least=1)
+    require_int("page", page, at_least=1)
     settings = neighbour_named(name).at_budget
     if settings is None:
         named = [n.name for n in NEIGHBOURS.values() if n.at_budget]
         raise ValueError(f"name = {name!r}: has no budget; must be one of {named}")
-    return settings(budget, page)
+    found = settings(budget, page)
+    enough = min(found.values(), default=1) >= 1
+    rule = "is too small for {}, whose settings would be {}"
+    require(enough, "budget", budget, rule, name, found)
+    return found
 
 
 def read_by_head(read: Bool[Tensor, "B H T T"], positions: Int[Tensor, " P"]) -> float:

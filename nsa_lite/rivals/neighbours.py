@@ -21,7 +21,14 @@ from nsa_lite.attention import (
     scale_of,
 )
 from nsa_lite.blocks import num_select_blocks, query_positions
-from nsa_lite.checks import require, require_attention_inputs, require_int
+from nsa_lite.checks import (
+    require,
+    require_attention_inputs,
+    require_int,
+    require_number,
+    require_positive,
+    require_scale,
+)
 from nsa_lite.rivals.rules import page_bound
 from nsa_lite.rope import rotate
 from nsa_lite.selection import choose_blocks
@@ -44,9 +51,10 @@ def streaming_llm(
     places 0 .. s+w-1 that the tokens have in the cache, not in the text.
     Errors: ValueError or TypeError that names the argument. Source: arXiv 2309.17453, section 3.2.
     """
-    _require_sequence(q, k, v)
+    _require_sequence(q, k, v, scale)
     require_int("sinks", sinks, at_least=0)
     require_int("window", window, at_least=1)
+    require_positive("theta", theta)
     t = query_positions(q)
     recent = t > t[:, None] - window
     read = _causal(q) & (recent | (t < sinks))
@@ -72,7 +80,7 @@ def h2o(
     paper has a key head for each query head), so A_j sums over the group's heads.
     Errors: ValueError or TypeError that names the argument. Source: arXiv 2306.14048, Alg. 1.
     """
-    _require_sequence(q, k, v)
+    _require_sequence(q, k, v, scale)
     require_int("recent", recent, at_least=1)
     require_int("heavy", heavy, at_least=0)
     scores = _scores(q, k, scale)  # (B, G, R, T, T)
@@ -98,6 +106,7 @@ def page_bounds(k: Tensor, page: int) -> tuple[Tensor, Tensor]:
 
     Shapes: k (B, G, T, D) -> low, high (B, G, pages, D); the last page may be cut short.
     """
+    require_int("page", page, at_least=1)
     last = k[:, :, -1:].expand(-1, -1, -k.shape[2] % page, -1)  # a repeat changes no bound
     pages = torch.cat([k, last], dim=2).unflatten(2, (-1, page))
     return pages.amin(dim=3), pages.amax(dim=3)
@@ -122,7 +131,7 @@ def quest(
     bounds know no token after t. In all layers (choice: the paper leaves out the first two).
     Errors: ValueError or TypeError that names the argument. Source: arXiv 2406.10774, section 3.
     """
-    _require_sequence(q, k, v)
+    _require_sequence(q, k, v, scale)
     require_int("page", page, at_least=1)
     require_int("pages", pages, at_least=1)
     u = page_scores(q, *page_bounds(accurate(k), page))
@@ -140,6 +149,7 @@ def smallest_columns(mass: Tensor, share: float) -> Tensor:
     The lightest columns go while all that went weigh at most 1 - share: with share = 1 only
     columns of mass 0 go, whatever the rounding.
     """
+    _require_share(share)
     light = mass.sort(dim=-1)
     gone = light.values.cumsum(-1) <= (1 - share) * mass.sum(-1, keepdim=True)
     return torch.zeros_like(gone).scatter_(-1, light.indices, ~gone)
@@ -166,8 +176,8 @@ def sample_attention(
     reads then depends on later tokens, though no value after t enters its output.
     Errors: ValueError or TypeError that names the argument. Source: arXiv 2406.15486, section 4.
     """
-    _require_sequence(q, k, v)
-    require(0 <= share <= 1, "share", share, "must lie in 0 .. 1")
+    _require_sequence(q, k, v, scale)
+    _require_share(share)
     require_int("window", window, at_least=1)
     require_int("every", every, at_least=1)
     t = query_positions(q)
@@ -179,6 +189,11 @@ def sample_attention(
     known = torch.full_like(t, len(rows)) if whole_prompt else (t + 1) // every
     read = causal & (columns[:, :, known] | (t > t[:, None] - window))
     return attend(q, k, v, read.unflatten(1, (k.shape[1], -1)), scale)[0], read
+
+
+def _require_share(share: float) -> None:
+    require_number("share", share)
+    require(0 <= share <= 1, "share", share, "must lie in 0 .. 1")
 
 
 def _causal(q: Tensor) -> Tensor:
@@ -200,8 +215,9 @@ def _read_out(p: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bgrts,bgsv->bgrtv", p, accurate(v)).flatten(1, 2).to(v.dtype)
 
 
-def _require_sequence(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _require_sequence(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> None:
     require_attention_inputs(q, k, v)
+    require_scale(scale)
     require(
         k.shape[2] == q.shape[2],
         "k.shape",

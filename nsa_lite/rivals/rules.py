@@ -23,6 +23,11 @@ from nsa_lite.blocks import (
     query_positions,
     visible_compressed,
 )
+from nsa_lite.checks import (
+    require_int,
+    require_keys_for_every_query,
+    require_queries_and_keys,
+)
 from nsa_lite.layer import Choice, Known
 from nsa_lite.selection import choose_blocks
 
@@ -102,7 +107,13 @@ def true_mass(known: Known) -> Float[Tensor, "B G T blocks"]:
 def block_mass(
     q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G S D"], select_block_size: int, start: int = 0
 ) -> Float[Tensor, "B G T blocks"]:
-    """Dense causal attention's probability in each block, summed over the group's heads."""
+    """Dense causal attention's probability in each block, summed over the group's heads.
+
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_queries_and_keys(q, k)
+    require_keys_for_every_query(q, k, start)
+    require_int("select_block_size", select_block_size, at_least=1)
     k = seen(k, q, start)
     causal = torch.arange(k.shape[2], device=k.device) <= query_positions(q, start)[:, None]
     p = attention_probabilities(q, k, causal, None)[0].sum(dim=2)

@@ -21,7 +21,7 @@ from nsa_lite.attention import (
 from nsa_lite.backend import operations_of
 from nsa_lite.blocks import num_compressed, query_positions, visible_compressed
 from nsa_lite.compression import Phi, compressed_attention
-from nsa_lite.config import NSAConfig
+from nsa_lite.config import NSAConfig, require_config
 from nsa_lite.gates import gated_sum
 from nsa_lite.layer import Choice, Known, split_heads
 from nsa_lite.nsa import Branches, Choose
@@ -42,6 +42,7 @@ class Indexer(nn.Module):
 
     def __init__(self, config: NSAConfig) -> None:
         super().__init__()
+        require_config(config)
         self.config = config
         width = config.head_dim
         self.query = nn.Linear(config.dim, config.heads * width, bias=False)

@@ -15,8 +15,8 @@ from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 from torch import Tensor
 
 from nsa_lite.blocks import forced_blocks, num_compressed, num_select_blocks
-from nsa_lite.checks import require
-from nsa_lite.config import NSAConfig
+from nsa_lite.checks import require, require_int, require_int_tensor
+from nsa_lite.config import NSAConfig, require_config
 
 # Okabe-Ito colours: told apart with the common kinds of colour blindness.
 COLOURS = {
@@ -122,7 +122,14 @@ def _box(ax, x, y, text, colour, width=1.7, hatch=None, weight="normal") -> None
 
 
 def draw_query_reads(config: NSAConfig, ids: Tensor, t: int) -> Figure:
-    """Which tokens query t reads, one strip a branch; ids (n,) are its selected blocks."""
+    """Which tokens query t reads, one strip a branch; ids (n,) are its selected blocks.
+
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_config(config)
+    require_int("t", t, at_least=0)
+    require_int_tensor("ids", ids, "(n,)")
+    require(ids.dim() == 1, "ids.shape", tuple(ids.shape), "must be (n,)")
     l, d, l_sel = config.block_size, config.stride, config.select_block_size
     length = num_select_blocks(t + 1, l_sel) * l_sel
     figure, axes = plt.subplots(3, 1, figsize=(WIDTH, 2.9), sharex=True)
@@ -164,7 +171,13 @@ def block_kinds(config: NSAConfig, ids: Tensor, start: int = 0) -> np.ndarray:
 
 
 def draw_block_map(config: NSAConfig, ids: Tensor, title: str = "") -> Figure:
-    """Queries down, blocks across: what each query of one group reads; ids (T, n)."""
+    """Queries down, blocks across: what each query of one group reads; ids (T, n).
+
+    Errors: ValueError or TypeError that names the argument.
+    """
+    require_config(config)
+    require_int_tensor("ids", ids, "(T, n)")
+    require(ids.dim() == 2, "ids.shape", tuple(ids.shape), "must be (T, n)")
     kinds = block_kinds(config, ids[None, None])[0, 0]
     order = ["masked", "unused", "selected", "forced"]
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
@@ -219,6 +232,7 @@ def draw_scores(
 
     difference=True centres the colours on 0 (PuOr); numbers=True prints each entry.
     """
+    require(scores.dim() == 2, "scores.shape", tuple(scores.shape), "must be (rows, columns)")
     matrix = scores.detach().cpu().double().numpy()
     figure, ax = figure_and_axes(ax, height=3.4)
     limit = float(np.nanmax(np.abs(matrix))) if difference else None

@@ -527,6 +527,10 @@ def test_a_dense_model_and_an_empty_text_are_refused(model):
         SelectionExplorer.of_model(dense, "abc")
     with pytest.raises(ValueError, match="text = b?'': must hold at least one byte"):
         SelectionExplorer.of_model(model, "")
+    with pytest.raises(TypeError, match="model: must be a DecoderLM, got NoneType"):
+        SelectionExplorer.of_model(None, "abc")
+    with pytest.raises(TypeError, match="text: must be a string, bytes or a tensor of tokens, got"):
+        SelectionExplorer.of_model(model, [1, 2])
 
 
 @pytest.mark.parametrize(

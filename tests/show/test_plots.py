@@ -172,3 +172,56 @@ def test_a_sweep_is_drawn_against_three_costs_with_a_ring_at_the_trained_n():
     assert list(line.get_xdata()) == [44, 66] and list(line.get_ydata()) == [0.4, 0.6]
     assert list(ring.get_xdata()) == [66]
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: plots.draw_query_reads(None, IDS[0, 0, 3], 3),
+            TypeError,
+            "config: must be an NSA",
+        ),
+        (
+            lambda: plots.draw_query_reads(CONFIG, IDS[0, 0, 3], -1),
+            ValueError,
+            "t = -1: must be at",
+        ),
+        (
+            lambda: plots.draw_query_reads(CONFIG, IDS[0, 0, 3], 3.0),
+            TypeError,
+            "t = 3.0: must be an",
+        ),
+        (
+            lambda: plots.draw_query_reads(CONFIG, [0], 3),
+            TypeError,
+            "ids: must be an int32 or int64",
+        ),
+        (
+            lambda: plots.draw_query_reads(CONFIG, IDS[0, 0], 3),
+            ValueError,
+            "ids.shape = .*: must be",
+        ),
+        (
+            lambda: plots.draw_block_map(NSAConfig, IDS[0, 0]),
+            TypeError,
+            "config: .*the class NSACon",
+        ),
+        (
+            lambda: plots.draw_block_map(CONFIG, IDS[0, 0] / 2),
+            TypeError,
+            "ids: must be an int32 or",
+        ),
+        (lambda: plots.draw_block_map(CONFIG, IDS[0]), ValueError, "ids.shape = .*: must be"),
+        (
+            lambda: plots.draw_scores(IDS[0]),
+            ValueError,
+            "scores.shape = .*: must be .rows, columns",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(call, error, message):
+    figures = plt.get_fignums()
+    with pytest.raises(error, match=message):
+        call()
+    assert plt.get_fignums() == figures  # nothing half drawn is left

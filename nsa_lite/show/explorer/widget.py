@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nsa_lite import DecoderLM
-from nsa_lite.checks import require
+from nsa_lite.checks import require, require_instance
 from nsa_lite.show.explorer.arguments import Traces
 from nsa_lite.show.explorer.packing import packed_within
 from nsa_lite.show.explorer.page import page_of
@@ -65,7 +65,14 @@ class SelectionExplorer(anywidget.AnyWidget):
 
     @classmethod
     def of_model(cls, model: DecoderLM, text: str | bytes | Tensor) -> "SelectionExplorer":
-        """Run a model on a text and look at it; a tensor of tokens is (T,) or (T, S) int64."""
+        """Run a model on a text and look at it; a tensor of tokens is (T,) or (T, S) int64.
+
+        Errors: ValueError or TypeError that names the argument.
+        """
+        require_instance("model", model, DecoderLM, "a DecoderLM")
+        require_instance(
+            "text", text, (Tensor, str, bytes), "a string, bytes or a tensor of tokens"
+        )
         if isinstance(text, Tensor):
             tokens = text
             labels = [" ".join(map(str, at)) for at in text.view(len(text), -1).tolist()]

@@ -141,7 +141,9 @@ def _verdict(exercise: Exercise, answer: object, cases: list[Case], changed: lis
     end = time.monotonic() + exercise.seconds
     found = []
     for case in cases:
-        found.append(_fault(answer, case, end - time.monotonic(), exercise.seconds, changed))
+        told_already = any(fault and fault.named for fault in found)
+        left = end - time.monotonic()
+        found.append(_fault(answer, case, left, exercise.seconds, changed, told_already))
         if time.monotonic() > end:
             break
     faults = [fault for fault in found if fault]
@@ -152,10 +154,15 @@ def _verdict(exercise: Exercise, answer: object, cases: list[Case], changed: lis
     return Verdict(exercise.number, len(found) - len(faults), len(cases), message)
 
 
-def _fault(
-    answer: Callable, case: Case, seconds: float, limit: float, changed: list[str]
+def _fault(  # noqa: PLR0913  a case, its time, and what is known from the cases before
+    answer: Callable,
+    case: Case,
+    seconds: float,
+    limit: float,
+    changed: list[str],
+    told_already: bool,
 ) -> _Fault | None:
-    """What is wrong with an answer in one case, or None.
+    """What is wrong with an answer in one case, or None; told_already: another names the mistake.
 
     Nothing of the answer's is touched outside of the guard: not its result, nor its error's text.
     """
@@ -167,7 +174,7 @@ def _fault(
     except Exception:  # an error whose type has no name, say
         return _Fault(f"{case.name}: the function raised an error that cannot be told", named=True)
     try:
-        text, named = guard.run(lambda: _wrong(case, told), OWN_SECONDS)
+        text, named = guard.run(lambda: _wrong(case, told, told_already), OWN_SECONDS)
     except guard.LateError:
         text, named = "the result cannot be compared in time", True
     return _Fault(f"{case.name}: {text}", named, told.stub) if text else None
@@ -186,8 +193,11 @@ def _told(answer: Callable, case: Case, changed: list[str]) -> _Told:
         changed += outside.put_back(before)
 
 
-def _wrong(case: Case, told: _Told) -> tuple[str | None, bool]:
-    """What is wrong in a case, if anything, and whether that names the mistake."""
+def _wrong(case: Case, told: _Told, told_already: bool) -> tuple[str | None, bool]:
+    """What is wrong in a case, if anything, and whether that names the mistake.
+
+    To name it the case may run every known mistake: once is enough.
+    """
     if told.raised:
         return told.raised, True
     try:
@@ -199,7 +209,7 @@ def _wrong(case: Case, told: _Told) -> tuple[str | None, bool]:
         said = compare.wrong_value(told.got, case.expected, case.axes)
     except BaseException as error:  # a sparse tensor, or what the answer put into its inputs
         return f"the result cannot be compared ({type(error).__name__})", True
-    explained = _explained(case, told.got) if said else None
+    explained = _explained(case, told.got) if said and not told_already else None
     return explained or (said and _with_numbers(case, said)), bool(explained)
 
 

@@ -30,7 +30,8 @@ SETTINGS: dict[str, tuple[Callable, Callable]] = {
     "Python's recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
 }
 
-FOLLOWS = {"Storage", "manual_seed"}  # torch replaces them itself: for a dtype, for its compiler
+# torch itself replaces the first two, for a dtype and for its compiler; a test runner the third.
+FOLLOWS = {"Storage", "manual_seed", "excepthook"}
 
 # A module or class by its name, with what it held when it was kept.
 _kept: dict[str, tuple[object, dict[str, object]]] = {}

@@ -49,11 +49,11 @@ class Phi(nn.Module):
         require_float_tensor("x", x, "B, G, T, D")
         fits = x.shape[3] == self.width
         require(fits, "x.shape", tuple(x.shape), f"its width must be {self.width}")
-        if not autocasts(x.device.type):
-            require_alike("x", x, "position", self.position)
         blocks = split_blocks(x, self.block_size, self.stride)  # (B, G, N, l, D)
         if self.kind == "mean":
             return blocks.mean(-2)
+        if not autocasts(x.device.type):
+            require_alike("x", x, "position", self.position)
         summary = self.mlp((blocks + self.position).flatten(-2))
         return summary + blocks.mean(-2) if self.kind == "mean+mlp" else summary
 

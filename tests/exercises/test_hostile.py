@@ -359,7 +359,7 @@ def test_an_answer_that_checks_itself_does_so_once(capsys):
         return 0
 
     checking.check("02.1", answer)
-    assert capsys.readouterr().out.startswith("✗ 02.1 1 of 6 cases: ")
+    assert capsys.readouterr().out.startswith("✗ 02.1 2 of 6 cases: ")
 
 
 def test_a_check_works_where_the_folder_is_gone(tmp_path, monkeypatch, capsys):

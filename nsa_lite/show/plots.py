@@ -72,11 +72,11 @@ MAP = {  # box -> (left edge, lower edge, width, text)
     "keys compressed": (1.5, 2.7, 1.6, "K, V, then φ"),
     "keys selected": (1.5, 1.35, 1.6, "K, V of its own"),
     "keys window": (1.5, 0.0, 1.6, "K, V of its own"),
-    "compressed": (4.0, 2.7, 2.5, "compressed: every block,\nas one token"),
-    "selected": (4.0, 1.35, 2.5, "selected: n blocks,\nevery token"),
-    "window": (4.0, 0.0, 2.5, "window: last w tokens"),
+    "compressed": (4.0, 2.7, 2.9, "compressed: blocks as tokens"),
+    "selected": (4.0, 1.35, 2.9, "selected: n blocks in full"),
+    "window": (4.0, 0.0, 2.9, "window: last w tokens"),
     "gates": (1.5, -1.2, 1.6, "gates"),
-    "sum": (7.4, 1.35, 1.4, "sum of\ngate x branch"),
+    "sum": (7.6, 1.35, 1.5, "Σ gate x branch"),
 }
 MAP_ARROWS = [  # (from, to)
     *(("x", to) for to in ("query", "keys compressed", "keys selected", "keys window", "gates")),
@@ -90,7 +90,7 @@ def draw_course_map(here: str | None = None) -> Figure:
     names = ["compressed", "selected", "window"]
     require(here in (None, *names), "here", repr(here), f"must be None or one of {names}")
     built = names if here is None else names[: names.index(here) + 1]
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.4))
     for name, (x, y, width, text) in MAP.items():
         on = name in built
         plain = "#F2F2F2" if name in names else "#FFFFFF"
@@ -104,8 +104,8 @@ def draw_course_map(here: str | None = None) -> Figure:
         _arrow(ax, (3.1, 4.3), (4.0, y + 0.15))
     _arrow(ax, (4.6, 2.7), (4.6, 2.15))
     ax.text(4.75, 2.42, "importance, top n", va="center", fontsize=9)
-    _arrow(ax, (3.1, -0.8), (8.1, 1.35), "angle,angleA=0,angleB=90,rad=4")
-    ax.set(xlim=(-0.1, 8.9), ylim=(-1.3, 4.8))
+    _arrow(ax, (3.1, -0.8), (8.35, 1.35), "angle,angleA=0,angleB=90,rad=4")
+    ax.set(xlim=(-0.1, 9.2), ylim=(-1.25, 4.75))
     ax.axis("off")
     return figure
 

@@ -10,7 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nsa_lite.attention import KV, masked_softmax, scale_of, window_attention
+from nsa_lite.attention import (
+    KV,
+    accurate,
+    in_full_precision,
+    masked_softmax,
+    scale_of,
+    seen,
+    window_attention,
+)
+from nsa_lite.blocks import query_positions
 from nsa_lite.compression import compressed_attention
 from nsa_lite.config import NSAConfig
 from nsa_lite.gates import gated_sum
@@ -27,19 +36,26 @@ LEAST = 1e-3  # added to a score before its logarithm: a block without mass stay
 class Starting(nn.Module):
     """The paper's choice, helped in training: for the first passes only, or throughout.
 
-    It counts its passes in training, so that a run that resumes goes on where it was.
+    It counts its passes in training; the count stands in its state, so that a run that resumes goes
+    on where it was.
     """
-
-    passes: Tensor
 
     def __init__(self, config: NSAConfig, first: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.first = first
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.passes = 0
+
+    def get_extra_state(self) -> Tensor:
+        """The count, for a state dict."""
+        return torch.tensor(self.passes, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The count that a state dict holds."""
+        self.passes = int(state)
 
     def forward(self, known: Known) -> Choice:
-        helps = self.training and (self.first is None or int(self.passes) < self.first)
+        helps = self.training and (self.first is None or self.passes < self.first)
         if self.training:
             self.passes += 1
         return self.helped(known) if helps else as_the_paper(known)
@@ -118,6 +134,7 @@ def biased_nsa_attention(  # noqa: PLR0913  nsa_attention's signature, and a bia
     return gated_sum(gates, (out_c, out_s, out_w)), branches
 
 
+@in_full_precision
 def biased_selected_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B G S D"],
@@ -128,12 +145,11 @@ def biased_selected_attention(
     start: int = 0,
 ) -> Float[Tensor, "B H T Dv"]:
     """Attention to the tokens of the chosen blocks, each logit with its block's bias added."""
-    keys = gather_blocks(k, ids, select_block_size)
-    values = gather_blocks(v, ids, select_block_size)
-    positions = torch.arange(start, start + q.shape[2], device=q.device)
-    mask = selected_mask(ids, positions, select_block_size)
-    queries = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
+    keys = gather_blocks(seen(k, q, start), ids, select_block_size)
+    values = gather_blocks(seen(v, q, start), ids, select_block_size)
+    mask = selected_mask(ids, query_positions(q, start), select_block_size)
+    queries = accurate(q).unflatten(1, (k.shape[1], -1)).transpose(2, 3)  # (B, G, T, R, D)
     scores = queries @ keys.transpose(-1, -2) * scale_of(None, q.shape[3])  # (B, G, T, R, n l')
     scores = scores + bias.repeat_interleave(select_block_size, -1)[..., None, :]
     p, _ = masked_softmax(scores, mask[..., None, :])
-    return (p @ values).transpose(2, 3).flatten(1, 2)
+    return (p @ values).transpose(2, 3).flatten(1, 2).to(v.dtype)

@@ -194,7 +194,8 @@ def test_the_signals_are_what_they_were_afterwards(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--seed", str(10**29)], f"seed = {10**29}: must not exceed {2**40}"),
+        (["--seed", str(10**29)], f"seed = {10**29}: must be at most"),
+        (["--seed", str(2**41)], f"seed = {2**41}: must not exceed {2**40}"),
         (["--seed", "1", "--seed", "1"], "--seed = 1: is given twice"),
         (["--attention", "nsa", "--attention", "nsa"], "--attention = nsa: is given twice"),
         (["--device", "cuda:77"], "device = 'cuda:77': no device that torch can use here"),

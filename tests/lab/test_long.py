@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nsa_lite.lab import evaluate, training
+from nsa_lite.lab.checkpoint import load
 from nsa_lite.lab.evaluate import answers, answers_to_some, asked_span
 from nsa_lite.lab.haystack import Haystack, Stage, curriculum
 from nsa_lite.lab.tasks import Batch, Recall
@@ -110,6 +111,19 @@ def test_a_run_resumes_bit_for_bit_in_its_second_stage(tmp_path):
     run.close()
     rest = list(steps(config(steps=6), tmp_path / "parts", resume=True))
     assert rest == whole[5:]
+
+
+@pytest.mark.usefixtures("short")
+def test_help_for_the_first_passes_is_counted_through_a_checkpoint(tmp_path):
+    run = steps(config("nsa-own-kl-first", steps=5), tmp_path)
+    for _ in range(3):
+        next(run)
+    run.close()
+    tensors, _ = load(tmp_path / "checkpoint.safetensors")
+    assert int(tensors["model.blocks.0.attention.choose._extra_state"]) == 3
+    list(steps(config("nsa-own-kl-first", steps=5), tmp_path, resume=True))
+    tensors, _ = load(tmp_path / "checkpoint.safetensors")
+    assert int(tensors["model.blocks.0.attention.choose._extra_state"]) == 5
 
 
 def test_a_base_that_cannot_reach_the_longest_sequence_is_refused():

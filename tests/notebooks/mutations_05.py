@@ -77,8 +77,6 @@ def one_key_more(attend_in_window):
     )
 
 
-
-
 def window_forgotten(tokens_read):
     """The cost without the window."""
     return lambda config, t: {**tokens_read(config, t), "window": 0}

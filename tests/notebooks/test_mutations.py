@@ -6,6 +6,7 @@ fault in a notebook's own code is ("cell", old text, new text) in place of the t
 """
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,12 +33,16 @@ def mutations() -> list:
     return found
 
 
+def module_of(name: str) -> str:
+    """The module in "nsa_lite.cache.Cache.next_positions", say."""
+    parts = name.split(".")
+    return ".".join(itertools.takewhile(lambda part: part.islower(), parts[:-1]))
+
+
 def replace(monkeypatch, name: str, fault: Callable) -> None:
     """Put fault(old) where a function lies, and wherever else a module of ours has imported it."""
-    module_name = name
-    while module_name not in sys.modules:
-        module_name = module_name.rpartition(".")[0]
-    place = sys.modules[module_name]
+    module_name = module_of(name)
+    place = importlib.import_module(module_name)
     *inner, last = name.removeprefix(f"{module_name}.").split(".")
     for part in inner:
         place = getattr(place, part)

@@ -1,0 +1,51 @@
+"""Faults that notebook 06 must notice: in the top n, the importance, the teachers, the rules."""
+
+from torch import Tensor
+
+
+def worst_blocks(best_blocks):
+    """The lowest scores are chosen."""
+    return lambda score, *sizes: best_blocks(-score, *sizes)
+
+
+def ties_to_the_higher(best_blocks):
+    """Of equal scores the block with the higher id, as if the scores rose a little with the id."""
+
+    def wrong(score: Tensor, *sizes):
+        rising = score.new_tensor(range(score.shape[-1])) * 1e-6
+        return best_blocks(score + rising, *sizes)
+
+    return wrong
+
+
+def first_head_only(shared_out):
+    """Eq. 10 without its sum over heads."""
+    return lambda p, *sizes: shared_out(p[:, :, :1], *sizes)
+
+
+def targets_only(bce_over_softmax):
+    """Without the loss on the blocks that are no targets."""
+    return lambda z, m, among: -(m * z.log_softmax(-1)).sum(-1)
+
+
+def two_rules_swapped(results):
+    """The records of bce and kl under each other's name."""
+
+    def wrong():
+        found = results()
+        found["nsa-kl"], found["nsa-bce"] = found["nsa-bce"], found["nsa-kl"]
+        return found
+
+    return wrong
+
+
+SHARED_OUT = "nsa_lite.selection.shared_out"
+MUTATIONS = [
+    ("the worst blocks", "nsa_lite.selection.best_blocks", worst_blocks, "# Checkpoint 1"),
+    ("ties", "nsa_lite.selection.best_blocks", ties_to_the_higher, "# Checkpoint 1"),
+    ("head 0 only", SHARED_OUT, first_head_only, "# Checkpoint 2"),
+    ("no control", "cell", "answer_at.roll(1, 0)", "answer_at.roll(0, 0)", "# Checkpoint 2"),
+    ("BCE", "nsa_lite.rivals.taught.bce_over_softmax", targets_only, "# Checkpoint 3"),
+    ("records", "nsa_lite.lab.rule_runs.results", two_rules_swapped, "# Checkpoint 4"),
+    ("a rule's worst", "cell", "products.amax(-1)", "products.amin(-1)", "# Checkpoint 5"),
+]

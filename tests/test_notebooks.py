@@ -87,9 +87,14 @@ def test_title_and_part(notebook):
     notebook.rule(notebook.cells[0].cell_type == "markdown", "the first cell is markdown")
     notebook.rule(re.match(rf"# {number} · \S", lines[0]), f"the title begins '# {number} · '")
     part = re.fullmatch(
-        r"Part I{1,3} · about \d+ minutes · runs on a CPU in (\d+) (seconds?|minutes?)", lines[1]
+        r"Part I{1,3} · about \d+ minutes(?:, exercises \d+ more)? · "
+        r"runs on a CPU in (\d+) (seconds?|minutes?)",
+        lines[1],
     )
-    notebook.rule(part, "line 2 is 'Part I · about 40 minutes · runs on a CPU in 5 seconds'")
+    notebook.rule(
+        part,
+        "line 2 is 'Part I · about 40 minutes, exercises 30 more · runs on a CPU in 5 seconds'",
+    )
     seconds = int(part[1]) * (60 if "minute" in part[2] else 1)
     limit = 300 if notebook.path.stem == LONG else 60
     notebook.rule(seconds <= limit, f"it runs in {limit} seconds at most, not {seconds}")
@@ -130,11 +135,20 @@ def test_each_idea_has_a_prediction_that_runs_without_a_guess(notebook):
         found = starting(cells, "# Predict: ")
         notebook.rule(found, f"'{heading}' has a cell that begins '# Predict: '")
         for cell in found:
-            notebook.rule("guess = None" in cell.source, f"'{heading}' has guess = None")
+            if "guess = None" in cell.source:  # the older form
+                notebook.rule(
+                    printed(cell).strip() in ("", "your guess: None"),
+                    f"'{heading}': the Predict cell prints nothing but 'your guess: None'",
+                )
+                continue
+            call = re.search(r'^predict\("(\d\d\.\d)"\)$', cell.source, re.M)
+            notebook.rule(call, f"'{heading}' ends its Predict cell with predict(number), no guess")
             notebook.rule(
-                printed(cell).strip() in ("", "your guess: None"),
-                f"'{heading}': the Predict cell prints nothing but 'your guess: None'",
+                printed(cell).startswith(f"○ {call[1]}: no guess yet"),
+                f"'{heading}': the Predict cell says that there is no guess yet",
             )
+            compared = [c for c in cells if f'came_out("{call[1]}", ' in c.source]
+            notebook.rule(len(compared) == 1, f"one cell says what came out for {call[1]}")
 
 
 def test_each_idea_has_a_folded_what_you_should_see(notebook):
@@ -215,12 +229,20 @@ def test_summary_exercises_references(notebook):
     notebook.rule("2502.11089" in references, "the References name the paper, arXiv 2502.11089")
 
 
+def without_turns(cells: list[NotebookNode]) -> list[str]:
+    """The markdown, less the folded hints and solutions of the Your turn cells."""
+    hints = r"<details><summary>(?:Hint \d|A solution).+?</details>"
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    return [re.sub(hints, "", text, flags=re.S) for text in texts]
+
+
 def test_size(notebook):
     def between(value: float, low: float, high: float, what: str) -> None:
         notebook.rule(low <= value <= high, f"{what}: {low} to {high}, not {value}")
 
-    between(len(notebook.cells), 40, 70, "cells")
-    between(len(" ".join(notebook.markdown).split()), 1200, 2500, "words of markdown")
+    texts = [text for text in without_turns(notebook.cells) if text.strip()]
+    between(len(notebook.code) + len(texts), 40, 70, "cells, but for folded solutions")
+    between(len(" ".join(texts).split()), 1200, 2500, "words of markdown, folded hints left out")
     between(notebook.path.stat().st_size / 1024, 1, 400, "KB of the file")
 
 

@@ -66,35 +66,53 @@ def legend(figure: Figure, kinds: list[str]) -> None:
     figure.legend(handles=boxes, loc="outside lower center", ncols=len(kinds), frameon=False)
 
 
+MAP = {  # box -> (left edge, lower edge, width, text)
+    "x": (0.0, 1.35, 0.8, "x"),
+    "query": (1.5, 3.9, 1.6, "query q"),
+    "keys compressed": (1.5, 2.7, 1.6, "K, V, then φ"),
+    "keys selected": (1.5, 1.35, 1.6, "K, V of its own"),
+    "keys window": (1.5, 0.0, 1.6, "K, V of its own"),
+    "compressed": (4.0, 2.7, 2.5, "compressed: every block,\nas one token"),
+    "selected": (4.0, 1.35, 2.5, "selected: n blocks,\nevery token"),
+    "window": (4.0, 0.0, 2.5, "window: last w tokens"),
+    "gates": (1.5, -1.2, 1.6, "gates"),
+    "sum": (7.4, 1.35, 1.4, "sum of\ngate x branch"),
+}
+MAP_ARROWS = [  # (from, to)
+    *(("x", to) for to in ("query", "keys compressed", "keys selected", "keys window", "gates")),
+    *((f"keys {name}", name) for name in ("compressed", "selected", "window")),
+    *((name, "sum") for name in ("compressed", "selected", "window")),
+]
+
+
 def draw_course_map(here: str | None = None) -> Figure:
-    """The layer as one picture: query, three branches, gates; the branch `here` is filled."""
+    """The layer with its arrows; branches up to `here`, in the course's order, are filled."""
     names = ["compressed", "selected", "window"]
     require(here in (None, *names), "here", repr(here), f"must be None or one of {names}")
-    notes = {
-        "compressed": "every block,\nas one token",
-        "selected": "n blocks,\nevery token",
-        "window": "last w tokens",
-    }
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.4))
-    _box(ax, 0.0, 1.0, "query t", "#FFFFFF")
-    _box(ax, 6.6, 1.0, "sum of\ngate x branch", "#FFFFFF")
-    for i, name in enumerate(names):
-        on = here in (None, name)
-        _box(
-            ax,
-            3.0,
-            2 - i,
-            f"{name}: {notes[name]}",
-            COLOURS[name] if on else "#F2F2F2",
-            2.6,
-            HATCHES.get(name) if on else None,
-            "bold" if here == name else "normal",
-        )
-        for a, b in (((1.7, 1.4), (3.0, 2.4 - i)), ((5.6, 2.4 - i), (6.6, 1.4))):
-            ax.annotate("", b, a, arrowprops={"arrowstyle": "->", "color": "#444444"})
-    ax.set(xlim=(-0.1, 8.4), ylim=(-0.15, 2.95))
+    built = names if here is None else names[: names.index(here) + 1]
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    for name, (x, y, width, text) in MAP.items():
+        on = name in built
+        plain = "#F2F2F2" if name in names else "#FFFFFF"
+        colour = COLOURS[name] if on else plain
+        hatch = HATCHES.get(name) if on else None
+        _box(ax, x, y, text, colour, width, hatch, "bold" if here == name else "normal")
+    for start, end in MAP_ARROWS:
+        x, y, width, _ = MAP[start]
+        _arrow(ax, (x + width, y + 0.4), (MAP[end][0], MAP[end][1] + 0.4))
+    for y in (3.15, 1.8, 0.45):  # q is the same for all three; it enters each at its upper left
+        _arrow(ax, (3.1, 4.3), (4.0, y + 0.15))
+    _arrow(ax, (4.6, 2.7), (4.6, 2.15))
+    ax.text(4.75, 2.42, "importance, top n", va="center", fontsize=9)
+    _arrow(ax, (3.1, -0.8), (8.1, 1.35), "angle,angleA=0,angleB=90,rad=4")
+    ax.set(xlim=(-0.1, 8.9), ylim=(-1.3, 4.8))
     ax.axis("off")
     return figure
+
+
+def _arrow(ax: Axes, start: tuple, end: tuple, path: str = "arc3") -> None:
+    style = {"arrowstyle": "->", "color": "#444444", "connectionstyle": path}
+    ax.annotate("", end, start, arrowprops={**style, "shrinkA": 0, "shrinkB": 0})
 
 
 def _box(ax, x, y, text, colour, width=1.7, hatch=None, weight="normal") -> None:

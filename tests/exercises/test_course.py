@@ -5,7 +5,7 @@ import json
 import pytest
 
 from exercises import came_out, check, course, predict, progress, yours
-from exercises.records import load
+from exercises.records import load, sets
 
 
 @pytest.fixture
@@ -121,3 +121,9 @@ def test_what_the_notebooks_ask_is_found():
         for _, t in found.values()
         for turn in t
     )
+
+
+def test_the_exercises_of_a_set_are_found_without_importing_it():
+    for number, folder in sets().items():
+        found = course.EXERCISE.findall((folder / "checks.py").read_text("utf-8"))
+        assert found == [exercise.number for exercise in load(number).EXERCISES]

@@ -20,7 +20,7 @@ def functions(source: str) -> list[ast.FunctionDef]:
 
 
 def solved(path, number: str) -> str:
-    """The Your turn cell with the solution in place of the stub, and of its launch if it has one."""
+    """The Your turn cell with the solution in place of the stub, and of its launch if any."""
     source = turns(path)[number].source
     stubs = functions(source)
     first = min([stubs[0].lineno, *(node.lineno for node in stubs[0].decorator_list)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import linecache
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -59,6 +60,13 @@ class CellError(Exception):
         self.place = place
 
 
+def kept(source: str, place: int) -> str:
+    """A file name under which Triton finds the cell's text: it reads what it interprets."""
+    name = f"cell {place + 1}"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    return name
+
+
 def printed_by(sources: list[str]) -> Iterator[str]:
     """What each cell prints, one after the other; a Break it cell's error is swallowed."""
     matplotlib.use("Agg")
@@ -70,7 +78,7 @@ def printed_by(sources: list[str]) -> Iterator[str]:
         out = io.StringIO()
         try:
             with contextlib.redirect_stdout(out):
-                exec(compile(plain, f"cell {place + 1}", "exec"), names)
+                exec(compile(plain, kept(plain, place), "exec"), names)
         except Exception as error:
             if not source.startswith("# Break it"):
                 raise CellError(place, source) from error

@@ -59,7 +59,8 @@ def replace(monkeypatch, name: str, fault: Callable) -> None:
 @pytest.mark.parametrize(("path", "fault", "words"), mutations())
 def test_the_checkpoint_turns_red(path, fault, words, monkeypatch):
     monkeypatch.setattr(exercises, "check", lambda *_: None)  # its own tests are elsewhere
-    sources = [cell.source for cell in code_of(path)]
+    # No checkpoint reads what 08 compiles for a GPU, which takes half a minute.
+    sources = ["" if "subprocess.run" in cell.source else cell.source for cell in code_of(path)]
     expected = [place for place, source in enumerate(sources) if words in source]
     assert len(expected) == 1, f"{len(expected)} cells hold {words!r}"
     if fault[0] == "cell":

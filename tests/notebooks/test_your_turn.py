@@ -14,18 +14,19 @@ TURNS = [(path, number) for path in WITH_TURNS for number in turns(path)]
 NAMES = [f"{path.stem}-{number}" for path, number in TURNS]
 
 
-def function_of(source: str) -> str:
-    """The name of the function that a Your turn cell, or its solution, defines first."""
-    return next(n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
+def functions(source: str) -> list[ast.FunctionDef]:
+    """The functions that a Your turn cell defines: one, or a kernel and its launch."""
+    return [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
 def solved(path, number: str) -> str:
-    """The Your turn cell with the solution in place of the stub."""
+    """The Your turn cell with the solution in place of the stub, and of its launch if any."""
     source = turns(path)[number].source
-    stub = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
+    stubs = functions(source)
+    first = min([stubs[0].lineno, *(node.lineno for node in stubs[0].decorator_list)])
     lines = source.splitlines()
     solution = solutions(path)[number].splitlines()
-    return "\n".join([*lines[: stub.lineno - 1], *solution, *lines[stub.end_lineno :]])
+    return "\n".join([*lines[: first - 1], *solution, *lines[stubs[-1].end_lineno :]])
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,8 @@ def test_a_stub_says_what_and_how_long_and_runs_unanswered(path, number):
     assert re.match(r"# Your turn \(exercise \d\d\.\d\): .+, about \d+ lines?$", cell.source, re.M)
     assert "    raise NotImplementedError" in cell.source
     assert stored(cell).strip() == f"○ {number} not attempted"
-    assert cell.source.splitlines()[-1] == f'check("{number}", {function_of(cell.source)})'
+    last = functions(cell.source)[-1].name
+    assert cell.source.splitlines()[-1] == f'check("{number}", {last})'
 
 
 @pytest.mark.parametrize(("path", "number"), TURNS, ids=NAMES)

@@ -12,7 +12,6 @@ from nsa_lite.checks import (
     require_alike,
     require_attention_inputs,
     require_compression,
-    require_every_block,
     require_float_tensor,
     require_int,
     require_scale,
@@ -83,15 +82,14 @@ def compressed_attention(
     """Attention to compressed keys and values whose whole block the query has passed (Eq. 7).
 
     Returns the output and the natural log-sum-exp; a query that sees no block (t < l - 1) gets
-    0 and -inf. k and v are phi's blocks: rows behind those that the last query sees are not read,
-    so raw keys in their place are read as if they were blocks.
+    0 and -inf. k and v are phi's blocks, all of them or the first ones: rows behind those that the
+    last query sees are not read, so raw keys in their place are read as if they were blocks.
     Errors: ValueError or TypeError that names the argument.
     """
     require_attention_inputs(q, k, v)
     require_compression(block_size, stride)
     require_scale(scale)
     require_int("start", start, at_least=0)
-    require_every_block(q, k, block_size, stride, start)
     return attend_compressed(q, k, v, block_size, stride, scale, start)
 
 

@@ -159,6 +159,6 @@ def test_solutions_get_full_marks_stubs_none_and_one_mistake_a_part(marks):
 def test_the_feedback_names_the_mistake(marks):
     root, _ = marks
     page = root / "feedback" / "one-mistake" / assignment(GRADED) / f"exercises_{GRADED}.html"
-    assert "query 0 sees block 0, tokens 0 to 3: the last of them comes after" in page.read_text(
+    assert "query 0 sees block 0, tokens 0 to 6: the last of them comes after" in page.read_text(
         "utf-8"
     )

@@ -4,6 +4,7 @@ Each message starts with the notebook's name and the rule that it breaks.
 """
 
 import base64
+import io
 import itertools
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -340,6 +342,22 @@ def test_the_readme_shows_the_picture_that_notebook_00_drew(monkeypatch):
 
     assert (ROOT / "notebooks/query_reads.png").read_bytes() == finish.readme_picture()
     assert "(notebooks/query_reads.png)" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_a_packed_picture_is_the_same_picture(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    import finish
+
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    given = {"opaque": image.convert("RGBA"), "half": image.copy()}
+    given["half"].putalpha(128)
+    for picture in given.values():
+        file = io.BytesIO()
+        picture.save(file, "PNG", compress_level=0)
+        packed = finish.packed(file.getvalue())
+        assert len(packed) < len(file.getvalue())
+        again = Image.open(io.BytesIO(packed)).convert("RGBA")
+        assert again.tobytes() == picture.tobytes()
 
 
 def test_the_readmes_table_names_each_notebook_with_its_minutes(notebook):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from exercises.compare import close, form, matches, name_mistake
+from exercises.memory import tracing
 from exercises.records import Case, Exercise, in_turn
 from nsa_lite.blocks import overlap_in_strides
 from nsa_lite.config import NSAConfig
@@ -408,7 +409,7 @@ def held_shares(answer, *shares):
     several = range(1, len(read.shares) + 1)  # what was gathered is as large as several shares
     mode = watching.Held({x.numel() * n for x in read.shares[0][:2] for n in several})
     read.watch = mode.look
-    with watching.tracing(), mode:
+    with tracing(), mode:
         result = answer(read, len(read.shares))
     if not isinstance(result, tuple | list):
         return result

@@ -3,8 +3,7 @@
 import tracemalloc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -90,15 +89,3 @@ class Held(TorchFunctionMode):
     def of_before(self) -> set[int]:
         """The shares before the last whose tensors are still there."""
         return {n for n, x in self.made if n < self.share and x() is not None}
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Count the bytes that Python and NumPy hold, and stop unless somebody else counts too."""
-    before = tracemalloc.is_tracing()
-    tracemalloc.start()
-    try:
-        yield
-    finally:
-        if not before:
-            tracemalloc.stop()

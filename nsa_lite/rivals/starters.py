@@ -11,22 +11,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nsa_lite.attention import (
-    KV,
     accurate,
     in_full_precision,
     masked_softmax,
     scale_of,
     seen,
-    window_attention,
 )
 from nsa_lite.blocks import query_positions
-from nsa_lite.compression import compressed_attention
 from nsa_lite.config import NSAConfig
-from nsa_lite.gates import gated_sum
 from nsa_lite.layer import Choice, Known
-from nsa_lite.nsa import Branches, Choose
-from nsa_lite.rivals.rules import best, candidates, num_blocks, true_mass
-from nsa_lite.rivals.taught import importance_by, kl_to_mass, logarithm, mean_where_it_matters
+from nsa_lite.rivals.rules import best, num_blocks
+from nsa_lite.rivals.taught import (
+    chosen_by,
+    importance_by,
+    kl_to_true_mass,
+    logarithm,
+    nsa_attention_reading,
+    taught_choice,
+)
 from nsa_lite.selection import gather_blocks, selected_mask
 
 FIRST = 300  # passes in training that a start lasts
@@ -69,9 +71,7 @@ class OwnKL(Starting):
     """Teacher: dense attention, by KL divergence to the compressed branch's own scores."""
 
     def helped(self, known: Known) -> Choice:
-        z = logarithm(importance_by(known, known.q, known.compressed))
-        loss = kl_to_mass(z, true_mass(known), candidates(known))
-        return Choice(best(known, z), loss=mean_where_it_matters(known, loss))
+        return taught_choice(known, known.q, known.compressed, kl_to_true_mass, training=True)
 
 
 class AllBlocks(Starting):
@@ -98,40 +98,13 @@ class ScoreInLogits(Starting):
         z = logarithm(importance_by(known, known.q, known.compressed) + LEAST)
         ids = best(known, z)
         bias = z.gather(-1, ids.long().clamp(min=0))
-        return Choice(ids, attention=partial(biased_nsa_attention, bias=bias))
+        read = partial(biased_selected_attention, bias=bias)
+        return Choice(ids, attention=partial(nsa_attention_reading, read=read))
 
 
 def as_the_paper(known: Known) -> Choice:
     """Eq. 8-11 of the compressed branch's own keys."""
-    with torch.no_grad():
-        return Choice(best(known, importance_by(known, known.q, known.compressed)))
-
-
-def biased_nsa_attention(  # noqa: PLR0913  nsa_attention's signature, and a bias
-    q: Tensor,
-    compressed: KV,
-    selected: KV,
-    window: KV,
-    gates: Tensor,
-    *,
-    bias: Float[Tensor, "B G T n"],
-    block_size: int,
-    stride: int,
-    select_block_size: int,
-    window_size: int,
-    choose: Choose,
-    start: int = 0,
-    **_: object,  # the sizes of a choice that has been made already
-) -> tuple[Tensor, Branches]:
-    """nsa_attention, with return_branches, whose selected logits have their block's bias added."""
-    out_c, lse = compressed_attention(
-        q, *compressed, block_size=block_size, stride=stride, start=start
-    )
-    ids = choose(lse)
-    out_s = biased_selected_attention(q, *selected, ids, bias, select_block_size, start)
-    out_w = window_attention(q, *window, window=window_size, start=start)
-    branches = Branches(*(x.detach() for x in (out_c, out_s, out_w, lse, ids)))
-    return gated_sum(gates, (out_c, out_s, out_w)), branches
+    return Choice(chosen_by(known, known.q, known.compressed))
 
 
 @in_full_precision
@@ -141,6 +114,7 @@ def biased_selected_attention(
     v: Float[Tensor, "B G S Dv"],
     ids: Int[Tensor, "B G T n"],
     bias: Float[Tensor, "B G T n"],
+    *,
     select_block_size: int,
     start: int = 0,
 ) -> Float[Tensor, "B H T Dv"]:

@@ -4,6 +4,7 @@ Each one scores blocks as the compressed branch does (Eq. 8-10), but with a quer
 phi that serve the choice alone. They differ in the teacher: where the gradient comes from.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -85,30 +86,10 @@ def logarithm(importance: Tensor) -> Tensor:
 
 
 class Taught(Indexer):
-    """An indexer that learns from what dense attention weighs; a subclass compares the two.
-
-    Dense attention's mass is T x S: of many queries only a sample is taught in each step.
-    """
+    """An indexer that learns from what dense attention weighs; a subclass compares the two."""
 
     def forward(self, known: Known) -> Choice:
-        own = self.own(known)
-        if known.q.shape[2] <= 2 * STRETCH:
-            z = logarithm(importance_by(known, *own))
-            return Choice(best(known, z), loss=self.loss(known, z))
-        ids = chosen_by(known, *own)
-        if not self.training:
-            return Choice(ids)
-        losses = [self.loss_of_some(known, own, first) for first in stretches(known)]
-        return Choice(ids, loss=torch.stack(losses).mean())
-
-    def loss_of_some(
-        self, known: Known, own: tuple[Tensor, Tensor], first: int
-    ) -> Float[Tensor, ""]:
-        """The loss of STRETCH queries, from number `first` on."""
-        q, k = own
-        some = first_to_last(known, first, first + STRETCH)
-        z = logarithm(importance_by(some, q[:, :, first : first + STRETCH], cut(some, k)))
-        return self.loss(some, z)
+        return taught_choice(known, *self.own(known), self.loss, self.training)
 
     def loss(self, known: Known, z: Float[Tensor, "B G T blocks"]) -> Float[Tensor, ""]:
         """How far the scores z are from what dense attention weighs."""
@@ -131,7 +112,42 @@ class KLToTrueMass(Taught):
     """Teacher: dense attention pooled over blocks, by KL divergence (section 6.1; DSA)."""
 
     def loss(self, known: Known, z: Float[Tensor, "B G T blocks"]) -> Float[Tensor, ""]:
-        return mean_where_it_matters(known, kl_to_mass(z, true_mass(known), candidates(known)))
+        return kl_to_true_mass(known, z)
+
+
+def kl_to_true_mass(known: Known, z: Float[Tensor, "B G T blocks"]) -> Float[Tensor, ""]:
+    """kl_to_mass of dense attention's mass, over the queries that have a choice."""
+    return mean_where_it_matters(known, kl_to_mass(z, true_mass(known), candidates(known)))
+
+
+def taught_choice(
+    known: Known,
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B G N D"],
+    loss: Callable[[Known, Tensor], Tensor],
+    training: bool,
+) -> Choice:
+    """The best blocks by these queries and compressed keys, and the loss(known, z) of their scores.
+
+    A teacher's mass is T x S: of many queries only two stretches are taught in a step of training.
+    """
+    if known.q.shape[2] <= 2 * STRETCH:
+        z = logarithm(importance_by(known, q, k))
+        return Choice(best(known, z), loss=loss(known, z))
+    ids = chosen_by(known, q, k)
+    if not training:
+        return Choice(ids)
+    losses = [loss_of_some(known, q, k, loss, first) for first in stretches(known)]
+    return Choice(ids, loss=torch.stack(losses).mean())
+
+
+def loss_of_some(
+    known: Known, q: Tensor, k: Tensor, loss: Callable[[Known, Tensor], Tensor], first: int
+) -> Float[Tensor, ""]:
+    """The loss of STRETCH queries, from number `first` on."""
+    some = first_to_last(known, first, first + STRETCH)
+    z = logarithm(importance_by(some, q[:, :, first : first + STRETCH], cut(some, k)))
+    return loss(some, z)
 
 
 def stretches(known: Known) -> tuple[int, int]:
@@ -172,7 +188,8 @@ class StraightThrough(Indexer):
         share, _ = masked_softmax(self.logits(known), candidates(known))
         ids = best(known, share)
         weight = straight_through(ids, share)
-        return Choice(ids, attention=partial(scaled_nsa_attention, weight=weight))
+        read = partial(scaled_selected_attention, weight=weight)
+        return Choice(ids, attention=partial(nsa_attention_reading, read=read))
 
 
 class GumbelTopK(StraightThrough):
@@ -244,14 +261,14 @@ def scaled_selected_attention(
     return attend_to_blocks(q, k, v, ids, scale, select_block_size, start)
 
 
-def scaled_nsa_attention(  # noqa: PLR0913  nsa_attention's signature, and a weight
+def nsa_attention_reading(  # noqa: PLR0913  nsa_attention's signature, and how blocks are read
     q: Tensor,
     compressed: KV,
     selected: KV,
     window: KV,
     gates: Tensor,
     *,
-    weight: Tensor,
+    read: Callable[..., Tensor],
     block_size: int,
     stride: int,
     select_block_size: int,
@@ -260,14 +277,15 @@ def scaled_nsa_attention(  # noqa: PLR0913  nsa_attention's signature, and a wei
     start: int = 0,
     **_: object,  # the sizes of a choice that has been made already
 ) -> tuple[Tensor, Branches]:
-    """nsa_attention, with return_branches, whose selected branch is scaled_selected_attention."""
+    """nsa_attention, with return_branches, whose selected branch is `read`.
+
+    It is called as selected_attention is.
+    """
     out_c, lse = compressed_attention(
         q, *compressed, block_size=block_size, stride=stride, start=start
     )
     ids = choose(lse)
-    out_s = scaled_selected_attention(
-        q, *selected, ids, weight, select_block_size=select_block_size, start=start
-    )
+    out_s = read(q, *selected, ids, select_block_size=select_block_size, start=start)
     out_w = window_attention(q, *window, window=window_size, start=start)
     branches = Branches(*(x.detach() for x in (out_c, out_s, out_w, lse, ids)))
     return gated_sum(gates, (out_c, out_s, out_w)), branches

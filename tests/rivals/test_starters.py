@@ -95,7 +95,7 @@ def test_a_bias_multiplies_what_a_block_weighs():
     v = torch.randn(2, 2, LENGTH, 3, dtype=torch.float64)
     ids = as_the_paper(facts).ids
     bias = torch.randn(ids.shape, dtype=torch.float64)
-    given = biased_selected_attention(facts.q, facts.k, v, ids, bias, 4)
+    given = biased_selected_attention(facts.q, facts.k, v, ids, bias, select_block_size=4)
     b, h, t = 1, 3, 38
     g = h // 2
     weights = torch.zeros(LENGTH, dtype=torch.float64)
@@ -105,7 +105,8 @@ def test_a_bias_multiplies_what_a_block_weighs():
             weights[s] = logit.exp() * added.exp()
     expected = weights / weights.sum() @ v[b, g]
     torch.testing.assert_close(given[b, h, t], expected)
-    without = biased_selected_attention(facts.q, facts.k, v, ids, torch.zeros_like(bias), 4)
+    nothing = torch.zeros_like(bias)
+    without = biased_selected_attention(facts.q, facts.k, v, ids, nothing, select_block_size=4)
     plain = selected_attention(facts.q, facts.k, v, ids, select_block_size=4)
     torch.testing.assert_close(without, plain)
 
@@ -155,8 +156,8 @@ def test_a_few_queries_are_taught_as_one_stretch_of_many(monkeypatch):
     expected = rule.importance(part)
     z = taught.importance_by(part, own[0][:, :, 20:28], taught.cut(part, own[1]))
     torch.testing.assert_close(z, expected)
-    torch.testing.assert_close(rule.loss_of_some(facts, own, 20), rule(part).loss)
-    newest = rule.loss_of_some(facts, own, LENGTH - 8)
+    torch.testing.assert_close(taught.loss_of_some(facts, *own, rule.loss, 20), rule(part).loss)
+    newest = taught.loss_of_some(facts, *own, rule.loss, LENGTH - 8)
     some.loss.backward()
     assert rule.key.weight.grad.abs().sum() > 0 and torch.isfinite(newest)
 

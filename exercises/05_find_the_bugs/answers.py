@@ -192,8 +192,8 @@ def only_channel_0(rest):
 
 
 def large(rest):
-    """Large random numbers of both signs."""
-    return 1000.0 * torch.randn_like(rest) + 500.0
+    """Large random whole numbers of both signs: no order of a sum rounds them."""
+    return (1000.0 * torch.randn_like(rest) + 500.0).round()
 
 
 def perturb(change=lambda rest: rest * 0 + 1e4, places=range, own=0, alike=torch.equal):

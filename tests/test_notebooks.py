@@ -143,7 +143,7 @@ def test_each_idea_has_a_prediction_that_runs_without_a_guess(notebook):
                     f"'{heading}': the Predict cell prints nothing but 'your guess: None'",
                 )
                 continue
-            call = re.search(r'^predict\("(\d\d\.\d)"\)$', cell.source, re.M)
+            call = re.search(r'^predict\("(\d\d\.[a-z])"\)$', cell.source, re.M)
             notebook.rule(call, f"'{heading}' ends its Predict cell with predict(number), no guess")
             notebook.rule(
                 printed(cell).startswith(f"○ {call[1]}: no guess yet"),

@@ -21,30 +21,30 @@ def kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("guess", "value", "said", "noted"),
     [
-        (7, 7, "02.1 came out: 7, as you guessed", True),
-        (8, 7, "02.1 came out: 7; your guess was 8", False),
-        (0.333, 1 / 3, f"02.1 came out: {1 / 3}, as you guessed", True),
-        (0, 0.0, "02.1 came out: 0.0, as you guessed", True),
-        ((1, 2), [1, 2], "02.1 came out: [1, 2], as you guessed", True),
-        ([2, 1], [1, 2], "02.1 came out: [1, 2]; your guess was [2, 1]", False),
-        ({"a": 1}, {"a": 1}, "02.1 came out: {'a': 1}, as you guessed", True),
-        ("early", "early on", "02.1 came out: early on; your guess was early", None),
-        ("seven", 7, "02.1 came out: 7; your guess was seven", None),
+        (7, 7, "02.a came out: 7, as you guessed", True),
+        (8, 7, "02.a came out: 7; your guess was 8", False),
+        (0.333, 1 / 3, f"02.a came out: {1 / 3}, as you guessed", True),
+        (0, 0.0, "02.a came out: 0.0, as you guessed", True),
+        ((1, 2), [1, 2], "02.a came out: [1, 2], as you guessed", True),
+        ([2, 1], [1, 2], "02.a came out: [1, 2]; your guess was [2, 1]", False),
+        ({"a": 1}, {"a": 1}, "02.a came out: {'a': 1}, as you guessed", True),
+        ("early", "early on", "02.a came out: early on; your guess was early", None),
+        ("seven", 7, "02.a came out: 7; your guess was seven", None),
     ],
 )
 def test_a_guess_stands_beside_what_came_out(kept, capsys, guess, value, said, noted):
-    predict("02.1", guess)
-    came_out("02.1", value)
-    assert capsys.readouterr().out.splitlines() == [f"02.1: your guess is {guess}", said]
-    assert json.loads(kept.read_text())["guessed"] == {"02.1": noted}
+    predict("02.a", guess)
+    came_out("02.a", value)
+    assert capsys.readouterr().out.splitlines() == [f"02.a: your guess is {guess}", said]
+    assert json.loads(kept.read_text())["guessed"] == {"02.a": noted}
 
 
 def test_without_a_guess_everything_runs_and_nothing_is_kept(kept, capsys):
-    predict("02.1")
-    came_out("02.1", 7)
+    predict("02.a")
+    came_out("02.a", 7)
     assert capsys.readouterr().out.splitlines() == [
-        '○ 02.1: no guess yet. Write it as predict("02.1", ...) and run this again',
-        "02.1 came out: 7",
+        '○ 02.a: no guess yet. Write it as predict("02.a", ...) and run this again',
+        "02.a came out: 7",
     ]
     assert not kept.exists()
 
@@ -73,12 +73,12 @@ def test_the_learners_function_is_used_once_it_is_right(kept, capsys):
 
 
 def test_progress_counts_what_the_notebooks_and_sets_ask(kept, capsys, monkeypatch):
-    predict("01.2", 3)
+    predict("01.b", 3)
     check("01.1", lambda *_: 0)  # it puts back what is replaced, so it comes first
     monkeypatch.setattr(
         course,
         "asked",
-        lambda: {"01_a": (["01.1", "01.2"], ["01.1"]), "02_b": ([], []), "03_c": ([], ["03.1"])},
+        lambda: {"01_a": (["01.a", "01.b"], ["01.1"]), "02_b": ([], []), "03_c": ([], ["03.1"])},
     )
     capsys.readouterr()
     progress()
@@ -93,21 +93,21 @@ def test_progress_counts_what_the_notebooks_and_sets_ask(kept, capsys, monkeypat
 @pytest.mark.parametrize("text", ["no json", "[1]", '{"checked": 3}', ""])
 def test_a_damaged_file_stops_nobody(kept, capsys, text):
     kept.write_text(text)
-    predict("02.1", 7)
-    assert json.loads(kept.read_text())["guessed"] == {"02.1": None}
+    predict("02.a", 7)
+    assert json.loads(kept.read_text())["guessed"] == {"02.a": None}
     capsys.readouterr()
 
 
 def test_a_folder_that_takes_no_file_stops_nobody(kept, capsys, monkeypatch):
     monkeypatch.setenv(course.NAME, str(kept / "in/no/folder"))
-    predict("02.1", 7)
-    came_out("02.1", 7)
+    predict("02.a", 7)
+    came_out("02.a", 7)
     assert "as you guessed" in capsys.readouterr().out
 
 
 def test_a_test_keeps_nothing(kept, monkeypatch, capsys):
     monkeypatch.setenv(course.NAME, "off")
-    predict("02.1", 7)
+    predict("02.a", 7)
     check("01.1", right_answer())
     progress()
     assert course.file() is None and not kept.exists()

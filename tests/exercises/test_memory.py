@@ -39,7 +39,12 @@ def test_vmap_is_seen_from_below():
 def test_many_small_tensors_are_held_together_and_a_view_counts_once():
     rows = most_held(lambda: [torch.zeros(500) for _ in range(40)])[1]
     assert 40 * 500 <= rows < 40 * 520
-    assert most_held(lambda: sum(torch.ones(500).sum() for _ in range(40)))[1] < 4 * 500
+
+    def one_by_one():
+        return sum(torch.ones(500).sum() for _ in range(40))
+
+    most_held(one_by_one)  # what torch's Python makes once, when first used, counts in no other run
+    assert most_held(one_by_one)[1] < 4 * 500
     assert most_held(lambda: [torch.zeros(9000)[:n] for n in (1, 2)])[1] < 3 * 9000
 
 

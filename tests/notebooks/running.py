@@ -68,31 +68,38 @@ def kept(source: str, place: int) -> str:
     return name
 
 
-def printed_by(sources: list[str]) -> Iterator[str]:
-    """What each cell prints, one after the other; a Break it cell's error is swallowed."""
+@contextlib.contextmanager
+def untouched() -> Iterator[None]:
+    """A notebook may add an attention of its own, and what was guessed is its own too."""
     matplotlib.use("Agg")
     course.guesses.clear()
     course.passed.clear()
     known = dict(ATTENTIONS)
     try:
-        yield from printed_one_by_one(sources)
-    finally:  # a notebook may add an attention of its own
+        yield
+    finally:
         ATTENTIONS.clear()
         ATTENTIONS.update(known)
 
 
-def printed_one_by_one(sources: list[str]) -> Iterator[str]:
-    """printed_by, in the world as the cells leave it."""
+def printed_by(sources: list[str]) -> Iterator[str]:
+    """What each cell prints, one after the other; a Break it cell's error is swallowed."""
     names: dict[str, object] = {"__name__": "__main__"}
-    for place, source in enumerate(sources):
-        plain = re.sub(r"^%.*$", "", source, flags=re.M)
-        out = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(out):
-                exec(compile(plain, kept(plain, place), "exec"), names)
-        except Exception as error:
-            if not source.startswith("# Break it"):
-                raise CellError(place, source) from error
-        finally:
-            plt.close("all")
-        yield out.getvalue()
+    with untouched():
+        for place, source in enumerate(sources):
+            yield run_cell(place, source, names)
+
+
+def run_cell(place: int, source: str, names: dict[str, object]) -> str:
+    """What one cell prints, run among the names that the cells before it have left."""
+    plain = re.sub(r"^%.*$", "", source, flags=re.M)
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            exec(compile(plain, kept(plain, place), "exec"), names)
+    except Exception as error:
+        if not source.startswith("# Break it"):
+            raise CellError(place, source) from error
+    finally:
+        plt.close("all")
+    return out.getvalue()

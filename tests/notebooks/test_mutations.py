@@ -6,16 +6,19 @@ fault in a notebook's own code is ("cell", old text, new text) in place of the t
 """
 
 import importlib
+import inspect
 import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
 import exercises
 import nsa_lite.loops  # noqa: F401  every module that may hold what is replaced
-from tests.notebooks.running import PATHS, CellError, code_of, printed_by
+from tests.notebooks.running import PATHS, code_of
+from tests.notebooks.snapshots import Fault, Outcome, outcomes
 
 TABLES = sorted(Path(__file__).parent.glob("mutations_[0-9][0-9].py"))
 
@@ -29,7 +32,7 @@ def mutations() -> list:
         for name, *fault, words in importlib.import_module(
             f"tests.notebooks.{table.stem}"
         ).MUTATIONS:
-            found.append(pytest.param(path, fault, words, id=f"{number}: {name}"))
+            found.append(pytest.param(path, name, fault, words, id=f"{number}: {name}"))
     return found
 
 
@@ -39,38 +42,86 @@ def module_of(name: str) -> str:
     return ".".join(itertools.takewhile(lambda part: part.islower(), parts[:-1]))
 
 
-def replace(monkeypatch, name: str, fault: Callable) -> None:
-    """Put fault(old) where a function lies, and wherever else a module of ours has imported it."""
+def found_at(name: str) -> tuple[object, str]:
+    """Where a function lies, and its name there."""
     module_name = module_of(name)
-    place = importlib.import_module(module_name)
+    place: object = importlib.import_module(module_name)
     *inner, last = name.removeprefix(f"{module_name}.").split(".")
     for part in inner:
         place = getattr(place, part)
+    return place, last
+
+
+def begins(name: str) -> int | CodeType:
+    """The code whose first call a fault waits for; the first cell for what has none to see."""
+    old = getattr(*found_at(name))
+    return getattr(inspect.unwrap(old), "__code__", 0)
+
+
+def replace(name: str, fault: Callable, names: dict[str, object]) -> None:
+    """Put fault(old) where a function lies, and wherever a module or the notebook imported it."""
+    place, last = found_at(name)
     old = getattr(place, last)
     new = fault(old)
-    monkeypatch.setattr(place, last, new)
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").partition(".")[0] == "nsa_lite":
-            for alias, value in list(vars(module).items()):
-                if value is old:
-                    monkeypatch.setattr(module, alias, new)
+    setattr(place, last, new)
+    ours = (m for m in list(sys.modules.values()) if m.__name__.partition(".")[0] == "nsa_lite")
+    for holder in [names, *map(vars, ours)]:
+        for alias, value in list(holder.items()):
+            if value is old:
+                holder[alias] = new
 
 
-@pytest.mark.parametrize(("path", "fault", "words"), mutations())
-def test_the_checkpoint_turns_red(path, fault, words, monkeypatch):
-    monkeypatch.setattr(exercises, "check", lambda *_: None)  # its own tests are elsewhere
-    # No checkpoint reads what 08 compiles for a GPU, which takes half a minute.
-    sources = ["" if "subprocess.run" in cell.source else cell.source for cell in code_of(path)]
-    expected = [place for place, source in enumerate(sources) if words in source]
-    assert len(expected) == 1, f"{len(expected)} cells hold {words!r}"
-    if fault[0] == "cell":
-        _, old, new = fault
-        holding = [place for place, source in enumerate(sources) if old in source]
-        assert len(holding) == 1, f"{len(holding)} cells hold {old!r}"
-        sources[holding[0]] = sources[holding[0]].replace(old, new)
-    else:
-        replace(monkeypatch, *fault)
-    with pytest.raises(CellError) as raised:
-        for _ in printed_by(sources[: expected[0] + 1]):
-            pass
-    assert raised.value.place == expected[0], raised.value
+def only(sources: list[str], words: str) -> int:
+    """The one cell that holds some words."""
+    holding = [place for place, source in enumerate(sources) if words in source]
+    assert len(holding) == 1, f"{len(holding)} cells hold {words!r}"
+    return holding[0]
+
+
+def planted(sources: list[str], fault: list, words: str) -> Fault:
+    """A fault of a table, as what is put into a run."""
+    last = only(sources, words)
+    if fault[0] != "cell":
+        name, change = fault
+        return Fault(begins(name), lambda _, names: replace(name, change, names), last)
+    _, old, new = fault
+    place = only(sources, old)
+
+    def rewrite(texts: list[str], _: object) -> None:
+        texts[place] = texts[place].replace(old, new)
+
+    return Fault(place, rewrite, last)
+
+
+def sources_of(path: Path) -> list[str]:
+    """The cells that are run: no checkpoint reads what 08 compiles, which takes half a minute."""
+    return ["" if "subprocess.run" in cell.source else cell.source for cell in code_of(path)]
+
+
+@pytest.fixture(scope="module")
+def outcome(request):
+    """What a fault does, of one run of its notebook for all its faults that pytest selected."""
+    selected = [
+        item.callspec.params for item in request.session.items if item.fspath == request.fspath
+    ]
+    found = {}
+
+    def of(path: Path, name: str) -> Outcome:
+        if path not in found:
+            faults = {
+                x["name"]: planted(sources_of(path), x["fault"], x["words"])
+                for x in selected
+                if x["path"] == path
+            }
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(exercises, "check", lambda *_: None)  # its own tests are elsewhere
+                found[path] = outcomes(sources_of(path), faults)
+        return found[path][name]
+
+    return of
+
+
+@pytest.mark.parametrize(("path", "name", "fault", "words"), mutations())
+def test_the_checkpoint_turns_red(path, name, fault, words, outcome):
+    place, said = outcome(path, name)
+    assert place == only(sources_of(path), words), said

@@ -2,20 +2,24 @@
 
 The notebook runs once as it stands, in a process of its own, and before each cell the process is
 copied (os.fork). If the cell is the first to call what some fault replaces, the copy made before it
-puts the fault in and goes on from there.
+puts the fault in and goes on from there. Files that cells wrote are put back with it.
 """
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Collection
+from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
 from tests.notebooks.running import CellError, run_cell, untouched
 
 Names = dict[str, object]
+Files = dict[Path, bytes | None]  # None for a folder
 Outcome = tuple[int | None, str]  # the number of the first cell that failed, and how
 NEVER: Outcome = (None, "no cell calls what it replaces")
 LOST: Outcome = (None, "its process ended before it said anything")
@@ -32,55 +36,87 @@ class Fault(NamedTuple):
     last: int
 
 
+class Run(NamedTuple):
+    """A notebook that runs: its cells' texts, its names so far, and the folder for its files."""
+
+    sources: list[str]
+    names: Names
+    folder: Path
+
+
 def outcomes(sources: list[str], faults: dict[str, Fault]) -> dict[str, Outcome]:
     """What each fault does to a notebook; nothing of it is left in this process."""
-    found = copy_of_this_process(lambda names: run_once(sources, names, faults))(list(faults))
+    with tempfile.TemporaryDirectory() as name:
+        run = Run(sources, {"__name__": "__main__"}, Path(name))
+        found = copy_of_this_process(lambda _: run_once(run, faults))([])
     return {name: tuple(found[name]) if name in found else LOST for name in faults}
 
 
-def run_once(sources: list[str], due: list[str], faults: dict[str, Fault]) -> dict[str, Outcome]:
+def run_once(run: Run, faults: dict[str, Fault]) -> dict[str, Outcome]:
     """Run the notebook as it stands, as far as faults wait for their cell."""
-    waiting = {name: faults[name] for name in due}
-    names: Names = {"__name__": "__main__"}
-    found = {}
+    tempfile.tempdir = str(run.folder)
+    found: dict[str, Outcome] = {}
     with untouched():
-        for place in range(len(sources)):
+        for place in range(len(run.sources)):
+            waiting = {name: fault for name, fault in faults.items() if name not in found}
             if not waiting:
                 break
-            copy = copy_of_this_process(
-                lambda due, place=place: each_in_a_copy(sources, names, place, faults, due)
-            )
-            wanted = {fault.begins for fault in waiting.values()}
-            begun = calls_of(wanted, lambda place=place: run_cell(place, sources[place], names))
-            due = [name for name, f in waiting.items() if f.begins == place or f.begins in begun]
-            found |= copy(due)
-            waiting = {name: fault for name, fault in waiting.items() if name not in due}
-    return found | dict.fromkeys(waiting, NEVER)
+            found |= run_with_copies(run, place, waiting)
+    return dict.fromkeys(faults, NEVER) | found
 
 
-def each_in_a_copy(
-    sources: list[str], names: Names, place: int, faults: dict[str, Fault], due: list[str]
+def run_with_copies(run: Run, place: int, waiting: dict[str, Fault]) -> dict[str, Outcome]:
+    """Run one cell as it stands; what the faults do that begin in it."""
+    before = files_in(run.folder)
+    copy = copy_of_this_process(lambda due: each_alone(run, place, waiting, due, before))
+    wanted = {fault.begins for fault in waiting.values()}
+    begun = calls_of(wanted, lambda: run_cell(place, run.sources[place], run.names))
+    due = [name for name, f in waiting.items() if f.begins == place or f.begins in begun]
+    after = files_in(run.folder)
+    found = dict.fromkeys(due, LOST) | copy(due)
+    put_back(run.folder, after)
+    return found
+
+
+def each_alone(
+    run: Run, place: int, faults: dict[str, Fault], due: list[str], files: Files
 ) -> dict[str, Outcome]:
-    """What each of these faults does from one cell on, each beginning with the same names."""
+    """What each fault does from one cell on, each beginning with the same names and files."""
     found = {}
     for name in due:
-        copy = copy_of_this_process(
-            lambda due: {due[0]: run_on(sources, names, place, faults[due[0]])}
-        )
+        put_back(run.folder, files)
+        fault = faults[name]
+        copy = copy_of_this_process(lambda due, fault=fault: {due[0]: run_on(run, place, fault)})
         found |= copy([name])
     return found
 
 
-def run_on(sources: list[str], names: Names, place: int, fault: Fault) -> Outcome:
+def run_on(run: Run, place: int, fault: Fault) -> Outcome:
     """Put a fault in and run from one cell to the fault's last."""
-    texts = list(sources)
-    fault.put_in(texts, names)
+    texts = list(run.sources)
+    fault.put_in(texts, run.names)
     try:
         for at in range(place, fault.last + 1):
-            run_cell(at, texts[at], names)
+            run_cell(at, texts[at], run.names)
     except CellError as error:
-        return error.place, str(error)
+        return error.place, f"{error}: {error.__cause__!r}"
     return None, "no cell fails"
+
+
+def files_in(folder: Path) -> Files:
+    """Everything below a folder, a folder before what it holds."""
+    paths = sorted(folder.rglob("*"))
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def put_back(folder: Path, files: Files) -> None:
+    """Make a folder hold these again, and nothing else."""
+    if files_in(folder) == files:
+        return
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path, data in files.items():
+        path.mkdir() if data is None else path.write_bytes(data)
 
 
 def calls_of(wanted: Collection[object], work: Callable[[], object]) -> set[object]:

@@ -5,11 +5,12 @@ from tests.notebooks.snapshots import LOST, NEVER, Fault, outcomes
 
 CELLS = [
     "from nsa_lite.blocks import num_compressed\nlog = ['a']",
-    "count = num_compressed(16, 4, 2)\nlog.append('b')",
+    "count = num_compressed(16, 4, 2)\nlog.append('b')\n"
+    "import tempfile, pathlib\n(pathlib.Path(tempfile.gettempdir()) / 'one').mkdir()",
     "assert count == 7 and log == ['a', 'b']",
     "log.append('c')",
     "assert num_compressed(16, 4, 2) == 7",
-]
+]  # the second fails where its folder exists
 CODE = blocks.num_compressed.__code__
 
 
@@ -35,6 +36,7 @@ def test_each_fault_fails_where_a_run_of_its_own_would_and_leaves_nothing_behind
         "before its last cell": Fault(0, rewritten(0, "['a']", "[]"), 4),
         "harmless": Fault(1, nothing, 4),
         "after its last cell": Fault(3, rewritten(4, "7", "8"), 3),
+        "finds its files": Fault(1, rewritten(2, "7", "8"), 2),
         "never called": Fault(blocks.num_select_blocks.__code__, one_more, 4),
         "the process ends": Fault(1, rewritten(1, "count", "import os; os._exit(1); count"), 2),
     }
@@ -45,6 +47,7 @@ def test_each_fault_fails_where_a_run_of_its_own_would_and_leaves_nothing_behind
         "before its last cell": 2,
         "harmless": None,
         "after its last cell": None,
+        "finds its files": 2,
         "never called": None,
         "the process ends": None,
     }

@@ -115,13 +115,13 @@ ATTENTIONS = {
         Attention(
             "nsa-infllm",
             nsa_by(successors.by_pooled_windows),
-            Line("#44AA99", (0, (7, 2, 1, 2)), "s"),
+            Line("#44AA99", (0, (7, 2, 1, 2)), "+"),
         ),
-        Attention("nsa-msa", nsa_taught(successors.BestToken), Line("#CC3311", (0, (4, 1)), "^")),
+        Attention("nsa-msa", nsa_taught(successors.BestToken), Line("#CC3311", (0, (4, 1)), "_")),
         Attention(
             "nsa-qsa",
             nsa_taught(successors.PooledLightning),
-            Line("#6699CC", (0, (2, 1, 1, 1)), "v"),
+            Line("#6699CC", (0, (2, 1, 1, 1)), "."),
         ),
         Attention("nsa-own-kl", nsa_taught(starters.OwnKL), Line("#8B0000", (0, (10, 1)), "4")),
         Attention("nsa-own-kl-first", at_first(starters.OwnKL), Line("#FF69B4", (0, (2, 4)), "3")),

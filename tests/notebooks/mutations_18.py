@@ -120,13 +120,6 @@ MUTATIONS = [
         "# Checkpoint 3",
     ),
     (
-        "SNR falls as 1 / B",
-        "cell",
-        "return DELTA * (D / (2 * size)) ** 0.5",
-        "return 16 * DELTA / size",
-        "# Checkpoint 3",
-    ),
-    (
         "the gate shut",
         "cell",
         "(self.gate(k) + self.place).softmax(-2)",

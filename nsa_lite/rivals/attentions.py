@@ -10,7 +10,7 @@ from nsa_lite.config import NSAConfig, require_config
 from nsa_lite.dense import DenseAttention
 from nsa_lite.gates import BRANCHES
 from nsa_lite.layer import NSAttention, Rule
-from nsa_lite.rivals import rules, starters, taught
+from nsa_lite.rivals import rules, starters, successors, taught
 
 
 class Line(NamedTuple):
@@ -112,6 +112,17 @@ ATTENTIONS = {
         Attention("nsa-gumbel", nsa_taught(taught.GumbelTopK), Line("#AA4499", (0, (3, 3)), "X")),
         Attention("nsa-quest", nsa_by(rules.by_bound), Line("#E69F00", (0, (4, 2, 1, 2)), "*")),
         Attention("nsa-moba", nsa_by(rules.by_block_mean), Line("#8C564B", (0, (8, 2)), "h")),
+        Attention(
+            "nsa-infllm",
+            nsa_by(successors.by_pooled_windows),
+            Line("#44AA99", (0, (7, 2, 1, 2)), "+"),
+        ),
+        Attention("nsa-msa", nsa_taught(successors.BestToken), Line("#CC3311", (0, (4, 1)), "_")),
+        Attention(
+            "nsa-qsa",
+            nsa_taught(successors.PooledLightning),
+            Line("#6699CC", (0, (2, 1, 1, 1)), "."),
+        ),
         Attention("nsa-own-kl", nsa_taught(starters.OwnKL), Line("#8B0000", (0, (10, 1)), "4")),
         Attention("nsa-own-kl-first", at_first(starters.OwnKL), Line("#FF69B4", (0, (2, 4)), "3")),
         Attention("nsa-all-first", at_first(starters.AllBlocks), Line("#555555", (0, (1, 4)), "1")),

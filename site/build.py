@@ -120,7 +120,18 @@ def main() -> int:
     write_static()
     shutil.copy(HERE / "conf.py", SOURCE)
     environment = {**os.environ, "NSA_LITE_ROOT": str(ROOT)}
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "auto"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-b",
+        "html",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-j",
+        "auto",
+    ]
     command += ["-d", str(ROOT / "build/site-doctrees"), str(SOURCE), str(SITE)]
     status = subprocess.run(command, env=environment, check=False).returncode
     if status == 0:

@@ -33,8 +33,10 @@ html_extra_path = ["extra"]
 html_css_files = ["katex.min.css", "course.css"]
 html_js_files = [("course.js", {"priority": 400})]
 html_copy_source = False
+html_use_index = False
 html_show_sphinx = False
 html_permalinks_icon = "#"
+html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_theme_options = {
     "repository_url": repository(),
     "use_repository_button": True,
@@ -42,7 +44,8 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "show_navbar_depth": 1,
     "show_toc_level": 2,
-    "home_page_in_toc": True,
+    "navbar_persistent": [],  # the sidebar has a search of its own
+    "primary_sidebar_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

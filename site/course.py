@@ -1,6 +1,7 @@
 """What the site's pages are: notebooks by part, exercise sets, texts. New files need no entry."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -32,6 +33,12 @@ def read(path: Path) -> NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
+@cache
+def top(path: Path) -> str:
+    """A notebook's first cell: title, part, what you will be able to do."""
+    return read(path).cells[0].source
+
+
 def page_name(path: Path) -> str:
     """A file's page: its path from the root of the repository, without the ending."""
     return path.relative_to(ROOT).with_suffix("").as_posix()
@@ -39,14 +46,15 @@ def page_name(path: Path) -> str:
 
 def title(path: Path) -> str:
     """A notebook's first heading."""
-    return re.search(r"^# (.+)", read(path).cells[0].source, re.M)[1]
+    return re.search(r"^# (.+)", top(path), re.M)[1]
 
 
 def part_of(path: Path) -> str:
     """A notebook's part, as its second line says: "Part II"."""
-    return re.search(r"^(Part I+) ·", read(path).cells[0].source, re.M)[1]
+    return re.search(r"^(Part I+) ·", top(path), re.M)[1]
 
 
+@cache
 def part_titles() -> dict[str, str]:
     """The parts in the README's order: {"Part I": "Part I, plain PyTorch"}."""
     lines = re.findall(r"^\*\*(Part I+)(, .+?)\.\*\*", README.read_text("utf-8"), re.M)
@@ -61,6 +69,7 @@ def parts() -> dict[str, list[Path]]:
     return found
 
 
+@cache
 def pages() -> set[Path]:
     """Every file of the repository that is a page."""
     return {*notebooks(), *sets(), *(ROOT / text for text in TEXTS)}

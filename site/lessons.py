@@ -44,15 +44,15 @@ def exercise_set(path: Path) -> NotebookNode:
     nb = prepared(path)
     answers = answers_of(solutions_of(path))
     cells = []
-    waiting = ""
+    waiting: list[str] = []
     for cell in nb.cells:
-        ends = cell.cell_type == "markdown" and cell.source.startswith("## ")
-        if waiting and ends:
-            cells.append(folded(waiting))
-            waiting = ""
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            cells += [folded(answer) for answer in waiting]
+            waiting = []
         cells.append(cell)
-        waiting = answers.get(grade_id(cell), waiting)
-    nb.cells = [*cells, folded(waiting)] if waiting else cells
+        if grade_id(cell):
+            waiting.append(answers[grade_id(cell)])
+    nb.cells = [*cells, *(folded(answer) for answer in waiting)]
     return nb
 
 
@@ -175,7 +175,7 @@ def folded(answer: str) -> NotebookNode:
 
 # --- Colab ---
 
-INSTALL = """# Only on Colab: fetch the course, install what it needs (about a minute), then go on below.
+INSTALL = """# Only on Colab: fetch the course and what it needs, about a minute; then go on below.
 import sys
 
 !git clone --quiet --depth 1 {repository}.git /content/course
@@ -199,5 +199,3 @@ def colab_copy(path: Path) -> NotebookNode:
         nb.metadata["accelerator"] = "GPU"
         nb.metadata["colab"] = {"gpuType": "T4"}
     return nb
-
-

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from course import ROOT, pages, sets, solutions_of
@@ -17,6 +18,7 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.S)  # what looks like a link in code is none
 
 
+@cache
 def repository() -> str:
     """Where the project lives: https://github.com/owner/name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -88,6 +90,7 @@ def rewritten(text: str, folder: Path, here: Path | None = None) -> str:
     return outside_code(text, lambda prose: LINK.sub(follow, prose))
 
 
+@cache
 def solved() -> dict[Path, Path]:
     """The page of each solutions notebook, which is its set's."""
     return {solutions_of(path): path for path in sets()}

@@ -5,7 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from course import ROOT, notebooks, page_name, parts, read, title
+from course import ROOT, notebooks, page_name, parts, title, top
 from links import in_repository, rewritten
 
 HERE = Path(__file__).parent
@@ -40,12 +40,13 @@ def code_link(place: str) -> str:
 def equations_page() -> str:
     """The map of equations, in Markdown."""
     by_number = {path.name[:2]: path for path in notebooks()}
-    text = ["# Equations and files", "", "The paper's equations in this course's letters"]
-    text += ["([glossary](glossary.md)), counted from 0, and the functions that are those equations."]
+    text = ["# Equations and files", "", "The paper's equations in this course's letters, counted"]
+    text += ["from 0 ([glossary](glossary.md)), and the functions that are those equations."]
     for equation in equations():
         notebook = by_number[equation["notebook"]]
+        built = f"[{title(notebook)}]({page_name(notebook)}.ipynb)"
         text += ["", f"## Eq. {equation['number']}", "", f"$${equation['formula']}$$", ""]
-        text += [f"{equation['words']} Built in [{title(notebook)}]({page_name(notebook)}.ipynb).", ""]
+        text += [f"{equation['words']} Built in {built}.", ""]
         for kind, words in KINDS.items():
             places = [code_link(place) for place in equation[kind]]
             if places:
@@ -55,9 +56,7 @@ def equations_page() -> str:
 
 def skills_of(path: Path) -> list[str]:
     """A notebook's "You will be able to", one entry a line."""
-    listed = re.search(
-        r"\*\*You will be able to\*\*\n(.+?)\n\n(?=\*\*)", read(path).cells[0].source, re.S
-    )
+    listed = re.search(r"\*\*You will be able to\*\*\n(.+?)\n\n(?=\*\*)", top(path), re.S)
     items = re.split(r"^[-*] ", listed[1], flags=re.M)
     return [" ".join(item.split()).rstrip(";.") for item in items if item.strip()]
 

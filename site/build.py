@@ -50,7 +50,8 @@ def write_sources() -> None:
 
 def write_static() -> None:
     """Style and the letters of equations, and Colab's copies of the notebooks."""
-    shutil.copytree(HERE / "static", SOURCE / "static")
+    for folder in ("static", "templates"):
+        shutil.copytree(HERE / folder, SOURCE / folder)
     shutil.copytree(KATEX / "fonts", SOURCE / "static/fonts", ignore=not_woff2)
     shutil.copy(KATEX / "katex.min.css", SOURCE / "static")
     for path in notebooks():

@@ -23,11 +23,13 @@ myst_dmath_double_inline = True
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a set's headings begin where its notebook's do
 html_math_renderer = "katex"
-exclude_patterns = ["extra", "static"]
+exclude_patterns = ["extra", "static", "templates"]
 
 # Looks.
 html_theme = "sphinx_book_theme"
 html_title = project
+html_sidebars = {"**": ["home.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
+templates_path = ["templates"]
 html_static_path = ["static"]
 html_extra_path = ["extra"]
 html_css_files = ["katex.min.css", "course.css"]

@@ -40,18 +40,18 @@ def lesson(path: Path) -> NotebookNode:
 
 
 def exercise_set(path: Path) -> NotebookNode:
-    """The page of a set: the student's notebook, each solution folded below its exercise."""
+    """The page of a set: the student's notebook, each solution folded below its exercise's hints."""
     nb = prepared(path)
     answers = answers_of(solutions_of(path))
     cells = []
     waiting: list[str] = []
     for cell in nb.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            cells += [folded(answer) for answer in waiting]
-            waiting = []
         cells.append(cell)
         if grade_id(cell):
             waiting.append(answers[grade_id(cell)])
+        if cell.source.startswith("<!-- hints"):
+            cells += [folded(answer) for answer in waiting]
+            waiting = []
     nb.cells = [*cells, *(folded(answer) for answer in waiting)]
     return nb
 

@@ -30,6 +30,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_sidebars = {"**": ["home.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 templates_path = ["templates"]
+html_favicon = "static/favicon.svg"
 html_static_path = ["static"]
 html_extra_path = ["extra"]
 html_css_files = ["katex.min.css", "course.css"]

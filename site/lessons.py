@@ -40,7 +40,7 @@ def lesson(path: Path) -> NotebookNode:
 
 
 def exercise_set(path: Path) -> NotebookNode:
-    """The page of a set: the student's notebook, each solution folded below its exercise's hints."""
+    """The page of a set: the student's notebook, each solution folded below its hints."""
     nb = prepared(path)
     answers = answers_of(solutions_of(path))
     cells = []

@@ -15,7 +15,7 @@ import nbformat
 
 import lessons
 import maps
-from course import README, ROOT, TEXTS, notebooks, page_name, parts, sets
+from course import README, ROOT, TEXTS, notebooks, page_name, parts, sets, title
 from links import repository, rewritten
 
 HERE = Path(__file__).parent
@@ -71,10 +71,17 @@ def index_page() -> str:
     text = (HERE / "index.md").read_text("utf-8")
     return text.format(
         repository=repository(),
-        course=rewritten(course, ROOT),
+        course=rewritten(with_titles(course), ROOT),
         exercises=rewritten(exercises, ROOT),
         contents=contents(),
     )
+
+
+def with_titles(table: str) -> str:
+    """The README's table with titles in place of names of files, which no narrow page can break."""
+    for path in notebooks():
+        table = table.replace(f"[{path.stem}]", f"[{title(path)}]")
+    return table
 
 
 def contents() -> str:
@@ -98,7 +105,7 @@ def write_explorers() -> list[str]:
     names = []
     for path in sorted(ROOT.glob("notebooks/recorded/selection_*.npz")):
         sequence, _ = load_traces(path)
-        words = path.stem.replace("_", " ").capitalize()
+        words = f"What a query selects: {lessons.about(path.stem)}"
         SelectionExplorer(sequence).save_html(folder / f"{path.stem}.html", title=words)
         names.append(path.stem)
     return names
@@ -109,7 +116,7 @@ def explorers_page(names: list[str]) -> str:
     text = "# Explorers\n\nWhat trained models select, recorded, and live here without a kernel. "
     text += "[14](notebooks/14_see_the_selection.ipynb) says how to read them.\n"
     for name in names:
-        text += f"\n## {name.replace('_', ' ').capitalize()}\n\n{lessons.framed(name)}"
+        text += f"\n## {lessons.about(name).capitalize()}\n\n{lessons.framed(name)}"
     return text
 
 

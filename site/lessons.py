@@ -137,13 +137,19 @@ def show_explorer(output: NotebookNode, recording: str) -> None:
     output.data["text/html"] = framed(recording, "../") + fallback
 
 
+def about(recording: str) -> str:
+    """What a recording is of, in words: "recall" for selection_recall."""
+    return recording.removeprefix("selection_").replace("_", " ")
+
+
 def framed(recording: str, up: str = "") -> str:
     """The page of a recording in a frame, and a link to the page alone."""
     page = f"{up}explorers/{recording}.html"
-    name = recording.replace("_", " ")
+    words = about(recording)
     return (
-        f'<iframe class="explorer" src="{page}" title="Explorer: {name}" loading="lazy"></iframe>\n'
-        f'<p class="full-page"><a href="{page}">{name}: the explorer on a page of its own</a></p>\n'
+        f'<iframe class="explorer" src="{page}" title="Explorer: {words}" loading="lazy"></iframe>\n'
+        f'<p class="full-page"><a href="{page}">The explorer of {words} on a page of its own</a>'
+        "</p>\n"
     )
 
 

@@ -147,7 +147,8 @@ def framed(recording: str, up: str = "") -> str:
     page = f"{up}explorers/{recording}.html"
     words = about(recording)
     return (
-        f'<iframe class="explorer" src="{page}" title="Explorer: {words}" loading="lazy"></iframe>\n'
+        f'<iframe class="explorer" src="{page}" title="Explorer: {words}" loading="lazy">'
+        "</iframe>\n"
         f'<p class="full-page"><a href="{page}">The explorer of {words} on a page of its own</a>'
         "</p>\n"
     )

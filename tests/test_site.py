@@ -6,13 +6,12 @@ tests/browser/test_site.py looks at the built pages.
 import ast
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 import yaml
 
-from tests.test_house import ROOT
+from tests.test_project import ROOT, repository_files
 
 sys.path.insert(0, str(ROOT / "site"))
 
@@ -211,11 +210,12 @@ def test_the_readmes_badges_have_the_address_of_pyproject():
 
 
 def test_the_address_stands_nowhere_else():
-    command = ["git", "grep", "-lI", links.owner_and_name()]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if found.returncode > 1:
-        pytest.skip("not a git checkout")
-    assert set(found.stdout.split()) <= {"README.md", "pyproject.toml"}
+    naming = [
+        path.relative_to(ROOT).as_posix()
+        for path in repository_files()
+        if links.owner_and_name().encode() in path.read_bytes()
+    ]
+    assert sorted(naming) == ["README.md", "pyproject.toml"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)

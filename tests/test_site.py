@@ -126,6 +126,7 @@ def test_recorded_explorers_take_the_place_of_widgets():
     )
     framed = re.findall(r'<iframe [^>]*src="\.\./explorers/(\w+)\.html" title="[^"]+"', html)
     assert len(framed) >= 2
+    assert html.count('<noscript><img alt="query ') == len(framed)  # for those without scripts
     for name in framed:
         assert (ROOT / f"notebooks/recorded/{name}.npz").exists()
     assert lessons.WIDGET not in json.dumps(page)

@@ -8,10 +8,12 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 
 from tests.browser.conftest import ROOT, SCREENSHOTS
@@ -73,6 +75,21 @@ def built():
 def test_every_notebook_and_set_has_a_page():
     for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("exercises/*/exercises_*.ipynb")]:
         assert (SITE / path.relative_to(ROOT).with_suffix(".html")).exists()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_page_shows_what_its_notebook_stored(path):
+    page = (SITE / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+    shown = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", "", page)))
+    outputs = [
+        output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])
+    ]
+    printed = [output.text for output in outputs if output.output_type == "stream"]
+    missing = [text for text in printed if " ".join(text.split()) not in shown]
+    assert len(printed) > 15 and not missing
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    framed = page.count("<noscript><img ")
+    assert page.count("../_images/") + framed >= pictures
 
 
 def test_links_within_the_site_lead_somewhere():

@@ -7,7 +7,9 @@ VENV_PYTHON = .venv/bin/python
 READY = .venv/ready
 BROWSER = .venv/browser
 PEERS = .venv/peers
+SITE = .venv/site
 AXE = axe-core@4.14.1
+KATEX = katex@0.16.47
 # Our modules are found from here, and tools run as `python -m`: a moved folder still works.
 export PYTHONPATH = $(CURDIR)
 # One thread adds the numbers of a sum in one order, so stored outputs and tests do not vary; what a
@@ -17,12 +19,13 @@ NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 # With the notebooks these tests take about as long as all the others: one half for each of 2 cores.
 HALF = tests/exercises tests/kernels/test_compiled.py tests/kernels/test_decode.py
 
-.PHONY: help lab test test-browser notebooks assignment train train-long experiments bench test-gpu force
+.PHONY: help lab test test-browser site notebooks assignment train train-long experiments bench test-gpu force
 
 help:
 	@echo "make lab            install into .venv and open the course (LAB_ARGS=--no-browser)"
 	@echo "make test           install into .venv, check style and types, run the tests and the notebooks"
-	@echo "make test-browser   try the explorer of notebook 14 in a real browser (Chromium)"
+	@echo "make test-browser   try the explorers and the site in a real browser (Chromium)"
+	@echo "make site           make the course's pages from the stored outputs: build/site/index.html"
 	@echo "make notebooks      run every notebook anew and store its outputs and counts"
 	@echo "make assignment     pack an exercise set for a class: SET=03 makes build/exercises_03.zip"
 	@echo "make train          train NSA, dense and window attention on recall (ARGS=...)"
@@ -52,8 +55,12 @@ test: $(READY)
 		wait $$half; half=$$?; cat .venv/half.log; \
 		exit $$((tests > half ? tests : half))
 
-test-browser: $(BROWSER)
+test-browser: $(BROWSER) site
 	NSA_LITE_BROWSER=1 $(ONE_THREAD) $(VENV_PYTHON) -m pytest tests/browser
+
+# Static pages that need no server and no network; site/ says how they are made.
+site: $(SITE)
+	@$(ONE_THREAD) $(VENV_PYTHON) site/build.py
 
 notebooks: $(READY)
 	$(ONE_THREAD) $(VENV_PYTHON) -m nbconvert --to notebook --execute --inplace \
@@ -135,3 +142,14 @@ $(BROWSER): $(READY)
 		echo "npm could not install axe-core, for the reason above: install Node.js (on Debian:" \
 		"apt install npm) or check the network, then run make test-browser again." >&2; exit 1; }
 	@touch $(BROWSER)
+
+# What only the site needs: Sphinx, which makes the pages, and KaTeX, which sets their equations.
+$(SITE): $(READY)
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check \
+		-c constraints.txt -e ".[site]" || { \
+		echo "pip could not install Sphinx and its theme, for the reason above: check the network" \
+		"connection, then run make site again." >&2; exit 1; }
+	@npm install --prefix .venv/katex --no-save --no-audit --no-fund $(KATEX) || { \
+		echo "npm could not install KaTeX, for the reason above: install Node.js (on Debian:" \
+		"apt install npm) or check the network, then run make site again." >&2; exit 1; }
+	@touch $(SITE)

@@ -10,7 +10,7 @@ from tests.form import packed, rebound
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     path
-    for room in ("nsa_lite", "kernels", "exercises", "benchmarks", "notebooks")
+    for room in ("nsa_lite", "kernels", "exercises", "benchmarks", "notebooks", "site")
     for path in (ROOT / room).rglob("*.py")
 )
 NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("exercises/*/*.ipynb")])

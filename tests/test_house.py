@@ -22,6 +22,8 @@ PACKAGES = {
     "fla": "fla-core",
     "jupyter_client": "jupyter-client",
 }
+# Scripts that stand in no package; the tests import them from their folders.
+SCRIPTS = {path.stem for folder in ("notebooks", "site") for path in (ROOT / folder).glob("*.py")}
 # Looked for, and done without where they are missing.
 OPTIONAL = {"flash_attn"}
 
@@ -125,7 +127,7 @@ def test_every_direct_import_is_declared():
     declared = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in named}
     for path in modules(*OURS, "tests", "notebooks"):
         roots = {m.split(".")[0] for m in imported(path)}
-        others = roots - set(sys.stdlib_module_names) - {*OURS, *OPTIONAL, "tests", "finish"}
+        others = roots - set(sys.stdlib_module_names) - {*OURS, *OPTIONAL, *SCRIPTS, "tests"}
         packages = {PACKAGES.get(name, name) for name in others}
         assert packages <= declared, f"{dotted(path)} imports {sorted(packages - declared)}"
 

@@ -59,7 +59,7 @@ def test_conda_binder_and_make_install_the_same():
     python = next(d for d in conda if str(d).startswith("python="))
     assert f">={python.removeprefix('python=')}" == PROJECT["requires-python"]
     section = next(d["pip"] for d in conda if isinstance(d, dict))
-    others = ("browser", "bench")  # installed by their own targets
+    others = ("browser", "bench", "site")  # installed by their own targets
     extras = [extra for extra in PROJECT["optional-dependencies"] if extra not in others]
     extra = f"-e .[{','.join(extras)}]"
     assert section == ["-c constraints.txt", extra]

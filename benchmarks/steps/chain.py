@@ -25,7 +25,7 @@ def family_of(name: str) -> str:
 
 
 def title(name: str) -> str:
-    """The first sentence of a step's file, as "Forward 1, pointers: notebook 10's ...". """
+    """The first sentence of a step's file, as "Forward 1, pointers: notebook 10's ..."."""
     return (FOLDER / f"{name}.py").read_text("utf-8").split('"""')[1].split("\n\n")[0].strip()
 
 

@@ -33,24 +33,25 @@ def dkdv(
 
     Tiles: k, v and their gradients [L, D], a reader's q and dout [R, D], the scores [L, R].
     """
+    D: tl.constexpr = TILE.D
     L: tl.constexpr = TILE.L
     R: tl.constexpr = TILE.R
     group = tl.program_id(0) // readers.blocks
     heads = group * R + tl.arange(0, R)
-    column = tl.arange(0, TILE.D)
+    column = tl.arange(0, D)
     key = tl.program_id(0) % readers.blocks * L + tl.arange(0, L)
     inside = (key < sizes.T)[:, None]
-    at = (group.to(tl.int64) * sizes.T + key)[:, None] * TILE.D + column[None, :]  # [L, D]
+    at = (group.to(tl.int64) * sizes.T + key)[:, None] * D + column[None, :]  # [L, D]
     k_tile = tl.load(k + at, mask=inside, other=0.0)
     v_tile = tl.load(v + at, mask=inside, other=0.0)
     scale = sizes.scale * LOG2E
-    dk = tl.zeros([L, TILE.D], tl.float32)
-    dv = tl.zeros([L, TILE.D], tl.float32)
+    dk = tl.zeros([L, D], tl.float32)
+    dv = tl.zeros([L, D], tl.float32)
     begin = tl.load(readers.indptr + tl.program_id(0))
     end = tl.load(readers.indptr + tl.program_id(0) + 1)
     for reader in range(begin, end):
         token = tl.load(readers.indices + reader)
-        rows = (heads.to(tl.int64) * sizes.T + token)[:, None] * TILE.D + column[None, :]  # [R, D]
+        rows = (heads.to(tl.int64) * sizes.T + token)[:, None] * D + column[None, :]  # [R, D]
         q_tile = tl.load(q + rows)
         do_tile = tl.load(dout + rows)
         number = token.to(tl.int64) * sizes.H + heads

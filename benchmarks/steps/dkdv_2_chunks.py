@@ -34,6 +34,7 @@ def dkdv(
 
     Tiles: k, v and their gradients [L, D], a reader's q and dout [R, D], the scores [L, R].
     """
+    D: tl.constexpr = TILE.D
     L: tl.constexpr = TILE.L
     R: tl.constexpr = TILE.R
     chunk = tl.program_id(0)
@@ -42,19 +43,19 @@ def dkdv(
         return  # more programs are started than there are chunks
     group = list_id // readers.blocks
     heads = group * R + tl.arange(0, R)
-    column = tl.arange(0, TILE.D)
+    column = tl.arange(0, D)
     key = list_id % readers.blocks * L + tl.arange(0, L)
     inside = (key < sizes.T)[:, None]
-    at = (group.to(tl.int64) * sizes.T + key)[:, None] * TILE.D + column[None, :]  # [L, D]
+    at = (group.to(tl.int64) * sizes.T + key)[:, None] * D + column[None, :]  # [L, D]
     k_tile = tl.load(k + at, mask=inside, other=0.0)
     v_tile = tl.load(v + at, mask=inside, other=0.0)
     scale = sizes.scale * LOG2E
-    dk = tl.zeros([L, TILE.D], tl.float32)
-    dv = tl.zeros([L, TILE.D], tl.float32)
+    dk = tl.zeros([L, D], tl.float32)
+    dv = tl.zeros([L, D], tl.float32)
     begin, end = chunk_of_readers(readers, list_id, CHUNK)
     for reader in range(begin, end):
         token = tl.load(readers.indices + reader)
-        rows = (heads.to(tl.int64) * sizes.T + token)[:, None] * TILE.D + column[None, :]  # [R, D]
+        rows = (heads.to(tl.int64) * sizes.T + token)[:, None] * D + column[None, :]  # [R, D]
         q_tile = tl.load(q + rows)
         do_tile = tl.load(dout + rows)
         number = token.to(tl.int64) * sizes.H + heads
@@ -67,7 +68,7 @@ def dkdv(
         ds = p * (dp - delta[None, :])
         dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
         dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
-    slot = (chunk.to(tl.int64) * L + tl.arange(0, L))[:, None] * TILE.D + column[None, :]
+    slot = (chunk.to(tl.int64) * L + tl.arange(0, L))[:, None] * D + column[None, :]
     tl.store(sums.dk + slot, dk * sizes.scale)
     tl.store(sums.dv + slot, dv)
 

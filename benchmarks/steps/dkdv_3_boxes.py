@@ -34,6 +34,7 @@ def dkdv(
 
     Tiles: k, v and their gradients [L, D], a reader's q and dout [R, D], the scores [L, R].
     """
+    D: tl.constexpr = TILE.D
     L: tl.constexpr = TILE.L
     R: tl.constexpr = TILE.R
     chunk = tl.program_id(0)
@@ -42,19 +43,19 @@ def dkdv(
         return  # more programs are started than there are chunks
     group = list_id // readers.blocks
     heads = group * R + tl.arange(0, R)
-    column = tl.arange(0, TILE.D)
+    column = tl.arange(0, D)
     first = list_id % readers.blocks * L
     key = first + tl.arange(0, L)
-    k_tile = desc_k.load([0, group, first, 0]).reshape(L, TILE.D)
-    v_tile = desc_v.load([0, group, first, 0]).reshape(L, TILE.D)
+    k_tile = desc_k.load([0, group, first, 0]).reshape(L, D)
+    v_tile = desc_v.load([0, group, first, 0]).reshape(L, D)
     scale = sizes.scale * LOG2E
-    dk = tl.zeros([L, TILE.D], tl.float32)
-    dv = tl.zeros([L, TILE.D], tl.float32)
+    dk = tl.zeros([L, D], tl.float32)
+    dv = tl.zeros([L, D], tl.float32)
     begin, end = chunk_of_readers(readers, list_id, CHUNK)
     for reader in range(begin, end):
         token = tl.load(readers.indices + reader)
-        q_tile = desc_q.load([0, group * R, token, 0]).reshape(R, TILE.D)
-        do_tile = desc_do.load([0, group * R, token, 0]).reshape(R, TILE.D)
+        q_tile = desc_q.load([0, group * R, token, 0]).reshape(R, D)
+        do_tile = desc_do.load([0, group * R, token, 0]).reshape(R, D)
         number = token.to(tl.int64) * sizes.H + heads
         row_lse = tl.load(numbers.lse + number)
         delta = tl.load(numbers.delta + number)
@@ -65,7 +66,7 @@ def dkdv(
         ds = p * (dp - delta[None, :])
         dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision="ieee")
         dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
-    slot = (chunk.to(tl.int64) * L + tl.arange(0, L))[:, None] * TILE.D + column[None, :]
+    slot = (chunk.to(tl.int64) * L + tl.arange(0, L))[:, None] * D + column[None, :]
     tl.store(sums.dk + slot, dk * sizes.scale)
     tl.store(sums.dv + slot, dv)
 

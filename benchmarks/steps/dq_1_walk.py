@@ -35,32 +35,35 @@ def dq(
 
     Tiles: q, dout, out and the sum acc [M, D], k and v [L, D], the scores [M, L].
     """
+    D: tl.constexpr = TILE.D
     L: tl.constexpr = TILE.L
-    M: tl.constexpr = TILE.R * TILE.U
+    R: tl.constexpr = TILE.R
+    U: tl.constexpr = TILE.U
+    M: tl.constexpr = R * U
     group = tl.program_id(1)
     tile = group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     row = tl.arange(0, M)
-    column = tl.arange(0, TILE.D)
-    token = tl.program_id(0) * TILE.U + row % TILE.U
+    column = tl.arange(0, D)
+    token = tl.program_id(0) * U + row % U
     real = token < sizes.T
-    number = (group * TILE.R + row // TILE.U).to(tl.int64) * sizes.T + token
-    rows = number[:, None] * TILE.D + column[None, :]  # [M, D]
+    number = (group * R + row // U).to(tl.int64) * sizes.T + token
+    rows = number[:, None] * D + column[None, :]  # [M, D]
     q_tile = tl.load(q + rows, mask=real[:, None], other=0.0)
     do_tile = tl.load(dout + rows, mask=real[:, None], other=0.0)
     o_tile = tl.load(out + rows, mask=real[:, None], other=0.0)
     scale = sizes.scale * LOG2E
     row_lse = load_lse(lse, number, real)  # in powers of 2
     delta = row_products(o_tile, do_tile)
-    by_token = token.to(tl.int64) * sizes.H + group * TILE.R + row // TILE.U
+    by_token = token.to(tl.int64) * sizes.H + group * R + row // U
     tl.store(numbers.lse + by_token, row_lse, mask=real)
     tl.store(numbers.delta + by_token, delta, mask=real)
-    acc = tl.zeros([M, TILE.D], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
     for e in range(tl.load(union.counts + tile)):
-        entry = tl.load(union.entries + tile * TILE.U * sizes.n + e)
-        first = (entry >> TILE.U).to(tl.int32) * L
-        k_tile = desc_k.load([0, group, first, 0]).reshape(L, TILE.D)
-        v_tile = desc_v.load([0, group, first, 0]).reshape(L, TILE.D)
-        chosen = ((entry.to(tl.int32) >> (row % TILE.U)) & 1) > 0
+        entry = tl.load(union.entries + tile * U * sizes.n + e)
+        first = (entry >> U).to(tl.int32) * L
+        k_tile = desc_k.load([0, group, first, 0]).reshape(L, D)
+        v_tile = desc_v.load([0, group, first, 0]).reshape(L, D)
+        chosen = ((entry.to(tl.int32) >> (row % U)) & 1) > 0
         limit = tl.where(chosen & real, token, -1)  # the last key to read
         mask = (first + tl.arange(0, L))[None, :] <= limit[:, None]  # [M, L]
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")

@@ -21,27 +21,30 @@ def forward(q, desc_k, desc_v, union, out, lse, sizes, TILE: tl.constexpr):
 
     Tiles: q and the output acc [M, D], k and v [L, D], the scores [M, L].
     """
+    D: tl.constexpr = TILE.D
     L: tl.constexpr = TILE.L
-    M: tl.constexpr = TILE.R * TILE.U
+    R: tl.constexpr = TILE.R
+    U: tl.constexpr = TILE.U
+    M: tl.constexpr = R * U
     group = tl.program_id(1)
     tile = group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     row = tl.arange(0, M)
-    column = tl.arange(0, TILE.D)
-    token = tl.program_id(0) * TILE.U + row % TILE.U
+    column = tl.arange(0, D)
+    token = tl.program_id(0) * U + row % U
     real = token < sizes.T
-    number = (group * TILE.R + row // TILE.U).to(tl.int64) * sizes.T + token
-    rows = number[:, None] * TILE.D + column[None, :]  # [M, D]
+    number = (group * R + row // U).to(tl.int64) * sizes.T + token
+    rows = number[:, None] * D + column[None, :]  # [M, D]
     q_tile = tl.load(q + rows, mask=real[:, None], other=0.0)
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, TILE.D], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
     for e in range(tl.load(union.counts + tile)):
-        entry = tl.load(union.entries + tile * TILE.U * sizes.n + e)
-        first = (entry >> TILE.U).to(tl.int32) * L
+        entry = tl.load(union.entries + tile * U * sizes.n + e)
+        first = (entry >> U).to(tl.int32) * L
         key = first + tl.arange(0, L)
-        k_tile = desc_k.load([0, group, first, 0]).reshape(L, TILE.D)
-        v_tile = desc_v.load([0, group, first, 0]).reshape(L, TILE.D)
-        chosen = ((entry >> (row % TILE.U)) & 1) > 0
+        k_tile = desc_k.load([0, group, first, 0]).reshape(L, D)
+        v_tile = desc_v.load([0, group, first, 0]).reshape(L, D)
+        chosen = ((entry >> (row % U)) & 1) > 0
         mask = chosen[:, None] & (key[None, :] <= token[:, None])  # [M, L]
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
         s = tl.where(mask, s * sizes.scale, -float("inf"))

@@ -19,31 +19,34 @@ def forward(desc_q, desc_k, desc_v, union, out, lse, sizes, TILE: tl.constexpr):
 
     Tiles: q and the output acc [M, D], k and v [L, D], the scores [M, L].
     """
+    D: tl.constexpr = TILE.D
     L: tl.constexpr = TILE.L
-    M: tl.constexpr = TILE.R * TILE.U
+    R: tl.constexpr = TILE.R
+    U: tl.constexpr = TILE.U
+    M: tl.constexpr = R * U
     group = tl.program_id(1)
     tile = group.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     row = tl.arange(0, M)
-    column = tl.arange(0, TILE.D)
-    token = tl.program_id(0) * TILE.U + row % TILE.U
+    column = tl.arange(0, D)
+    token = tl.program_id(0) * U + row % U
     real = token < sizes.T
-    number = (group * TILE.R + row // TILE.U).to(tl.int64) * sizes.T + token
-    rows = number[:, None] * TILE.D + column[None, :]  # [M, D]
-    place = [0, group * TILE.R, tl.program_id(0) * TILE.U, 0]
-    q_tile = tl.where(real[:, None], desc_q.load(place).reshape(M, TILE.D), 0.0)
+    number = (group * R + row // U).to(tl.int64) * sizes.T + token
+    rows = number[:, None] * D + column[None, :]  # [M, D]
+    place = [0, group * R, tl.program_id(0) * U, 0]
+    q_tile = tl.where(real[:, None], desc_q.load(place).reshape(M, D), 0.0)
     scale = sizes.scale * LOG2E
     m_i = tl.full([M], -float("inf"), tl.float32)
     l_i = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, TILE.D], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
     count = tl.load(union.counts + tile)
     for part in tl.static_range(2):
         for e in range(part * count // 2, (part + 1) * count // 2):
-            entry = tl.load(union.entries + tile * TILE.U * sizes.n + e)
-            first = (entry >> TILE.U).to(tl.int32) * L
+            entry = tl.load(union.entries + tile * U * sizes.n + e)
+            first = (entry >> U).to(tl.int32) * L
             key = first + tl.arange(0, L)
-            k_tile = desc_k.load([0, group, first, 0]).reshape(L, TILE.D)
-            v_tile = desc_v.load([0, group, first, 0]).reshape(L, TILE.D)
-            chosen = ((entry.to(tl.int32) >> (row % TILE.U)) & 1) > 0
+            k_tile = desc_k.load([0, group, first, 0]).reshape(L, D)
+            v_tile = desc_v.load([0, group, first, 0]).reshape(L, D)
+            chosen = ((entry.to(tl.int32) >> (row % U)) & 1) > 0
             limit = tl.where(chosen & real, token, -1)  # the last key to read
             mask = key[None, :] <= limit[:, None]  # [M, L]
             s = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")

@@ -12,6 +12,7 @@ from triton import KernelInterface
 
 from benchmarks.cases import Sizes as Layer
 from benchmarks.cases import coherent_ids, inputs, random_ids
+from benchmarks.steps import chain
 from kernels.block_sparse_attention import (
     Blocks,
     ChunkSums,
@@ -169,3 +170,11 @@ def shipped(x: Case, family: str) -> Callable[[], None]:
             launching.launch(kernel, grid, *arguments, **options)
 
     return run
+
+
+def runner(x: Case, name: str) -> Callable[[], object]:
+    """What runs one step on this case; "forward_shipped" is the package's own kernel."""
+    if name.endswith("_shipped"):
+        return shipped(x, chain.family_of(name))
+    run = chain.step(name).run
+    return lambda: run(x)

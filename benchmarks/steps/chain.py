@@ -14,6 +14,11 @@ def names(family: str) -> list[str]:
     return sorted(path.stem for path in FOLDER.glob(f"{family}_[0-9]_*.py"))
 
 
+def with_shipped(family: str) -> list[str]:
+    """names(family), and behind them "forward_shipped": the package's own kernel."""
+    return [*names(family), f"{family}_shipped"]
+
+
 def step(name: str) -> ModuleType:
     """A step's module; imported late, so that whoever compiles can say for what first."""
     return importlib.import_module(f"benchmarks.steps.{name}")

@@ -193,7 +193,7 @@ def is_step(name: str) -> bool:
 def made(name: str) -> Run:
     """What a name on the command line stands for, ready to be timed."""
     if is_step(name):
-        from benchmarks.steps.measuring import at_64k
+        from benchmarks.steps.case import at_64k
 
         return at_64k(name)
     module, function = name.split(":")

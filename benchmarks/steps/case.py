@@ -4,14 +4,16 @@ from kernels import launching  # before triton, which kernels may set to interpr
 
 # isort: split
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from triton import KernelInterface
 
+from benchmarks.bench import KEEP
+from benchmarks.cases import CONFIGS, coherent_ids, inputs, random_ids
 from benchmarks.cases import Sizes as Layer
-from benchmarks.cases import coherent_ids, inputs, random_ids
 from benchmarks.steps import chain
 from kernels.block_sparse_attention import (
     Blocks,
@@ -24,6 +26,8 @@ from kernels.online_softmax import LOG2E
 from kernels.tile_sizes import power_of_two
 from kernels.union_and_readers import CHUNK, Readers, Union, readers, union
 
+KINDS = ("random", "coherent .75")  # which blocks the tokens chose
+LENGTH = 65536
 TOKENS = 4  # that share a program, as the package's kernels have it for 16 heads a group
 
 
@@ -114,15 +118,19 @@ def row_numbers(out: Tensor, lse: Tensor, dout: Tensor) -> RowNumbers:
     return RowNumbers(base_2.transpose(1, 2).contiguous(), delta[None])
 
 
-def drawn(layer: Layer, length: int, keep: float, device: str, dtype: torch.dtype) -> Case:
-    """A case at a layer's sizes with random tensors; `keep` 0 draws all blocks at random."""
-    with torch.no_grad():
-        x = inputs(layer, length, device, dtype)
-        ids = (
-            coherent_ids(layer, length, device, keep) if keep else random_ids(layer, length, device)
-        )
-        tensors = (x[name].detach() for name in ("q", "selected.k", "selected.v"))
-        return case_of(*tensors, ids, x["dout"], layer.select_block_size)
+@cache
+def drawn(kind: str, length: int = LENGTH, layer: Layer = CONFIGS["A"]) -> Case:
+    """The case that steps are timed on: random tensors, and ids of a kind; bf16 on a GPU."""
+    cuda = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
+    x = inputs(layer, length, device, dtype)
+    ids = (
+        random_ids(layer, length, device)
+        if kind == "random"
+        else coherent_ids(layer, length, device, KEEP[kind])
+    )
+    tensors = (x[name].detach() for name in ("q", "selected.k", "selected.v"))
+    return case_of(*tensors, ids, x["dout"], layer.select_block_size)
 
 
 def empty_sums(x: Case) -> ChunkSums:
@@ -178,3 +186,8 @@ def runner(x: Case, name: str) -> Callable[[], object]:
         return shipped(x, chain.family_of(name))
     run = chain.step(name).run
     return lambda: run(x)
+
+
+def at_64k(name: str) -> Callable[[], object]:
+    """A step at 64k tokens on random blocks."""
+    return runner(drawn("random"), name)

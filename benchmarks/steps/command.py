@@ -30,7 +30,8 @@ def differences() -> Iterator[str]:
 
 def once(name: str) -> None:
     """One step at 64k, three times, for a profiler to look at the last."""
-    from benchmarks.steps.measuring import at_64k, synchronize
+    from benchmarks.steps.case import at_64k
+    from benchmarks.steps.measuring import synchronize
 
     run = at_64k(name)
     for _ in range(3):
@@ -42,27 +43,25 @@ def measured(arguments: list[str], tiny: bool, out: Path) -> None:
     """Time all of it, and save as it comes in."""
     from benchmarks import ab
     from benchmarks.cases import CONFIGS
-    from benchmarks.steps import measuring
+    from benchmarks.steps import case, measuring
 
     layer = measuring.TINY if tiny else CONFIGS["A"]
     rounds = 2 if tiny else measuring.ROUNDS
-    length, short = (24, 24) if tiny else (measuring.LENGTH, measuring.SHORT)
+    length, short = (24, 24) if tiny else (case.LENGTH, measuring.SHORT)
     seconds = 0.1 if tiny else measuring.DRIFT_SECONDS
     record = about(arguments, "benchmarks.steps") | {"config": "A", "length": length}
     record |= {"before": ab.card(), "rows": []}
 
-    def case(kind: str, length: int):
-        return measuring.case_of_kind(kind, length, layer)
-
-    for kind in measuring.KINDS:
-        for row in measuring.rows(kind, case(kind, length), rounds):
+    for kind in case.KINDS:
+        for row in measuring.rows(kind, case.drawn(kind, length, layer), rounds):
             record["rows"].append(row)
             print(f"{kind:13} {row['name']:24} {row['median_ms']:9.3f} ms", flush=True)
             save(record, out)
-    record["control"] = measuring.control(case("random", length), rounds)
+    long = case.drawn("random", length, layer)
+    record["control"] = measuring.control(long, rounds)
     record["short"] = short
-    record["mistakes"] = measuring.mistakes(case("random", short), rounds)
-    record["drift"] = measuring.drift(case("random", length), seconds)
+    record["mistakes"] = measuring.mistakes(case.drawn("random", short, layer), rounds)
+    record["drift"] = measuring.drift(long, seconds)
     record["after"] = ab.card()
     save(record, out)
 

@@ -5,42 +5,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
 from benchmarks import ab
-from benchmarks.bench import KEEP
-from benchmarks.cases import CONFIGS, Sizes
+from benchmarks.cases import Sizes
 from benchmarks.layer import between, mark
 from benchmarks.steps import chain
-from benchmarks.steps.case import Case, drawn, runner
+from benchmarks.steps.case import Case, runner
 
-KINDS = {"random": 0.0, "coherent .75": KEEP["coherent .75"]}
-LENGTH = 65536
 SHORT = 8192  # keys and values of a group fit the L2 cache
 FASTEST = "forward_5_stages"
 DRIFT_SECONDS = 8.0
 REST = 5.0  # seconds without work before it
 ROUNDS = 15
 TINY = Sizes(32, 2, 32, 32, select_block_size=16, num_selected=4)  # to try the script on a CPU
-
-
-def device_and_type() -> tuple[str, torch.dtype]:
-    """Where steps run here: bf16 on a GPU, float32 by the interpreter."""
-    cuda = torch.cuda.is_available()
-    return ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-
-
-@cache
-def case_of_kind(kind: str, length: int = LENGTH, layer: Sizes = CONFIGS["A"]) -> Case:
-    """The case that steps are timed on."""
-    return drawn(layer, length, KINDS[kind], *device_and_type())
-
-
-def at_64k(name: str) -> Callable[[], object]:
-    """A step at 64k tokens on random blocks."""
-    return runner(case_of_kind("random"), name)
 
 
 # --- the chains ---

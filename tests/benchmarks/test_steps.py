@@ -234,3 +234,17 @@ def test_the_steps_compile_with_the_installed_triton(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     check_compiled(json.loads(path.read_text()), ["dq"])
+
+
+@pytest.mark.skipif(
+    not (records.RESULTS / "steps.json").exists(), reason="no times of the steps are recorded yet"
+)
+def test_the_recorded_times_are_of_every_step_and_of_right_results():
+    record = records.load("steps")
+    for kind in case.KINDS:
+        rows = [row for row in record["rows"] if row["ids"] == kind]
+        names = [name for family in chain.FAMILIES for name in chain.with_shipped(family)]
+        assert [row["name"] for row in rows] == names
+        for row in rows:
+            assert len(row["times"]) >= 6 and min(row["times"]) > 0, row["name"]
+            assert row["error"] is None or row["error"] < 2e-2, row["name"]  # bf16 beside bf16

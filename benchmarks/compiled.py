@@ -97,19 +97,21 @@ def variant(arguments: tuple, options: dict) -> str:
     return " ".join(words)
 
 
-def resources(compiled: Compiled) -> dict[str, int | str]:
-    """What one compiled kernel takes, read from its machine code."""
+def disassembled(compiled: Compiled, option: str) -> str:
+    """What NVIDIA's cuobjdump prints of the machine code: "-sass" its lines, "-res-usage" a sum."""
     from triton import knobs
-
-    def disassembled(option: str) -> str:
-        command = [knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.code.asm["cubin"])
         file.flush()
-        usage = disassembled("-res-usage")
-        code = disassembled("-sass")
+        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources(compiled: Compiled) -> dict[str, int | str]:
+    """What one compiled kernel takes, read from its machine code."""
+    usage = disassembled(compiled, "-res-usage")
+    code = disassembled(compiled, "-sass")
 
     def count(unit: str) -> int:
         return len(re.findall(rf"\b{unit}\b", code))

@@ -4,6 +4,7 @@
     python -m benchmarks.tune flash_dkdv selected_dq     some of them
     python -m benchmarks.tune --config B                 of the selected branch, 4 heads a group
     python -m benchmarks.tune --config paper             those of WIDE, at the paper's widths
+    python -m benchmarks.tune --out benchmarks/results/tune.json        kept, for notebook 13
 
 kernels/tile_sizes.py holds the fastest of these; after a change of a kernel or of Triton, look
 again. `stages` is what was asked for: where memory is short, `fit_stages` lowers it without a word.
@@ -14,6 +15,8 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ import kernels
 from benchmarks.bench import ours
 from benchmarks.cases import CONFIGS, Sizes, inputs, random_ids
 from benchmarks.decode import Held
+from benchmarks.records import about, save
 from kernels.launching import Starter, launching_by, on_the_device
 from kernels.tile_sizes import HALF, WIDE, TileSizes
 from nsa_lite import BRANCHES
@@ -176,6 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(KERNELS)}")
     parser.add_argument("--config", choices=TABLES, default="A")
+    parser.add_argument("--out", type=Path, help="keep the times there")
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
     table, tried = TABLES[args.config]
     if unknown := set(args.rows) - set(tried):
@@ -186,18 +192,25 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = CONFIGS[args.config]
     x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
     runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
+    record = about(arguments, "benchmarks.tune") | {"config": args.config, "rows": []}
     for row in args.rows or tried:
         branch, kernel = KERNELS[row]
         chosen = dict(table)
         for tile in tried[row]:
             table.update(changes(chosen, row, tile))
+            kept = {"row": row, **asdict(tile), "chosen": tile == chosen[row]}
             try:
-                found = f"{milliseconds(runs[branch], kernel):8.2f} ms"
+                kept["ms"] = milliseconds(runs[branch], kernel)
+                found = f"{kept['ms']:8.2f} ms"
             except Exception as error:  # too large, or refused by the compiler
                 found = f"{type(error).__name__}: {error}".split("\n")[0][:80]
+                kept["refused"] = found
             mark = "  <- chosen" if tile == chosen[row] else ""
             print(f"{row:20} {tile} {found}{mark}", flush=True)
+            record["rows"].append(kept)
         table.update(chosen)
+    if args.out:
+        save(record, args.out)
     return 0
 
 

@@ -20,7 +20,7 @@ from nsa_lite.lab.training import TrainConfig
 NOTEBOOKS = ("15", "16")
 SHORT = 100  # steps; runs of no more are about stopping and going on, and are done each time
 # Dense attention's mass teaches NSA's own scores, so that it chooses well after fewer steps.
-SHORTER = {"nsa": {"attention": "nsa-own-kl", "steps": 500}, "window": {"steps": 101}}
+SHORTER = {"nsa": {"attention": "nsa-own-kl", "steps": 700}, "window": {"steps": 101}}
 
 folders: dict[str, TemporaryDirectory] = {}  # by config, what a training left
 

@@ -22,8 +22,8 @@ RULES = (
     "nsa-moba",
 )
 SEEDS = (0, 1, 2)
-# Without selection some seeds learn to keep a block's facts in its summary, and others do not: three
-# cannot say how many do.
+# Without selection some seeds learn to keep a block's facts in its summary and others do not: three
+# cannot say how many.
 MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
 
 

@@ -57,6 +57,7 @@ EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment("recall_controls", rule_runs.controls, "recall_controls.json", write_results),
+        Experiment("no_selection", rule_runs.without_selection, "no_selection.json", write_results),
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
         *(selection(look) for look in selection_runs.LOOKS),

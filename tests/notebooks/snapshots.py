@@ -55,6 +55,7 @@ def outcomes(sources: list[str], faults: dict[str, Fault]) -> dict[str, Outcome]
 def run_once(run: Run, faults: dict[str, Fault]) -> dict[str, Outcome]:
     """Run the notebook as it stands, as far as faults wait for their cell."""
     tempfile.tempdir = str(run.folder)
+    os.chdir(run.folder)
     found: dict[str, Outcome] = {}
     with untouched():
         for place in range(len(run.sources)):

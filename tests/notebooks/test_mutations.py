@@ -17,6 +17,8 @@ import pytest
 
 import exercises
 import nsa_lite.loops  # noqa: F401  every module that may hold what is replaced
+from nsa_lite.lab import training
+from tests.notebooks import trainings
 from tests.notebooks.running import PATHS, code_of
 from tests.notebooks.snapshots import Fault, Outcome, outcomes
 
@@ -99,7 +101,7 @@ def sources_of(path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def outcome(request):
+def outcome(request, tmp_path_factory):
     """What a fault does, of one run of its notebook for all its faults that pytest selected."""
     selected = [
         item.callspec.params for item in request.session.items if item.fspath == request.fspath
@@ -115,6 +117,9 @@ def outcome(request):
             }
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(exercises, "check", lambda *_: None)  # its own tests are elsewhere
+                if path.name[:2] in trainings.NOTEBOOKS:
+                    kept = tmp_path_factory.mktemp("trainings")
+                    patch.setattr(training, "steps", trainings.once(training.steps, kept))
                 found[path] = outcomes(sources_of(path), faults)
         return found[path][name]
 

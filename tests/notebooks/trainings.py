@@ -35,7 +35,10 @@ def once(steps: Callable, kept: Path) -> Callable:
             return
         folder = kept / hashlib.sha256(json.dumps(config.everything()).encode()).hexdigest()
         if not folder.exists():
-            train(steps, config, folder)
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # a training that a fault stopped
+            train(steps, config, part)
+            part.rename(folder)
         shutil.copytree(folder, directory, dirs_exist_ok=True)
         yield from read_log(directory)
 

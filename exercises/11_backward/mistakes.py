@@ -397,35 +397,28 @@ INDICES = [
 # --- 11.5: dk and dv of one block ---
 
 
-def block_gradients(  # noqa: PLR0913  each is one step
+def block_gradients(
     hidden=lambda key, token: key > token,
     readers=lambda tokens: tokens,
-    heads=lambda heads: range(heads),
+    heads=lambda x: x,
     weights=lambda s, lse: (s - lse).exp(),
     slope=lambda p, dp, delta: p * (dp - delta),
     to_values=lambda p, ds: p,
     to_keys=lambda p, ds: ds,
     scaled=lambda dk, scale: dk * scale,
-    fresh=False,
 ) -> Callable:
-    """dk and dv of block j, reader after reader; fresh forgets the readers before."""
+    """dk and dv of block j, of all readers and heads at once; heads(x) takes some of (m, R, ...)."""
 
     def answer(q, k, v, dout, saved, tokens, j, scale):
-        lse, delta = saved
-        dk = torch.zeros_like(k)
-        dv = torch.zeros_like(v)
-        key = j * len(k) + torch.arange(len(k))
-        for t in readers(tokens).tolist():
-            if fresh:
-                dk = torch.zeros_like(k)
-                dv = torch.zeros_like(v)
-            for h in heads(q.shape[1]):
-                gone = hidden(key, t)
-                p = weights(k @ q[t, h] * scale, lse[t, h]).masked_fill(gone, 0.0)
-                ds = slope(p, v @ dout[t, h], delta[t, h]).masked_fill(gone, 0.0)
-                dk = dk + to_keys(p, ds)[:, None] * q[t, h]
-                dv = dv + to_values(p, ds)[:, None] * dout[t, h]
-        return scaled(dk, scale), dv
+        tokens = readers(tokens)
+        q, dout, lse, delta = (heads(x[tokens]) for x in (q, dout, *saved))
+        gone = hidden(j * len(k) + torch.arange(len(k)), tokens[:, None])[:, None]  # (m, 1, l)
+        s = torch.einsum("mrd,ld->mrl", q, k) * scale
+        p = weights(s, lse[..., None]).masked_fill(gone, 0.0)
+        dp = torch.einsum("mrc,lc->mrl", dout, v)
+        ds = slope(p, dp, delta[..., None]).masked_fill(gone, 0.0)
+        dk = torch.einsum("mrl,mrd->ld", to_keys(p, ds), q)
+        return scaled(dk, scale), torch.einsum("mrl,mrc->lc", to_values(p, ds), dout)
 
     return answer
 
@@ -448,7 +441,7 @@ BLOCKS = [
     ),
     Mistake(
         "last reader only",
-        block_gradients(fresh=True),
+        block_gradients(readers=lambda tokens: tokens[-1:]),
         "only the last reader counts",
     ),
     Mistake(
@@ -463,7 +456,7 @@ BLOCKS = [
     ),
     Mistake(
         "head 0 only",
-        block_gradients(heads=lambda heads: range(1)),
+        block_gradients(heads=lambda x: x[:, :1]),
         "only head 0 counts: the keys belong to all heads of the group",
     ),
     Mistake(

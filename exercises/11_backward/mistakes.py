@@ -407,7 +407,7 @@ def block_gradients(
     to_keys=lambda p, ds: ds,
     scaled=lambda dk, scale: dk * scale,
 ) -> Callable:
-    """dk and dv of block j, of all readers and heads at once; heads(x) takes some of (m, R, ...)."""
+    """dk and dv of block j, of all readers and heads at once; heads takes some of (m, R, ...)."""
 
     def answer(q, k, v, dout, saved, tokens, j, scale):
         tokens = readers(tokens)
@@ -426,7 +426,7 @@ def block_gradients(
 BLOCKS = [
     Mistake(
         "no mask",
-        block_gradients(hidden=lambda key, token: key < 0),
+        block_gradients(hidden=lambda key, token: (key < 0) & (token < 0)),
         "readers inside the block count for keys after them",
     ),
     Mistake(

@@ -10,12 +10,14 @@ from torch import Tensor
 from exercises.checking import judge
 from exercises.records import load
 
-HELD = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11")  # that hold to this
+# the sets that hold to this
+HELD = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12")
 EXERCISES = {e.number: e for number in HELD for e in load(number).EXERCISES}
 WITHOUT_SIZES = (
     "06.1",
     "08.3",
-)  # of numbers, and of the contest's sizes, which are the same for all
+    "12.3",
+)  # of numbers, of the contest's sizes, which are the same for all, and of a text
 AXES = {  # what the axes of an exercise's tensors are, "-" for no size; of a list, those of each
     "01.2": dict(q="T D", k="T D", v="T Dv"),
     "01.3": dict(outs="P T Dv", lses="P T"),

@@ -99,7 +99,8 @@ FLOORS = [
 
 def work_by_formula(sizes):
     """The first queries make a triangle."""
-    T, w = sizes["length"], min(sizes["window"], sizes["length"])
+    T = sizes["length"]
+    w = min(sizes["window"], T)
     pairs = w * (w + 1) // 2 + (T - w) * w
     width = sizes["head_dim"] + sizes["value_dim"]
     moved = T * (sizes["heads"] + sizes["kv_heads"]) * width * sizes["number_bytes"]

@@ -61,6 +61,22 @@ def load_short(memory, first, rows, count):
     return memory[first : min(first + rows, count)]
 
 
+def load_and_cut(memory, first, rows, count):
+    """The rows of the tile from `count` on become 0."""
+    tile = torch.cat([memory, memory])[first : first + rows].clone()
+    tile[count:] = 0
+    return tile
+
+
+def load_one_more(memory, first, rows, count):
+    """Up to row `count`, itself included."""
+    tile = torch.zeros(rows, memory.shape[1])
+    for i in range(rows):
+        if first + i <= count and first + i < len(memory):
+            tile[i] = memory[first + i]
+    return tile
+
+
 LOADS = [
     *planted(mistakes.LOADS),
     Wrong("the mask as a factor", load_times_mask, "it does not exist, and 0 times NaN is NaN"),
@@ -71,6 +87,8 @@ LOADS = [
         lambda memory, first, rows, count: torch.cat([memory, memory])[first : first + rows],
         "rows are returned that do not exist",
     ),
+    Wrong("cut at the tile's row", load_and_cut, "the mask counts rows from the first of the tile"),
+    Wrong("one row more", load_one_more, "one row too many is taken for real"),
     Wrong(
         "zeros",
         lambda memory, first, rows, count: torch.zeros(rows, memory.shape[1]),
@@ -185,6 +203,34 @@ def group_softmaxed(q, k, lse, *places):
     return (s.softmax(2) * seen).sum(0)
 
 
+def group_with(seen=lambda end, token: end < token + 1, scale=0.5, adds_first=False):
+    """Written anew: `end` is where a key's block ends; scale is the power of the width."""
+
+    def answer(q, k, lse, first_token, first_key, block_size, stride):
+        s = torch.einsum("rtd,nd->rtn", q, k) / q.shape[-1] ** scale
+        token = torch.arange(q.shape[1])[:, None] + first_token
+        end = (torch.arange(len(k)) + first_key) * stride + block_size - 1
+        exponent = s - lse[..., None]
+        p = exponent.sum(0).exp() if adds_first else exponent.exp()
+        p = torch.where(seen(end, token), p, 0.0)
+        return p if adds_first else p.sum(0)
+
+    return answer
+
+
+def group_of_begun(q, k, lse, first_token, first_key, block_size, stride):
+    """A block counts from its first token on."""
+    late = first_token + block_size - 1
+    lse = torch.where(lse == -torch.inf, 0.0, lse)
+    return group_with()(q, k, lse, late, first_key, block_size, stride)
+
+
+def group_renormalised(q, k, lse, *others):
+    """Divided by the sum over heads and keys, times the heads."""
+    p = group_by_count(q, k, lse, *others)
+    return p / p.sum(1, keepdim=True).clamp(min=1e-9)
+
+
 GROUPS = [
     *planted(mistakes.GROUPS),
     Wrong("the mask as a factor", group_times_mask, "a key that may not be read holds no number"),
@@ -192,6 +238,15 @@ GROUPS = [
     Wrong("exp(0) is 1", group_with_finite_mask, "sees no key, and its probabilities are not 0"),
     Wrong("exp before the division", group_exp_first, "NaN: a key that may not be read"),
     Wrong("softmax, by hand", group_softmaxed, "lse is that of all keys, in other tiles too"),
+    Wrong("begun, by a later token", group_of_begun, "from the token on at which its block begins"),
+    Wrong("divided by the row's sum", group_renormalised, "each row is divided by its sum"),
+    Wrong(
+        "before its last token",
+        group_with(seen=lambda end, token: end < token),
+        "the query at a block's last token does not see it",
+    ),
+    Wrong("width, not its root", group_with(scale=1.0), "by the width, not by its root"),
+    Wrong("exponents added", group_with(adds_first=True), "the heads are added before exp"),
     Wrong(
         "heads kept apart",
         lambda q, k, lse, *x: torch.stack(
@@ -304,13 +359,28 @@ def sums_as_in_the_notebook(total, block_size, stride, select_block_size):
     return total @ (block_size / stride - to_next), total @ to_next
 
 
+def sums_all_own(total, block_size, stride, select_block_size):
+    """Each key counts whole where it begins."""
+    own, passed = sums_by_keys(total, block_size, stride, select_block_size)
+    return own + passed, torch.zeros_like(own)
+
+
+def sums_added_early(total, block_size, stride, select_block_size):
+    """What the block before passes on is in own already."""
+    own, passed = sums_by_keys(total, block_size, stride, select_block_size)
+    own[:, 1:] += passed[:, :-1]
+    return own, passed
+
+
 SUMS = [
     *planted(mistakes.OWN),
     *planted(mistakes.PASSED),
     Wrong("whole blocks only", sums_of_whole_blocks, "the shape is (4, 2), and (4, 3) was asked"),
     Wrong("the last key again", sums_of_a_whole_last, "a last block with fewer keys: own: query"),
+    Wrong("whole where it begins", sums_all_own, "counts whole in its own"),
+    Wrong("added early", sums_added_early, "own holds what the block before passes on"),
     Wrong("by their ends", sums_of_ends, "own: query 0, block 0"),
-    Wrong("in tokens", sums_in_tokens, "own: query 0, block 0"),
+    Wrong("in tokens", sums_in_tokens, "tokens are counted"),
     Wrong("two strides", sums_halved, "the shape is (3, 3), and (3, 6) was asked for"),
     Wrong("two keys", sums_as_in_the_notebook, "result 1: the shape is (2, 4), and (2, 2) was"),
     Wrong("exchanged", lambda *x: sums_by_keys(*x)[::-1], "own and passed_on are exchanged"),
@@ -442,9 +512,33 @@ def keep_with_a_margin(best, ids, scores, first):
     return keep_by_pairs(best, ids, scores.round(), first)
 
 
+def keep_if_better(best, ids, scores, first):
+    """A block of the chunk takes the place of the worst that is kept, if it is better."""
+    best = best.clone()
+    ids = ids.clone()
+    for t in range(len(best)):
+        for c in range(scores.shape[1]):
+            worst = int(best[t].argmin())
+            if scores[t, c] > best[t, worst]:
+                best[t, worst] = scores[t, c]
+                ids[t, worst] = first + c
+    return best, ids
+
+
+def keep_the_chunk(best, ids, scores, first):
+    """The best n of the chunk."""
+    n = best.shape[1]
+    padded = torch.nn.functional.pad(scores, (0, n), value=-torch.inf)
+    kept, place = torch.sort(padded, dim=1, descending=True, stable=True)
+    kept = kept[:, :n]
+    return kept, (place[:, :n] + first).masked_fill(kept == -torch.inf, -1)
+
+
 KEPT = [
     *planted(mistakes.KEPT),
     Wrong("-inf like any score", keep_whatever_there_is, "no query may read them"),
+    Wrong("better than the worst", keep_if_better, "among equal scores those stay that came first"),
+    Wrong("the chunk's best", keep_the_chunk, "only the last chunk counts"),
     Wrong("from 0 on", keep_from_zero, "scores below 0 are dropped"),
     Wrong("one a chunk", keep_half, "only the best block can be kept"),
     Wrong(

@@ -139,6 +139,11 @@ GROUPS = [
         "the heads are averaged, and Eq. 10 adds them",
     ),
     Mistake(
+        "divided by their sum",
+        lambda *x: (p := group()(*x)) / p.sum(1, keepdim=True).clamp(min=1e-30),
+        "each row is divided by its sum: over all keys a head's probabilities sum to 1 already",
+    ),
+    Mistake(
         "largest head",
         group(heads=lambda p: p.amax(0)),
         "of each key the largest head was taken, and Eq. 10 adds them",
@@ -232,6 +237,11 @@ OWN = [
         "touched is covered",
         two_sums(own=lambda whole, into_next: 1 + 0 * into_next),
         "a key counts 1 for its block, and it covers l / d strides",
+    ),
+    Mistake(
+        "tokens",
+        lambda *x: (two_sums()(*x)[0] * x[2], two_sums()(*x)[1]),
+        "tokens are counted, and Eq. 9 counts strides",
     ),
     Mistake(
         "passed on added already",

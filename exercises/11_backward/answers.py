@@ -48,6 +48,16 @@ DELTAS = [
         "the gradient of the log-sum-exp is left out",
     ),
     Wrong(
+        "dlse with the other sign",
+        lambda out, dout, dlse: torch.einsum("tc,tc->t", out.float(), dout.float()) + dlse,
+        "the gradient of the log-sum-exp is added",
+    ),
+    Wrong(
+        "all pairs of rows",
+        lambda out, dout, dlse: (out.float() @ dout.float().T).sum(1) - dlse,
+        "query 0: got",
+    ),
+    Wrong(
         "columns added",
         lambda out, dout, dlse: (out.float() * dout.float()).sum(0) - dlse[:1],
         "no gradient of the log-sum-exp: the shape is (4,), and (5,) was asked for",
@@ -124,9 +134,31 @@ def detached_gates(logits, outs, dout):
     return torch.zeros_like(logits), torch.sigmoid(logits).T[:, :, None] * dout
 
 
+def gate_with(slope=lambda g: g - g * g, gated=False, whole=False, gate=torch.sigmoid):
+    """Written anew by contractions, with one step changed."""
+
+    def answer(logits, outs, dout):
+        g = gate(logits)
+        through = torch.einsum("tc,ctd->ctd", g, outs) if gated else outs
+        if whole:
+            through = torch.einsum("tc,ctd->td", g, outs).expand_as(outs)
+        dgates = torch.einsum("ctd,td->tc", through, dout)
+        return slope(g) * dgates, torch.einsum("tc,td->ctd", g, dout)
+
+    return answer
+
+
 GATES = [
     *planted(mistakes.LOGITS),
     *planted(mistakes.BRANCHES),
+    Wrong("g for the slope", gate_with(slope=lambda g: g), "and 1 - g is left out"),
+    Wrong("gated once more", gate_with(gated=True), "multiplied by their gates once more"),
+    Wrong("the whole output, by einsum", gate_with(whole=True), "not with its own branch"),
+    Wrong(
+        "softmax, and a sigmoid's slope",
+        gate_with(gate=lambda logits: logits.softmax(-1)),
+        "the gates went through a softmax",
+    ),
     Wrong("exp of the logits", gate_by_exp, "dlogits is not finite: exp of a large logit"),
     Wrong("softmax by autograd", softmaxed_gates, "and do not compete"),
     Wrong("gates detached", detached_gates, "dlogits: query 0, branch 0: got 0"),
@@ -289,8 +321,39 @@ def scaled_by_the_width(q, k, v, ids, dout, saved, t, scale):
     return query_by_keys(q, k, v, ids, dout, saved, t, q.shape[1] ** -0.5)
 
 
+def query_walk(
+    weights=lambda s, lse: (s - lse).exp(),
+    ds=lambda p, dp, delta: p * (dp - delta),
+    scales=(True, True),
+    first_only=False,
+):
+    """Written anew, block by block; scales says whether scores and dq get theirs."""
+
+    def answer(q, k, v, ids, dout, saved, t, scale):
+        lse, delta = (x[:, None] for x in saved)
+        dq = torch.zeros_like(q)
+        for j in ids[ids >= 0].tolist()[: 1 if first_only else None]:
+            keys = k[j][: t + 1 - j * k.shape[1]]
+            values = v[j][: len(keys)]
+            p = weights(q @ keys.T * (scale if scales[0] else 1), lse)
+            dq += ds(p, dout @ values.T, delta) @ keys * (scale if scales[1] else 1)
+        return dq
+
+    return answer
+
+
 QUERIES = [
     *planted(mistakes.QUERIES),
+    Wrong("exp2", query_walk(weights=lambda s, lse: (s - lse).exp2()), "powers of 2"),
+    Wrong("a softmax", query_walk(weights=lambda s, lse: s.softmax(1)), "a softmax of its own"),
+    Wrong("no scale for dq", query_walk(scales=(True, False)), "dq is not multiplied by the scale"),
+    Wrong("no scale for s", query_walk(scales=(False, True)), "the scores are not multiplied"),
+    Wrong("one block", query_walk(first_only=True), "only the first block of the list counts"),
+    Wrong(
+        "each block's own delta",
+        query_walk(ds=lambda p, dp, delta: p * dp - p * (p * dp).sum(1, keepdim=True)),
+        "delta is summed block by block",
+    ),
     Wrong("whole own block", whole_own_block, "were keys behind token 14 read?"),
     Wrong("hidden keys multiplied", masked_product, "were keys behind token 14 read?"),
     Wrong("NaN where nothing is read", gather_with_nan, "reads nothing, and its gradient is NaN"),
@@ -394,9 +457,49 @@ def readers_by_position(ids, blocks):
     return readers_by_lists(ids[:, :1], blocks)
 
 
+def readers_sorted(rows, name=lambda place, n, T: place // n, descending=False):
+    """By one sort of the ids, flattened by rows(ids)."""
+
+    def answer(ids, blocks):
+        flat = rows(ids).flatten().long()
+        place = torch.sort(flat, stable=True, descending=descending).indices
+        place = place[flat[place] >= 0]
+        counts = torch.bincount(flat[flat >= 0], minlength=blocks)
+        ends = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        return ends, name(place, ids.shape[1], len(ids))
+
+    return answer
+
+
+def readers_by_index(ids, blocks):
+    """A list for each block; -1 is an index like others."""
+    lists = [[] for _ in range(blocks)]
+    for t, row in enumerate(ids.tolist()):
+        for j in row:
+            lists[j].append(t)
+    ends = torch.tensor([0, *map(len, lists)]).cumsum(0)
+    return ends, torch.tensor(sum(lists, []), dtype=torch.int64)
+
+
 READERS = [
     *planted(mistakes.STARTS),
     *planted(mistakes.INDICES),
+    Wrong(
+        "places, by a sort",
+        readers_sorted(lambda ids: ids, name=lambda place, n, T: place),
+        "a place divided by n is the query",
+    ),
+    Wrong(
+        "columns flattened",
+        readers_sorted(lambda ids: ids.T, name=lambda place, n, T: place % T),
+        "and they do not ascend",
+    ),
+    Wrong(
+        "descending",
+        readers_sorted(lambda ids: ids, descending=True),
+        "the lists stand from the last block to the first",
+    ),
+    Wrong("-1 as an index", readers_by_index, "was counted for the last block"),
     Wrong("padding kept", readers_with_padding, "-1 is padding, and was counted for block 0"),
     Wrong("lists not in order", readers_in_any_order, "and they do not ascend"),
     Wrong("one place on", readers_of_neighbours, "is in the list of block 0, and does not read it"),
@@ -539,8 +642,44 @@ def head_by_head(q, k, v, dout, saved, tokens, j, scale):
     return result
 
 
+def block_walk(
+    keys=lambda t, j, l: t - j * l + 1,
+    ds=lambda p, dp, delta: p * (dp - delta),
+    exchange=False,
+    stores=False,
+):
+    """Written anew, reader by reader; exchange takes p for ds, stores forgets what was added."""
+
+    def answer(q, k, v, dout, saved, tokens, j, scale):
+        lse, delta = saved
+        dk = torch.zeros_like(k)
+        dv = torch.zeros_like(v)
+        for t in tokens.tolist():
+            n = min(len(k), keys(t, j, len(k)))
+            p = (q[t] @ k[:n].T * scale - lse[t, :, None]).exp()
+            grad = ds(p, dout[t] @ v[:n].T, delta[t, :, None])
+            for_keys, for_values = (p, grad) if exchange else (grad, p)
+            if stores:
+                dk[:n] = 0
+                dv[:n] = 0
+            dk[:n] += for_keys.T @ q[t] * scale
+            dv[:n] += for_values.T @ dout[t]
+        return dk, dv
+
+    return answer
+
+
 GRADIENTS = [
     *planted(mistakes.BLOCKS),
+    Wrong("whole blocks", block_walk(keys=lambda t, j, l: l), "count for keys after them"),
+    Wrong("one key less", block_walk(keys=lambda t, j, l: t - j * l), "for its own key"),
+    Wrong("p and ds exchanged", block_walk(exchange=True), "dv is summed with ds"),
+    Wrong("stored, not added", block_walk(stores=True), "reader"),
+    Wrong(
+        "dp for dp - delta",
+        block_walk(ds=lambda p, dp, delta: p * dp),
+        "delta is left out of ds",
+    ),
     Wrong("every query times 0", all_queries, "was a query read that is no reader"),
     Wrong("times the mask", times_the_mask, "0 times NaN is NaN"),
     Wrong("rows from 0 on", first_rows, "was a query read that is no reader"),

@@ -148,7 +148,8 @@ def explain_query(got, expected, ids, t, **others):
     if got.isnan().any():
         if (ids < 0).all():
             return "the query reads nothing, and its gradient is NaN"
-        return f"dq is NaN: were keys behind token {t} read? They hold no number"
+        padding = ", for an id of -1 perhaps" if (ids < 0).any() else ""
+        return f"dq is NaN: were keys behind token {t} read{padding}? They hold no number"
     if (ids < 0).all():
         return f"the query reads nothing, and its gradient is {float(got.flatten()[0]):.4g}, not 0"
     if not got.isfinite().all():

@@ -140,6 +140,11 @@ LOGITS = [
         "this is the gradient of a softmax: the gates of NSA are sigmoids, and do not compete",
     ),
     Mistake(
+        "gates that compete",
+        gates(gate=lambda logits: logits.softmax(1)),
+        "the gates went through a softmax, and NSA's are sigmoids",
+    ),
+    Mistake(
         "slope of the logits",
         lambda logits, outs, dout: (
             logits * (1 - logits) * (outs * dout).sum(2).T,
@@ -224,6 +229,16 @@ QUERIES = [
         "delta outside",
         query_gradient(ds=lambda p, dp, delta: p * dp - delta),
         "delta is taken off after the product with p, not before",
+    ),
+    Mistake(
+        "delta of each block",
+        query_gradient(ds=lambda p, dp, delta: p * (dp - (p * dp).sum(1, keepdim=True))),
+        "delta is summed block by block, and it is that of all keys: it was given",
+    ),
+    Mistake(
+        "plain mean for delta",
+        query_gradient(ds=lambda p, dp, delta: p * (dp - dp.mean(1, keepdim=True))),
+        "the plain mean of dp stands for delta, which is weighted with p: it was given",
     ),
     Mistake(
         "delta of head 0",
@@ -376,6 +391,11 @@ INDICES = [
         "places in ids",
         index(names=lambda token, slot: slot),
         "these are places in ids, and a place divided by n is the query",
+    ),
+    Mistake(
+        "blocks",
+        lambda ids, blocks: (index()(ids, blocks)[0], ids[ids >= 0].long().sort().values),
+        "these are the blocks, and their readers were asked for",
     ),
     Mistake(
         "by query",

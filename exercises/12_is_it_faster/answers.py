@@ -138,9 +138,44 @@ def work_backward(sizes):
     return operations * 5 // 2, moved
 
 
+def work_with(pairs=lambda t, w: min(t + 1, w), products=2, heads="heads", rows=None, lse=4):
+    """Written anew; rows(H, G, D, Dv) are the numbers of one token, lse the bytes of one."""
+    rows = rows or (lambda H, G, D, Dv: H * D + G * D + G * Dv + H * Dv)
+
+    def answer(sizes):
+        H, G, D, Dv = (sizes[x] for x in ("heads", "kv_heads", "head_dim", "value_dim"))
+        keys = sum(pairs(t, sizes["window"]) for t in range(sizes["length"]))
+        operations = products * keys * sizes[heads] * (D + Dv)
+        moved = rows(H, G, D, Dv) * sizes["number_bytes"] + (lse or sizes["number_bytes"]) * H
+        return operations, sizes["length"] * moved
+
+    return answer
+
+
 WORK = [
     *planted(mistakes.OPERATIONS),
     *planted(mistakes.BYTES),
+    Wrong(
+        "keys before the query", work_with(pairs=min), "operations: a window lacks the query's own"
+    ),
+    Wrong(
+        "windows at once", work_with(pairs=lambda t, w: w), "the first queries have whole windows"
+    ),
+    Wrong("heads of keys", work_with(heads="kv_heads"), "every query head multiplies"),
+    Wrong(
+        "one a pair", work_with(products=1), "a multiplication and an addition are two operations"
+    ),
+    Wrong(
+        "every head its keys",
+        work_with(rows=lambda H, G, D, Dv: 2 * H * (D + Dv)),
+        "bytes: keys and values count for every query head",
+    ),
+    Wrong(
+        "nothing written",
+        work_with(rows=lambda H, G, D, Dv: H * D + G * (D + Dv)),
+        "bytes: the output is written too",
+    ),
+    Wrong("log-sum-exp as the inputs", work_with(lse=None), "bytes: a log-sum-exp has 4 bytes"),
     Wrong("five products", work_backward, "operations: got"),
     Wrong(
         "every pair, by counting",
@@ -399,9 +434,31 @@ def per_block_rounding(warps, registers, shared):
     return min(65536 // a_program, 233472 // (shared + 1024), 64 // warps, 32), limit
 
 
+def programs_with(threads=32, reserved=1024, warps_in_all=64, last=False):
+    """Written anew, with one number changed; last takes the last of equal limits."""
+
+    def answer(warps, registers, shared):
+        a_thread = (registers + 7) // 8 * 8
+        counts = {
+            "registers": 65536 // (a_thread * threads * warps),
+            "shared memory": 233472 // max(shared + reserved, 1),
+            "warps": warps_in_all // warps,
+            "programs": 32,
+        }
+        names = reversed(counts) if last else counts
+        limit = min(names, key=counts.get)
+        return counts[limit], limit
+
+    return answer
+
+
 PROGRAMS = [
     *planted(mistakes.PROGRAMS),
     *planted(mistakes.WHICH),
+    Wrong("a thread for a warp", programs_with(threads=1), "a warp has 32 threads"),
+    Wrong("nothing beside its own", programs_with(reserved=0), "beside its own"),
+    Wrong("2,048 warps", programs_with(warps_in_all=2048), "holds at most 64 warps"),
+    Wrong("the last of equal limits", programs_with(last=True), "the first of them was asked for"),
     Wrong("rounded by program", per_block_rounding, "programs: got"),
     Wrong(
         "as a fraction",
@@ -739,6 +796,25 @@ def every_tile_twice(machine, tiles, stages):
         machine.multiply(tile % stages)
 
 
+def load_what_is_not_there(machine, tiles, stages):
+    """A copy for every slot, whatever the number of tiles."""
+    for slot in range(stages):
+        machine.load(slot, slot)
+    for tile in range(tiles):
+        machine.wait(tile % stages)
+        machine.multiply(tile % stages)
+        if tile + stages < tiles:
+            machine.load(tile + stages, tile % stages)
+
+
+def wait_at_once(machine, tiles, stages):
+    """All slots are used, and each copy is waited for as soon as it has begun."""
+    for tile in range(tiles):
+        machine.load(tile, tile % stages)
+        machine.wait(tile % stages)
+        machine.multiply(tile % stages)
+
+
 WALKS = [
     Wrong("the walk that was given", walk(lambda stages: 0), "clocks, and"),
     Wrong(
@@ -761,6 +837,8 @@ WALKS = [
         walk(lambda stages: 10**6),
         "slot 0 was loaded anew before its tile 0 was used",
     ),
+    Wrong("more slots than tiles", load_what_is_not_there, "there is no tile 2: there are 2"),
+    Wrong("waits at once", wait_at_once, "it took 477 clocks, and"),
     Wrong("beyond the end", load_beyond, "there is no tile 9: there are 9"),
     Wrong(
         "counted from 1",

@@ -45,6 +45,9 @@ def explain_floor(got, expected, **arguments):
         return name_mistake(got, mistakes.FLOORS, given, part=lambda result: result[0])
     if got[1] not in ("arithmetic", "memory"):
         return f"the bound is {got[1]!r}, and it is one of 'arithmetic' and 'memory'"
+    operations, moved, card = given
+    if operations * card["bytes"] == moved * card["operations"]:
+        return "both take equally long: then it is called arithmetic"
     return name_mistake(got, mistakes.NAMES, given, part=lambda result: result[1])
 
 

@@ -752,6 +752,96 @@ SELECTED = [
     Wrong("start lost at the launch", position_lost, "was taken for token 0"),
 ]
 
+# --- 07.5 ---
+
+
+def union_by_pairs(ids):
+    """All pairs of ids."""
+    block = ids.flatten()
+    token = torch.arange(len(block)) // ids.shape[1]
+    same = (block[:, None] == block) & (block >= 0)
+    new = (block >= 0) & ~same.tril(-1).any(1)
+    bits = sum((same[:, token == u].any(1).int() << u for u in range(len(ids))), 0 * block)
+    return (block * 16 + bits)[new].tolist()
+
+
+def union_by_sets(ids):
+    """A set for each token, and one walk over all."""
+    rows = ids.tolist()
+    sets = [set(row) for row in rows]
+    found = []
+    for row in rows:
+        for j in row:
+            entry = 16 * j + sum((j in s) << u for u, s in enumerate(sets))
+            if j >= 0 and entry not in found:
+                found.append(entry)
+    return found
+
+
+def union_by_table(ids):
+    """A table of tokens and blocks; the order from where each block stands first."""
+    if int(ids.max()) < 0:
+        return []
+    reads = (ids[:, :, None] == torch.arange(int(ids.max()) + 1)).any(1)  # (U, J)
+    bits = (reads.int() * 2 ** torch.arange(len(ids))[:, None]).sum(0)
+    flat = ids.flatten().tolist()
+    blocks = sorted(reads.any(0).nonzero().flatten().tolist(), key=flat.index)
+    return [16 * j + int(bits[j]) for j in blocks]
+
+
+def union_by_unique(ids):
+    """torch.unique: the blocks ascend."""
+    real, place = torch.unique(ids[ids >= 0], return_inverse=True)
+    token = (torch.arange(ids.numel()) // ids.shape[1]).view(ids.shape)[ids >= 0]
+    bits = torch.zeros(len(real), dtype=torch.int64).index_add_(0, place, 2**token)
+    return (16 * real + bits).tolist()
+
+
+def union_with_padding(ids):
+    """-1 as a block like others."""
+    return union_by_sets(ids + 1)
+
+
+def union_by_columns(ids):
+    """The first blocks of all tokens, then the second ones."""
+    entries = {entry // 16: entry for entry in union_by_sets(ids)}
+    flat = ids.T.flatten().tolist()
+    return [entries[j] for j in dict.fromkeys(flat) if j >= 0]
+
+
+def union_of_two(ids):
+    """Bits of the first two tokens."""
+    return [entry // 16 * 16 + entry % 4 for entry in union_by_sets(ids)]
+
+
+UNIONS = [
+    *planted(mistakes.UNIONS),
+    Wrong("by torch.unique", union_by_unique, "in order of the blocks, not of their first"),
+    Wrong("one block on", union_with_padding, "nothing shared: entry 0: got 17, which is wrong"),
+    Wrong("column by column", union_by_columns, "place by place, not token by token"),
+    Wrong("two tokens", union_of_two, "the bits are left out"),
+    Wrong(
+        "bits in base 2",
+        lambda ids: [f"{entry:b}" for entry in union_by_sets(ids)],
+        "the function returned a str, and an int was asked for",
+    ),
+    Wrong(
+        "pairs",
+        lambda ids: [(entry // 16, entry % 16) for entry in union_by_sets(ids)],
+        "entry 0: the function returned a",
+    ),
+    Wrong(
+        "how many",
+        lambda ids: len(union_by_sets(ids)),
+        "the function returned an int, and a list was asked for",
+    ),
+    Wrong(
+        "one too few",
+        lambda ids: union_by_sets(ids)[:-1],
+        "the list has 3 entries: too few",
+    ),
+]
+
 RIGHT = {
     "07.1": [
         mistakes.launch_add(kernel) for kernel in (add_by_pointers, add_by_fma, add_one_by_one)
@@ -768,5 +858,6 @@ RIGHT = {
         mistakes.launch_selected(kernel)
         for kernel in (selected_with_a_branch, selected_by_hand, selected_by_sums)
     ],
+    "07.5": [union_by_pairs, union_by_sets, union_by_table],
 }
-WRONG = {"07.1": ADD, "07.2": SOFTMAX, "07.3": FLASH, "07.4": SELECTED}
+WRONG = {"07.1": ADD, "07.2": SOFTMAX, "07.3": FLASH, "07.4": SELECTED, "07.5": UNIONS}

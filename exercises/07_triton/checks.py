@@ -527,6 +527,40 @@ def explain_padding(by_query: Tensor, ids: Tensor) -> str | None:
     return None
 
 
+# --- 07.5 ---
+
+UNIONS = {
+    "nothing shared": dict(ids=[[0, 1], [2, 3]]),
+    "four neighbours": dict(ids=[[0, 3, 7], [0, 3, 8], [0, 4, 8], [0, 4, 8]]),
+    "padding": dict(ids=[[0, -1, -1, -1], [0, 1, -1, -1], [0, 1, 2, -1]]),
+    "three neighbours": dict(ids=[[0, 5, 9, 30], [0, 6, 9, 31], [0, 5, 8, 31]]),
+    "blocks out of order": dict(ids=[[7, 2, 5], [1, 5, 7], [9, 1, 2], [2, 0, 9]]),
+    "one token": dict(ids=[[2, 4, 6, 8, -1]]),
+    "the same choice": dict(ids=[[0, 11, 12, 13, 14]] * 4),
+    "nothing chosen": dict(ids=[[-1, -1], [-1, -1], [-1, -1]]),
+    "only the last token chose": dict(ids=[[-1, -1], [-1, -1], [-1, -1], [3, 1000]]),
+    "many": dict(ids=None),
+}
+
+
+def union_case(generator, name, ids) -> Case:
+    """The entries by asking every block of every token."""
+    if ids is None:
+        ids = [torch.randperm(40, generator=generator)[:16].tolist() for _ in range(4)]
+    blocks = [j for row in ids for j in row if j >= 0]
+    expected = []
+    for j in dict.fromkeys(blocks):
+        bits = sum(2**u for u, row in enumerate(ids) if j in row)
+        expected.append(16 * j + bits)
+    arguments = dict(ids=torch.tensor(ids, dtype=torch.int32))
+    return Case(name, arguments, expected, explain=explain_union)
+
+
+def explain_union(got, expected, ids):
+    """A known mistake."""
+    return name_mistake(torch.as_tensor(got).tolist(), mistakes.UNIONS, (ids,))
+
+
 EXERCISES = [
     Exercise(
         "07.1",
@@ -590,6 +624,22 @@ EXERCISES = [
             "rows of q: one a head, R of them; m_i, l_i, acc; for each of the n ids: load it, then "
             "its keys and values, none for -1 and none after the end of the sequence; the mask; "
             "fold in; finish; store",
+        ),
+    ),
+    Exercise(
+        "07.5",
+        "The union of neighbours",
+        "core",
+        15,
+        in_turn(union_case, UNIONS),
+        hints=(
+            "Write all ids in one row, token after token. How do you see from the ids before it "
+            "whether an id is new?",
+            "id a is new iff no id before it equals it; its bits are the sum of 2^u over the "
+            "tokens u in whose row an equal id stands; entry = 16 block + bits.",
+            "flatten; token of each place; a table of which ids are equal; new = real and no equal "
+            "id to the left; for each token u the bit 2^u where it has an equal id; 16 times the "
+            "id + bits, where new",
         ),
     ),
 ]

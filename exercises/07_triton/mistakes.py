@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from exercises.records import Mistake
 from kernels.online_softmax import LOG2E, finish, fold_in
@@ -515,3 +516,112 @@ SELECTED = flaws(
 LAST_ID = Mistake(
     "last id left out", selected("last id left out"), "the walk ends one id too early"
 )
+
+# --- 07.5: the union of neighbours ---
+
+
+def union(
+    real=lambda j: j >= 0,
+    bit=lambda u, slot, count: 1 << u,
+    join=lambda bits, bit: bits | bit,
+    entry=lambda j, bits: 16 * j + bits,
+    order=list,
+    rows=lambda ids: ids,
+) -> Callable:
+    """The entries of all tokens, in order of first appearance; count is the number of tokens."""
+
+    def answer(ids: Tensor) -> list[int]:
+        who = {}
+        chosen = rows(ids.tolist())
+        for u, row in enumerate(chosen):
+            for slot, j in enumerate(row):
+                if real(j):
+                    who[j] = join(who.get(j, 0), bit(u, slot, len(chosen)))
+        return [entry(j, who[j]) for j in order(who)]
+
+    return answer
+
+
+def each_time(ids: Tensor) -> list[int]:
+    """An entry for each id, not for each block."""
+    rows = enumerate(ids.tolist())
+    return [16 * j + (1 << u) for u, row in rows for j in row if j >= 0]
+
+
+def chosen_by_all(ids: Tensor) -> list[int]:
+    """Only blocks that every token chose."""
+    full = (1 << len(ids)) - 1
+    return [entry for entry in union()(ids) if entry % 16 == full]
+
+
+UNIONS = [
+    Mistake("padding listed", union(real=lambda j: True), "-1 is padding, and has an entry"),
+    Mistake(
+        "bits from the left",
+        union(bit=lambda u, slot, count: 1 << (count - 1 - u)),
+        "the bits run from the last token to the first: bit u belongs to token u",
+    ),
+    Mistake(
+        "bits of four tokens from the left",
+        union(bit=lambda u, slot, count: 8 >> u),
+        "token 0 has the bit 8: bit u is worth 2 to the power u",
+    ),
+    Mistake(
+        "bits of the places",
+        union(bit=lambda u, slot, count: 1 << slot),
+        "a bit says in which place of its list the block stands, and was to say who chose it",
+    ),
+    Mistake(
+        "who chose it first",
+        union(join=lambda bits, bit: bits or bit),
+        "only the token that chose a block first has its bit",
+    ),
+    Mistake(
+        "who chose it last",
+        union(join=lambda bits, bit: bit),
+        "only the token that chose a block last has its bit",
+    ),
+    Mistake(
+        "tokens counted",
+        union(bit=lambda u, slot, count: 1, join=lambda bits, bit: bits + bit),
+        "the tokens are counted, and each was to have a bit of its own",
+    ),
+    Mistake(
+        "numbers of the tokens added",
+        union(bit=lambda u, slot, count: u, join=lambda bits, bit: bits + bit),
+        "the tokens' numbers are added, and token u has the bit 2 to the power u",
+    ),
+    Mistake("no bits", union(entry=lambda j, bits: 16 * j), "the bits are left out"),
+    Mistake("blocks alone", union(entry=lambda j, bits: j), "these are the blocks, without bits"),
+    Mistake(
+        "block in the low bits",
+        union(entry=lambda j, bits: 16 * bits + j),
+        "the bits stand above the block, and were asked for below it",
+    ),
+    Mistake(
+        "in order of the blocks",
+        union(order=sorted),
+        "the entries stand in order of the blocks, not of their first appearance",
+    ),
+    Mistake(
+        "place by place",
+        lambda ids: [
+            next(entry for entry in union()(ids) if entry // 16 == j)
+            for j in dict.fromkeys(ids.T.flatten().tolist())
+            if j >= 0
+        ],
+        "the ids were walked through place by place, not token by token",
+    ),
+    Mistake(
+        "backwards",
+        union(order=lambda who: list(who)[::-1]),
+        "the entries stand from the last that appears to the first",
+    ),
+    Mistake("an entry each time", each_time, "a block has an entry for each token that chose it"),
+    Mistake("chosen by all", chosen_by_all, "only blocks that all tokens chose are listed"),
+    Mistake(
+        "token 0 alone",
+        union(rows=lambda rows: rows[:1]),
+        "only the blocks of token 0 are listed",
+    ),
+]

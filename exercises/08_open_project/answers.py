@@ -8,6 +8,7 @@ import torch
 
 from exercises.contest import BlockMeans, MinAndMax, MostRecent
 from exercises.records import Wrong, planted
+from nsa_lite.rivals.taught import kl_to_mass
 
 from . import mistakes
 
@@ -431,9 +432,123 @@ OPEN = [
     Wrong("block means again", BlockMeans, "block means cover"),
 ]
 
+# --- 08.4 ---
+
+
+def teach_row_by_row(z, mass, among):
+    """One query after the other, its candidates alone."""
+    losses = []
+    for scores, weights, legal in zip(z, mass, among, strict=True):
+        if not legal.any():
+            losses.append(0.0 * scores.nan_to_num(neginf=0.0).sum())
+            continue
+        p = weights[legal] / weights[legal].sum()
+        s = torch.log_softmax(scores[legal], 0)
+        losses.append((torch.xlogy(p, p) - p * s).sum())
+    return torch.stack(losses)
+
+
+def teach_by_kl_div(z, mass, among):
+    """PyTorch's own divergence."""
+    log_s = torch.where(among, z, -1e9).log_softmax(1)
+    p = torch.where(among, mass, 0.0)
+    p = p / p.sum(1, keepdim=True).clamp(min=1e-30)
+    return torch.nn.functional.kl_div(log_s, p, reduction="none").where(among, 0.0).sum(1)
+
+
+def teach_by_logsumexp(z, mass, among):
+    """The logarithm of a share as a difference; the package's own function does so too."""
+    return kl_to_mass(z, mass, among)
+
+
+def teach_in_double(z, mass, among):
+    """Everything in double, with an epsilon that is lost."""
+    z = torch.where(among, z.double(), -1e9)
+    top = z.amax(1, keepdim=True)
+    log_s = z - top - (z - top).exp().sum(1, keepdim=True).log()
+    p = mass.double() * among
+    p = p / (p.sum(1, keepdim=True) + 1e-12)
+    terms = p * ((p + 1e-12).log() - log_s)
+    return torch.where(among, terms, 0.0).sum(1)
+
+
+def teach_by_log_of_softmax(z, mass, among):
+    """A share can become 0, and its logarithm -inf."""
+    s = torch.where(among, z, -torch.inf).softmax(1)
+    p = torch.where(among, mass, 0.0)
+    p = p / p.sum(1, keepdim=True)
+    return torch.where(among, torch.xlogy(p, p) - p * s.log(), 0.0).sum(1)
+
+
+def teach_with_log_p(z, mass, among):
+    """log p of a block without mass."""
+    log_s = torch.where(among, z, -1e9).log_softmax(1)
+    p = torch.where(among, mass, 0.0)
+    p = p / p.sum(1, keepdim=True).clamp(min=1e-30)
+    return torch.where(among, p * (p.log() - log_s), 0.0).sum(1)
+
+
+def teach_detached(z, mass, among):
+    """Made of numbers."""
+    return teach_by_kl_div(z.detach(), mass, among)
+
+
+def teach_clamped(z, mass, among):
+    """Shares held above 1e-6: no gradient where the score is low."""
+    s = torch.where(among, z, -1e9).softmax(1).clamp(min=1e-6)
+    p = torch.where(among, mass, 0.0)
+    p = p / p.sum(1, keepdim=True).clamp(min=1e-30)
+    return torch.where(among, torch.xlogy(p, p) - p * s.log(), 0.0).sum(1)
+
+
+def teach_with_nan_rows(z, mass, among):
+    """0 / 0 where nothing is a candidate."""
+    log_s = torch.where(among, z, -1e9).log_softmax(1)
+    p = torch.where(among, mass, 0.0)
+    p = p / p.sum(1, keepdim=True)
+    return (torch.xlogy(p, p) - p * log_s).sum(1)
+
+
+def teach_by_bce(z, mass, among):
+    """PyTorch's loss for yes and no."""
+    s = torch.where(among, z, -1e9).softmax(1)
+    p = torch.where(among, mass, 0.0)
+    p = p / p.sum(1, keepdim=True).clamp(min=1e-30)
+    loss = torch.nn.functional.binary_cross_entropy(s, p, reduction="none")
+    return loss.where(among, 0.0).sum(1)
+
+
+TAUGHT = [
+    *planted(mistakes.TEACHERS),
+    Wrong("log of a softmax", teach_by_log_of_softmax, "log of a share that has become 0"),
+    Wrong("log p", teach_with_log_p, "a block without mass adds 0, and 0 log 0 is NaN"),
+    Wrong("detached", teach_detached, "the loss has no gradient by z"),
+    Wrong("shares clamped", teach_clamped, "scores far apart: loss: query 0"),
+    Wrong("0 / 0", teach_with_nan_rows, "it has no candidate, and its loss is 0"),
+    Wrong("binary, by PyTorch", teach_by_bce, "this is a binary cross-entropy, block by block"),
+    Wrong(
+        "one loss",
+        lambda *x: teach_by_kl_div(*x).mean(),
+        "result 1: the shape is (), and (2,) was asked for",
+    ),
+    Wrong(
+        "kl_div the wrong way",
+        lambda z, mass, among: teach_by_kl_div(
+            torch.where(among, mass, 1e-9).log(), z.exp(), among
+        ),
+        "the divergence is the other way round",
+    ),
+    Wrong(
+        "mass in place",
+        lambda z, mass, among: teach_by_kl_div(z, mass.mul_(among), among),
+        "the function changed its input mass in place",
+    ),
+]
+
 RIGHT = {
     "08.1": [covered_by_loop, covered_by_mask, covered_in_a_wider_table, covered_by_scatter],
     "08.2": [choose_by_sort, choose_by_infinity, choose_by_paying],
     "08.3": [TwoFarKeys, LongestKey, bound],
+    "08.4": [teach_row_by_row, teach_by_kl_div, teach_by_logsumexp, teach_in_double],
 }
-WRONG = {"08.1": COVERED, "08.2": CHOICES, "08.3": OPEN}
+WRONG = {"08.1": COVERED, "08.2": CHOICES, "08.3": OPEN, "08.4": TAUGHT}

@@ -239,6 +239,96 @@ def look_at_share(rule, worlds):
     )
 
 
+# --- 08.4 ---
+
+NO_GRADIENT = 12345.0  # in the place of a gradient that does not exist
+TAUGHT = {
+    "all blocks are candidates": dict(rows=2, blocks=5),
+    "forced blocks are none": dict(rows=4, blocks=6, shut=[(0, 0), (1, 0), (1, 5), (2, 3), (3, 0)]),
+    "equal scores": dict(rows=3, blocks=4, scale=0.0, shut=[(0, 1), (2, 3)]),
+    "one candidate": dict(rows=1, blocks=3, shut=[(0, 0), (0, 2)]),
+    "the teacher leaves blocks out": dict(rows=3, blocks=5, without=[(0, 2), (1, 0), (1, 4)]),
+    "the teacher agrees": dict(rows=2, blocks=7, agree=True, shut=[(0, 0), (1, 6)]),
+    "scores far apart": dict(rows=3, blocks=6, scale=200.0, shut=[(1, 2)]),
+    "large scores": dict(rows=2, blocks=5, shift=500.0, shut=[(0, 4)]),
+    "very negative scores": dict(rows=5, blocks=3, shift=-500.0, shut=[(4, 1)]),
+    "anything where no candidate stands": dict(
+        rows=3, blocks=7, shut=[(0, 0), (0, 6), (1, 1), (2, 5)], filled=-torch.inf
+    ),
+    "a query without candidates": dict(rows=2, blocks=4, shut=[(1, j) for j in range(4)]),
+}
+
+
+def taught_case(  # noqa: PLR0913  a case's sizes
+    generator, name, rows, blocks, shut=(), without=(), scale=1.0, shift=0.0, agree=False, filled=0
+) -> Case:
+    """Random scores and masses; `shut` are no candidates, `without` have no mass."""
+    z = torch.randn(rows, blocks, generator=generator) * scale + shift
+    mass = 3 * torch.rand(rows, blocks, generator=generator) + 0.1
+    among = torch.ones(rows, blocks, dtype=torch.bool)
+    for place in shut:
+        among[place] = False
+    for place in without:
+        mass[place] = 0.0
+    if agree:
+        mass = 2 * z.exp()
+    expected = kl_by_rows(z.double(), mass.double(), among)
+    z[~among] += filled
+    arguments = dict(z=z, mass=mass, among=among)
+    axes = {"loss": ("query",), "gradient of z": ("query", "block")}
+    return Case(name, arguments, expected, axes, explain_teacher, with_gradient)
+
+
+def kl_by_rows(z: Tensor, mass: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """The divergence of each row by its definition, and its gradient s - p."""
+    losses = []
+    gradient = torch.zeros_like(z)
+    for t, legal in enumerate(among):
+        loss = torch.zeros((), dtype=z.dtype)
+        if legal.any():
+            p = mass[t, legal] / mass[t, legal].sum()
+            log_s = z[t, legal].log_softmax(0)
+            loss = sum(x * (x.log() - y) for x, y in zip(p, log_s, strict=True) if x > 0)
+            gradient[t, legal] = log_s.exp() - p
+        losses.append(loss)
+    return torch.stack(losses).float(), gradient.float()
+
+
+def with_gradient(answer, z, mass, among):
+    """The losses, and the gradient of their sum by z."""
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        loss = answer(leaf, mass, among)
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return loss, torch.full_like(z, NO_GRADIENT)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss.detach(), gradient
+
+
+def explain_teacher(got, expected, z, mass, among):
+    """No gradient, a row that is no number, or a known mistake in the loss or in the gradient."""
+    if (got[1] == NO_GRADIENT).all():
+        return "the loss has no gradient by z: is it detached, or made of numbers?"
+    for part, what in zip(got, ("loss", "gradient"), strict=True):
+        lost = ~part.isfinite()
+        if lost.any():
+            t = int(lost.nonzero()[0][0])
+            return f"query {t}: the {what} is not finite: {why_lost(mass[t], among[t])}"
+    arguments = (z, mass, among)
+    return name_mistake(
+        got, mistakes.TEACHERS, arguments, call=with_gradient, part=lambda result: result[0]
+    )
+
+
+def why_lost(mass: Tensor, among: Tensor) -> str:
+    """What may have made a row's loss infinite or NaN."""
+    if not among.any():
+        return "it has no candidate, and its loss is 0"
+    if (mass[among] == 0).any():
+        return "a block without mass adds 0, and 0 log 0 is NaN"
+    return "log of a share that has become 0, or of what is no candidate; take the log-softmax"
+
+
 EXERCISES = [
     Exercise(
         "08.1",
@@ -284,5 +374,20 @@ EXERCISES = [
             "blocks; sum over the heads",
         ),
         seconds=20,
+    ),
+    Exercise(
+        "08.4",
+        "A teacher for the choice",
+        "core",
+        20,
+        in_turn(taught_case, TAUGHT),
+        hints=(
+            "Whose shares must sum to 1 over the candidates? What does a block without mass add?",
+            "p_j = mass_j / sum of mass, s = softmax(z), both over the candidates; loss = sum_j "
+            "p_j (log p_j - log s_j), where p_j = 0 adds 0. log s_j = z_j - logsumexp(z).",
+            "0 for the mass of others; divide by the sum (1 if it is 0); z with a very negative "
+            "finite number for others; log_softmax; torch.xlogy(p, p) - p log_s; sum over the "
+            "candidates",
+        ),
     ),
 ]

@@ -10,12 +10,14 @@ from torch import Tensor
 from exercises.checking import judge
 from exercises.records import load
 
-HELD = ("01", "02", "03", "04", "05", "06", "07", "08", "09")  # the sets that hold to this
+# the sets that hold to this
+HELD = ("01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12")
 EXERCISES = {e.number: e for number in HELD for e in load(number).EXERCISES}
 WITHOUT_SIZES = (
     "06.1",
     "08.3",
-)  # of numbers, and of the contest's sizes, which are the same for all
+    "12.3",
+)  # of numbers, of the contest's sizes, which are the same for all, and of a text
 AXES = {  # what the axes of an exercise's tensors are, "-" for no size; of a list, those of each
     "01.2": dict(q="T D", k="T D", v="T Dv"),
     "01.3": dict(outs="P T Dv", lses="P T"),
@@ -51,11 +53,24 @@ AXES = {  # what the axes of an exercise's tensors are, "-" for no size; of a li
     "07.2": dict(s="rows width", seen="rows"),
     "07.3": dict(q="T D", k="T D", v="T Dv"),
     "07.4": dict(q="R T D", k="S D", v="S D", ids="T n"),
+    "07.5": dict(ids="U n"),
     "08.1": dict(mass="queries blocks", ids="queries n"),
     "08.2": dict(score="own"),
+    "08.4": dict(z="queries blocks", mass="queries blocks"),
     "09.2": dict(buffer="B G capacity width", new="B G T width", lengths="B"),
     "09.3": dict(outs="P rows Dv", maxima="P rows", sums="P rows"),
     "09.5": dict(scores="heads n", values="n Dv", overlap="n J"),
+    "10.1": dict(memory="M D"),
+    "10.2": dict(q="R T D", k="N D", lse="R T"),
+    "10.3": dict(total="T N"),
+    "10.4": dict(scores="T J"),
+    "10.5": dict(q="R T D", k="N D", lse="R T"),
+    "11.1": dict(out="T Dv", dout="T Dv", dlse="T"),
+    "11.2": dict(logits="T -", outs="- T Dv", dout="T Dv"),
+    "11.3": dict(q="R D", k="J l D", v="J l Dv", ids="n", dout="R Dv"),
+    "11.4": dict(ids="T n"),
+    "11.5": dict(q="T R D", k="l D", v="l Dv", dout="T R Dv", tokens="readers"),
+    "11.6": dict(rows="readers width"),
 }
 NO_SIZES = {"dim", "num_initial", "num_local", "rope_theta"}  # of a config: nothing reads them
 NO_SIZES |= {"skipped", "poison"}  # of a case of set 07
@@ -201,8 +216,14 @@ SCORES = {  # what goes through an exponential
     "07.2": lambda case: case.arguments["s"] * case.arguments["scale"],
     "07.3": scaled,
     "07.4": scaled,
+    "08.4": numbers_of("z"),
     "09.3": numbers_of("maxima"),
     "09.5": numbers_of("scores"),
+    "10.2": products,
+    "10.5": products,
+    "11.2": numbers_of("logits"),
+    "11.3": scaled,
+    "11.5": scaled,
 }
 MAY_BE_MISSING = (
     "01.3",
@@ -235,7 +256,7 @@ def test_some_rows_may_read_nothing():
 
 
 GARBAGE = ("01.5", "02.3", "03.4", "04.2", "05.1", "05.3", "05.4", "06.5", "07.2", "07.4")
-GARBAGE += ("09.2", "09.3", "09.5")
+GARBAGE += ("09.2", "09.3", "09.5", "10.1", "10.2", "11.3", "11.5")
 
 
 def test_what_stands_where_nothing_may_be_read_is_no_number():
@@ -297,8 +318,18 @@ INPUTS = {  # how many tensors an answer gets that must stay as they are
     "07.2": 2,
     "07.3": 3,
     "07.4": 4,
+    "07.5": 1,
     "08.1": 2,
     "08.2": 1,
+    "10.1": 1,
+    "10.2": 3,
+    "10.3": 1,
+    "10.5": 3,
+    "11.1": 3,
+    "11.2": 3,
+    "11.3": 5,
+    "11.4": 1,
+    "11.5": 5,
 }
 
 

@@ -50,6 +50,11 @@ class Detail(NamedTuple):
             return sequence.ranks
         return min(sequence.ranks, max(self.ranks, sequence.taken_at_most + 1))
 
+    def of(self, sequence: TracedSequence) -> "Detail":
+        """The same, with the numbers of a sequence: two that send the same are then equal."""
+        known = sequence.beyond is not None
+        return self._replace(ranks=self.sent_ranks(sequence), beyond=self.beyond and known)
+
 
 # The first that fits is taken: each leaves out something more than the one before it.
 DETAILS = (

@@ -8,13 +8,15 @@ A recording without `made` is older: it lacks its config, commit and machine.
 
 import shutil
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nsa_lite.config import NSAConfig
 from nsa_lite.lab import training
 from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.logs import read_log
@@ -46,7 +48,7 @@ class Look(NamedTuple):
     task: str
     kept: tuple[int, ...]
     minutes: float
-    changes: dict[str, int]
+    changes: dict[str, Any]
     sequence: Callable[[], Sequence]
     also: Callable[["Look", Path], dict]
 
@@ -196,7 +198,21 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float
 
 
 STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500)
+# Two layers of two groups each, so that both can be compared; the preset has one of each.
+OF_RECALL = {
+    "nsa": replace(Recall.preset["nsa"], kv_heads=2),
+    "layers": 2,
+    "batch_size": 16,
+}
+OF_TEXT = {
+    "nsa": NSAConfig.small(
+        dim=96, head_dim=24, value_dim=24, select_block_size=16, num_selected=6, window=32
+    ),
+    "layers": 2,
+    "batch_size": 4,
+    "sizes": {"length": 384},
+}
 LOOKS = (
-    Look("recall", STEPS, 5, {}, recall_sequence, nothing_else),
-    Look("text", (700,), 30, {"batch_size": 2}, text_sequence, brackets_of),
+    Look("recall", STEPS, 9, OF_RECALL, recall_sequence, nothing_else),
+    Look("text", (1200,), 10, OF_TEXT, text_sequence, brackets_of),
 )

@@ -23,6 +23,7 @@ from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.runs import Run
 from nsa_lite.lab.tasks import Recall
 from nsa_lite.lab.text import Text
+from nsa_lite.layer import NSAttention, Rule
 from nsa_lite.model import DecoderLM
 from nsa_lite.show.explorer import save_traces
 from nsa_lite.show.explorer.sequence import TracedSequence
@@ -87,6 +88,17 @@ def model_at(look: Look, folder: Path, step: int) -> DecoderLM:
     if step:
         model.load_state_dict(weights(load(weights_file(folder, step))[0]))
     return model
+
+
+def choosing(model: DecoderLM, rule: Rule | None) -> DecoderLM:
+    """The same weights, and another rule that chooses the blocks; None is the paper's own.
+
+    Weights of the model's own rule are left out.
+    """
+    other = DecoderLM(model.config, partial(NSAttention, choose=rule))
+    kept = {k: v for k, v in model.state_dict().items() if ".choose." not in k}
+    other.load_state_dict(kept)
+    return other.eval()
 
 
 @torch.no_grad()

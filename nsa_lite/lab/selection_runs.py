@@ -133,7 +133,12 @@ def write_model(look: Look, about: dict, results: dict, folder: Path, path: Path
     brackets = {"untrained": bracket_hits(model, look.config.made_task())}
     model.load_state_dict(weights(load(path)[0]))
     brackets["trained"] = bracket_hits(model, look.config.made_task())
-    told = origin_of(look, about, results) | {"brackets": brackets}
+    # The texts that notebook 14 reads are kept too: this file and Python's library change.
+    told = origin_of(look, about, results) | {
+        "brackets": brackets,
+        "passage": source_text(look.config.made_task().longest),
+        "held_out_texts": held_out_texts(look.config.made_task()),
+    }
     save_weights(path, model, {"config": look.config.everything(), "about": told})
 
 
@@ -165,6 +170,11 @@ def source_text(length: int) -> str:
     """A part of our own source, so many bytes long."""
     text = SOURCE.read_text("utf-8")
     return text[text.index(FIRST_WORDS) :][:length]
+
+
+def held_out_texts(task: Task, count: int = 16) -> list[str]:
+    """Stretches of held-out library source, a character a byte."""
+    return ["".join(map(chr, row)) for row in task.held_out(count).tokens.tolist()]
 
 
 def brackets(text: str) -> list[tuple[int, int]]:

@@ -9,6 +9,8 @@ from matplotlib.patches import Rectangle
 from nsa_lite.show import plots
 from nsa_lite.show.explorer.sequence import Place, TracedSequence
 
+MOST_BARS = 256  # of blocks; more are too narrow to be seen
+
 
 def four_queries(sequence: TracedSequence, shown: int) -> list[int]:
     """The query that is shown and up to three more: ones that ask something, or evenly spread."""
@@ -47,10 +49,14 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     score = sequence.trace(place).importance[sequence.row, place.group, sequence.index[t]]
     score = score.cpu().nan_to_num(nan=0.0)
     top = float(score.max()) or 1.0
-    for j in range(sequence.begun(t)):
-        kind = _kind_of_block(j, chosen, forced)
-        plots.cell(ax, j, 0, 1, kind, float(score[j]))
-        plots.cell(ax, j, -0.26 * top, 1, kind, 0.2 * top)
+    if sequence.begun(t) > MOST_BARS:
+        plots.cell(ax, 0, -0.26 * top, sequence.begun(t), "unused", 0.2 * top)
+        _draw_lines(ax, sequence, place, t, score)
+    else:
+        for j in range(sequence.begun(t)):
+            kind = _kind_of_block(j, chosen, forced)
+            plots.cell(ax, j, 0, 1, kind, float(score[j]))
+            plots.cell(ax, j, -0.26 * top, 1, kind, 0.2 * top)
     first = sequence.window_first(t)
     size = sequence.config.select_block_size
     plots.cell(ax, first / size, -0.52 * top, (t + 1 - first) / size, "window", 0.2 * top)
@@ -65,6 +71,18 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     ax.set_title(_title(sequence, chosen, t), fontsize=10)
 
 
+def _draw_lines(
+    ax: Axes, sequence: TracedSequence, place: Place, t: int, score: torch.Tensor
+) -> None:
+    """Lines in place of bars, for blocks that are narrower than a pixel: of those that are read."""
+    forced = sequence.forced(t)
+    top = float(score.max()) or 1.0
+    for j in sequence.selected(place, t):
+        colour = plots.COLOURS["forced" if j in forced else "selected"]
+        ax.plot([j, j], [0, float(score[j])], color=colour, linewidth=1.5)
+        ax.plot([j, j], [-0.25 * top, -0.07 * top], color=colour, linewidth=1.5)
+
+
 def _kind_of_block(j: int, chosen: list[int], forced: list[int]) -> str:
     if j not in chosen:
         return "unused"
@@ -72,7 +90,8 @@ def _kind_of_block(j: int, chosen: list[int], forced: list[int]) -> str:
 
 
 def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:
-    shown = " ".join(map(str, chosen[:8])) + (" ..." if len(chosen) > 8 else "")
+    few = " ".join(map(str, chosen))
+    shown = few if len(few) <= 24 else f"{len(chosen)} blocks"
     answer = sequence.answer_block(t)
     asks = "" if answer is None else f"; answer in {answer}"
     return f"query {t}: {shown or 'nothing selected'}{asks}"

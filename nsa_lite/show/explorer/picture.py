@@ -5,11 +5,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from nsa_lite.show import plots
 from nsa_lite.show.explorer.sequence import Place, TracedSequence
 
-MOST_BARS = 256  # of blocks; more are too narrow to be seen
+MANY = 300  # blocks: up to so many are drawn one by one
 
 
 def four_queries(sequence: TracedSequence, shown: int) -> list[int]:
@@ -49,14 +50,12 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     score = sequence.trace(place).importance[sequence.row, place.group, sequence.index[t]]
     score = score.cpu().nan_to_num(nan=0.0)
     top = float(score.max()) or 1.0
-    if sequence.begun(t) > MOST_BARS:
-        plots.cell(ax, 0, -0.26 * top, sequence.begun(t), "unused", 0.2 * top)
-        _draw_lines(ax, sequence, place, t, score)
-    else:
-        for j in range(sequence.begun(t)):
-            kind = _kind_of_block(j, chosen, forced)
-            plots.cell(ax, j, 0, 1, kind, float(score[j]))
-            plots.cell(ax, j, -0.26 * top, 1, kind, 0.2 * top)
+    _draw_unused(ax, score[: sequence.begun(t)], chosen, top)
+    wide = max(1, sequence.blocks // 120)  # among thousands a block is seen too
+    for j in chosen:
+        kind = "forced" if j in forced else "selected"
+        plots.cell(ax, j, 0, wide, kind, float(score[j]))
+        plots.cell(ax, j, -0.26 * top, wide, kind, 0.2 * top)
     first = sequence.window_first(t)
     size = sequence.config.select_block_size
     plots.cell(ax, first / size, -0.52 * top, (t + 1 - first) / size, "window", 0.2 * top)
@@ -71,30 +70,27 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     ax.set_title(_title(sequence, chosen, t), fontsize=10)
 
 
-def _draw_lines(
-    ax: Axes, sequence: TracedSequence, place: Place, t: int, score: torch.Tensor
-) -> None:
-    """Lines in place of bars, for blocks that are narrower than a pixel: of those that are read."""
-    forced = sequence.forced(t)
-    top = float(score.max()) or 1.0
-    for j in sequence.selected(place, t):
-        colour = plots.COLOURS["forced" if j in forced else "selected"]
-        ax.plot([j, j], [0, float(score[j])], color=colour, linewidth=1.5)
-        ax.plot([j, j], [-0.25 * top, -0.07 * top], color=colour, linewidth=1.5)
-
-
-def _kind_of_block(j: int, chosen: list[int], forced: list[int]) -> str:
-    if j not in chosen:
-        return "unused"
-    return "forced" if j in forced else "selected"
+def _draw_unused(ax: Axes, score: Tensor, chosen: list[int], top: float) -> None:
+    """A box for each block that is not chosen, or one outline of steps for thousands of them."""
+    blocks = len(score)
+    if blocks > MANY:
+        for heights, base in ((score, 0.0), (torch.full_like(score, -0.06 * top), -0.26 * top)):
+            ax.stairs(heights.numpy(), baseline=base, fill=True, color=plots.COLOURS["unused"])
+        return
+    for j in set(range(blocks)) - set(chosen):
+        plots.cell(ax, j, 0, 1, "unused", float(score[j]))
+        plots.cell(ax, j, -0.26 * top, 1, "unused", 0.2 * top)
 
 
 def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:
-    few = " ".join(map(str, chosen))
-    shown = few if len(few) <= 24 else f"{len(chosen)} blocks"
+    """As many ids as there is room for beside the next picture's title."""
     answer = sequence.answer_block(t)
     asks = "" if answer is None else f"; answer in {answer}"
-    return f"query {t}: {shown or 'nothing selected'}{asks}"
+    words = list(map(str, chosen))
+    while len(" ".join(words)) > 34 - len(f"{t}{asks}"):
+        words.pop()
+    more = " ..." if len(words) < len(chosen) else ""
+    return f"query {t}: {' '.join(words) + more or 'nothing selected'}{asks}"
 
 
 def draw_tokens(sequence: TracedSequence, place: Place, t: int, columns: int = 84) -> Figure:

@@ -18,7 +18,14 @@ from typing import NamedTuple
 import torch
 
 from nsa_lite.checks import require
-from nsa_lite.lab import border_runs, long_runs, neighbour_runs, rule_runs, selection_runs
+from nsa_lite.lab import (
+    border_runs,
+    long_runs,
+    neighbour_runs,
+    rule_runs,
+    selection_long,
+    selection_runs,
+)
 from nsa_lite.lab.interrupts import signals_noted, status_of
 from nsa_lite.lab.origin import versions
 from nsa_lite.lab.runs import RECORDED, Run, do, finished, write_json
@@ -46,13 +53,6 @@ def write_results(about: dict, results: dict[str, dict], folder: Path, path: Pat
     write_json({**about, "runs": results}, path)
 
 
-def selection(look: selection_runs.Look) -> Experiment:
-    """What a model selects while it trains on a task."""
-    name = f"selection_{look.task}"
-    write = partial(selection_runs.write_traces, look)
-    return Experiment(name, partial(selection_runs.runs, look), f"{name}.npz", write)
-
-
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -60,7 +60,24 @@ EXPERIMENTS = {
         Experiment("no_selection", rule_runs.without_selection, "no_selection.json", write_results),
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
-        *(selection(look) for look in selection_runs.LOOKS),
+        Experiment(
+            "selection_recall",
+            partial(selection_runs.runs, selection_runs.RECALL),
+            "selection_recall.npz",
+            partial(selection_runs.write_traces, selection_runs.RECALL),
+        ),
+        Experiment(
+            "selection_text",
+            partial(selection_runs.runs, selection_runs.TEXT),
+            selection_runs.TEXT_MODEL.name,
+            partial(selection_runs.write_model, selection_runs.TEXT),
+        ),
+        Experiment(
+            "selection_haystack",
+            selection_long.runs,
+            "selection_haystack.npz",
+            selection_long.write_traces,
+        ),
         Experiment("border_small", border_runs.few_runs, "border_small.json", write_results),
         Experiment("haystack", long_runs.laptop_runs, "haystack.json", write_results),
         Experiment("border", border_runs.runs, "border.json", write_results, on_gpu=True),

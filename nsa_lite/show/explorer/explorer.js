@@ -43,12 +43,13 @@ function joinBytes(bytes) { // all low bytes, then all high ones
   return Uint16Array.from({ length: count }, (_, k) => bytes[k] | (bytes[count + k] << 8));
 }
 
-// Each row's scores by block id: they were sent best first, each as a step down from the last.
-function scoresById({ order, steps, score_scale: scale }, { blocks, levels, nan }) {
-  const scores = new Float32Array(steps.length);
+// Each row's scores by block id: they were sent best first, each as a step down from the last. Of
+// blocks behind the first `ranks` none was sent.
+function scoresById({ order, steps, score_scale: scale }, { blocks, ranks, levels, nan }) {
+  const scores = new Float32Array((steps.length / ranks) * blocks);
   let level = 0;
   for (let at = 0; at < steps.length; at++) {
-    const row = Math.floor(at / blocks);
+    const row = Math.floor(at / ranks);
     level = (level - steps[at]) & 0xffff;
     const score = (level / levels.scores) * scale[row];
     scores[row * blocks + order[at]] = level === nan.scores ? NaN : score;
@@ -59,28 +60,37 @@ function scoresById({ order, steps, score_scale: scale }, { blocks, levels, nan 
 // What a drawing asks for; a view holds one value of everything in CHOICES.
 class Trace {
   constructor(facts, arrays) {
-    Object.assign(this, { facts, arrays, first: facts.start });
-    this.length = facts.start + facts.queries; // tokens
+    Object.assign(this, { facts, arrays, first: facts.start, positions: arrays.positions });
+    this.length = facts.length; // tokens
+    this.index = new Map([...this.positions].map((t, q) => [t, q])); // where a query is stored
     this.selectBlockSize = facts.select_block_size;
     this.scores = scoresById(arrays, facts);
     [, this.layers, this.groups, this.heads] = facts.arrays.gates.shape; // heads of a group
     [this.parts, , this.compressed] = facts.arrays.p?.shape.slice(-3) ?? [0, 0, 0];
     this.tokens = facts.tokens.map(visible);
     this.longest = Math.max(1, ...this.tokens.map((token) => token.length));
-    this.asked = [...arrays.answer_block].map((block, q) => ({ t: q + this.first, block }))
+    this.asked = [...arrays.answer_block].map((block, q) => ({ t: this.positions[q], block }))
       .filter(({ block }) => block >= 0); // the queries that look for an answer, and where it is
   }
 
   byScore(view) { return this.facts.by_score[view.checkpoint][view.layer]; }
-  own(t) { return this.arrays.begun[t - this.first] - 1; } // the block that t is in
+  own(t) { return this.arrays.begun[this.index.get(t)] - 1; } // the block that t is in
+
+  nearest(t) { // the traced query that is nearest to position t
+    return this.positions.reduce((a, b) => (Math.abs(b - t) < Math.abs(a - t) ? b : a));
+  }
+
+  stepped(t, by) { // so many traced queries further
+    return this.positions[clamp(this.index.get(t) + by, 0, this.facts.queries - 1)];
+  }
 
   at(view, t) { // one query, as the layer and group that are looked at treat it
-    const { arrays, facts: { queries, blocks } } = this;
-    const q = t - this.first;
+    const { arrays, facts: { queries, blocks, ranks } } = this;
+    const q = this.index.get(t);
     const group = (view.checkpoint * this.layers + view.layer) * this.groups + view.group;
     const row = group * queries + q;
     const begun = arrays.begun[q]; // blocks, the last of them the query's own
-    const ranked = arrays.order.subarray(row * blocks, row * blocks + begun);
+    const ranked = arrays.order.subarray(row * ranks, row * ranks + Math.min(begun, ranks));
     const count = this.byScore(view) ? view.n : arrays.taken[row];
     return {
       t, row, begun, ranked, byScore: this.byScore(view),
@@ -221,7 +231,7 @@ function bakeMap(trace, view, width, height) {
   const pixels = new Uint32Array(image.data.buffer);
   const { queries, blocks } = trace.facts;
   for (let y = 0; y < height; y++) {
-    const t = trace.first + Math.floor((y * queries) / height);
+    const t = trace.positions[Math.floor((y * queries) / height)];
     const kinds = trace.kinds(trace.at(view, t));
     for (let x = 0; x < width; x++) {
       const kind = KINDS[kinds[Math.floor((x * blocks) / width)]];
@@ -242,9 +252,9 @@ function drawMap(canvas, trace, view, t, cache) {
   ctx.drawImage(cache.image, left, top, width, height);
   outline(ctx, left, top, width, height, LINE, 1);
   const x = (j) => left + ((j + 0.5) * width) / blocks;
-  const y = (q) => top + ((q - trace.first + 0.5) * height) / queries;
+  const y = (t) => top + ((trace.index.get(t) + 0.5) * height) / queries;
   text(ctx, "queries down, blocks across", left, 10);
-  for (const q of [trace.first, trace.length - 1]) {
+  for (const q of [trace.positions[0], trace.positions.at(-1)]) {
     text(ctx, q, left - 4, clamp(y(q), top + 6, top + height - 6), "right");
   }
   for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
@@ -406,10 +416,11 @@ function remarks(trace, view, now) { // a line each
   const { t, taken, byScore, scores, ranked, answer } = now;
   const lines = [margin(now)];
   if (t > trace.first && taken.length) {
-    const before = trace.at(view, t - 1).taken;
+    const earlier = trace.stepped(t, -1);
+    const before = trace.at(view, earlier).taken;
     const shared = taken.filter((j) => before.includes(j));
     const percent = Math.round((100 * shared.length) / taken.length);
-    lines.push(`overlap with query ${t - 1}: ${percent} % of the blocks`);
+    lines.push(`overlap with query ${earlier}: ${percent} % of the blocks`);
   }
   const traced = trace.facts.traced_n;
   if (view.n !== traced && byScore) {
@@ -425,10 +436,13 @@ function remarks(trace, view, now) { // a line each
   return lines;
 }
 
-function margin({ byScore, ranked, taken, forced, scores }) { // of the last taken over the next
+function margin({ byScore, begun, ranked, taken, forced, scores }) { // of the last taken over the next
   if (!byScore) return "these blocks were not chosen by their score, so n cannot be changed";
   const [last, next] = ranked.subarray(taken.length - 1, taken.length + 1);
-  if (next === undefined) return "no block is left out";
+  if (next === undefined) {
+    return begun > ranked.length ? "scores of the blocks left out were not sent" :
+      "no block is left out";
+  }
   if (taken.length === forced) return "only forced blocks are selected";
   const score = (j) => scores[j].toPrecision(3);
   return `lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} ` +
@@ -546,7 +560,8 @@ class Explorer {
 
   choose(name, value) { // a choice that Python sees
     if (name === "query") this.view.hovered = null;
-    this.model.set(name, clamp(value, ...this.trace.facts.ranges[name]));
+    const near = name === "query" ? this.trace.nearest(value) : value;
+    this.model.set(name, clamp(near, ...this.trace.facts.ranges[name]));
     this.model.save_changes();
   }
 
@@ -573,8 +588,8 @@ class Explorer {
     const { map, strip, trace } = this;
     const query = (event) => { // under the mouse
       const down = (event.offsetY - MAP.top) / mapPlace(map).height;
-      const at = trace.first + Math.floor(down * trace.facts.queries);
-      return clamp(at, ...trace.facts.ranges.query);
+      const last = trace.facts.queries - 1;
+      return trace.positions[clamp(Math.floor(down * trace.facts.queries), 0, last)];
     };
     map.addEventListener("mousemove", (event) => this.look({ hovered: query(event) }));
     map.addEventListener("mouseleave", () => this.look({ hovered: null }));
@@ -600,11 +615,11 @@ class Explorer {
   mapKeys() { // what each key does
     const { query } = this.view;
     const [low, high] = this.trace.facts.ranges.query;
-    const page = Math.ceil((high - low) / 10);
+    const page = Math.ceil(this.trace.facts.queries / 10);
     const to = (t) => () => this.choose("query", t);
-    return { ArrowDown: to(query + 1), ArrowRight: to(query + 1), ArrowUp: to(query - 1),
-      ArrowLeft: to(query - 1), PageDown: to(query + page), PageUp: to(query - page),
-      Home: to(low), End: to(high) };
+    const by = (count) => to(this.trace.stepped(query, count));
+    return { ArrowDown: by(1), ArrowRight: by(1), ArrowUp: by(-1), ArrowLeft: by(-1),
+      PageDown: by(page), PageUp: by(-page), Home: to(low), End: to(high) };
   }
 
   stripKeys() {
@@ -629,7 +644,7 @@ class Explorer {
     const { queries, ranges: { query: [low, high] } } = this.trace.facts;
     const step = () => {
       if (this.view.query >= high) this.setPlaying(false);
-      else this.choose("query", this.view.query + Math.ceil(queries / 256));
+      else this.choose("query", this.trace.stepped(this.view.query, Math.ceil(queries / 256)));
     };
     if (on && this.view.query >= high) this.choose("query", low); // once more from the top
     clearInterval(this.timer);

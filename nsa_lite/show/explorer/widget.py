@@ -58,7 +58,7 @@ class SelectionExplorer(anywidget.AnyWidget):
         super().__init__(
             facts=facts,
             data=data,
-            query=self.sequence.length - 1,
+            query=int(self.sequence.positions[-1]),
             checkpoint=len(self.sequence.checkpoints) - 1,
             n=self.sequence.config.num_selected,
         )
@@ -89,8 +89,10 @@ class SelectionExplorer(anywidget.AnyWidget):
     def _in_range(self, proposal: dict) -> int:
         name = proposal["trait"].name
         value = proposal["value"]
-        low, high = self.sequence.ranges()[name]
+        low, high = self.facts["ranges"][name]
         require(low <= value <= high, name, value, f"must lie in {low} .. {high}")
+        if name == "query":
+            self.sequence.require_query(value)
         return value
 
     @property

@@ -13,7 +13,7 @@ from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
 from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.explorer import SelectionExplorer, load_traces
 from tests.browser.conftest import ROOT, SCREENSHOTS
-from tests.browser.drawn import map_kinds, strip_kinds, true_kinds
+from tests.browser.drawn import MARGINS, map_kinds, strip_kinds, true_kinds
 
 SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 AXE = ROOT / ".venv/axe/node_modules/axe-core/axe.min.js"
@@ -183,7 +183,8 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
         label = page.locator("label", has=page.get_by_label("checkpoint")).text_content()
         assert f": {found} of 16 answers' blocks selected" in label
         assert strip_kinds(page, s) == true_kinds(s, trace.ids[0, 0, 103], 103)
-    assert "answer in block 6: selected" in page.locator(".nsa-remarks").text_content()
+    said = page.locator(".nsa-sentence").text_content()
+    assert said.endswith("; answer in block 6: selected; checkpoint step 1500")
     # The README's picture is a copy of this one: notebooks/explorer.png.
     page.evaluate(
         "document.querySelector('.nsa-explorer').explorer.look({ focus: 6 });"
@@ -304,12 +305,13 @@ def test_every_control_reaches_both_ends(opened, recall, two_layers):
 def test_the_mouse_shows_and_chooses(opened, two_layers):
     page = opened(two_layers)
     area = page.locator(".nsa-map").bounding_box()
-    tall = area["height"] - 22 - 6
-    page.mouse.move(area["x"] + 100, area["y"] + 22 + tall * 40.5 / 112)
+    left, top, _, bottom = MARGINS
+    tall = area["height"] - top - bottom
+    page.mouse.move(area["x"] + 100, area["y"] + top + tall * 40.5 / 112)
     assert sentence(page) == two_layers.describe(40)
     page.mouse.move(area["x"] + 100, area["y"] - 30)
     assert sentence(page) == two_layers.describe(111)  # it was only shown
-    page.mouse.click(area["x"] + 100, area["y"] + 22 + tall * 60.5 / 112)
+    page.mouse.click(area["x"] + 100, area["y"] + top + tall * 60.5 / 112)
     page.mouse.move(area["x"] + 100, area["y"] - 30)
     assert sentence(page) == two_layers.describe(60)
     strip = page.locator(".nsa-strip").bounding_box()

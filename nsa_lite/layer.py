@@ -258,8 +258,10 @@ class NSAttention(nn.Module):
             choose=choose,
             return_branches=True,
         )
-        trace = trace_of(self.config, q, blocks, gates, branches, start) if return_trace else None
-        return out, loss, trace
+        if not return_trace:
+            return out, loss, None
+        keys = raw["selected"].k
+        return out, loss, trace_of(self.config, q, blocks, keys, gates, branches, start)
 
     def attend_to_cache(
         self, new: Projected, cache: Cache, return_trace: bool

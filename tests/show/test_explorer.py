@@ -27,13 +27,12 @@ from nsa_lite.show.explorer.arrays import (
     SCORE_LEVELS,
     arrays_of,
     facts_of,
-    most_levels,
     score_levels,
 )
 from nsa_lite.show.explorer.gates import GATE_LEVELS, NO_GATE, words
 from nsa_lite.show.explorer.packing import packed
 from nsa_lite.show.explorer.picture import draw_tokens
-from nsa_lite.show.explorer.ranking import rank_blocks
+from nsa_lite.show.explorer.ranking import Ranking, rank_blocks
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +160,12 @@ def trace_of_scores(
     return replace(random, importance=importance, ids=ids)
 
 
+def ranked(trace: Trace) -> Ranking:
+    """The ranking of all blocks of a trace's first sequence."""
+    queries, blocks = trace.importance.shape[2:]
+    return rank_blocks(trace, 0, torch.arange(queries), blocks)
+
+
 def decoded_scores(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What the browser makes of order and steps: the levels by id, and NaN's places."""
     flat = np.cumsum(-arrays["steps"].reshape(-1).astype(np.int64)) % 2**16
@@ -210,7 +215,7 @@ def check_every_prefix(importance: torch.Tensor) -> None:
     """Compare the ranking, its page and its sentence with choose_blocks, for every n."""
     ids = choose_blocks(importance, num_selected=SMALL.num_selected, **SIZES)
     sequence = TracedSequence(trace_of_scores(importance, ids))
-    ranking = rank_blocks(sequence.checkpoints[""][0], 0)
+    ranking = sequence.rankings[0][0]
     queries, blocks = importance.shape[2:]
     arrays = arrays_of(sequence)
     sent = torch.from_numpy(arrays["order"][0, 0].astype(np.int64))
@@ -235,7 +240,7 @@ def check_every_prefix(importance: torch.Tensor) -> None:
 def test_blocks_chosen_by_another_rule_stand_in_front():
     importance = torch.rand(1, 2, 120, 15, generator=torch.Generator().manual_seed(0))
     other = choose_blocks(1 - importance, num_selected=5, **SIZES)  # the worst ones
-    ranking = rank_blocks(trace_of_scores(importance, other), 0)
+    ranking = ranked(trace_of_scores(importance, other))
     assert not ranking.by_score
     for group in range(2):
         for t in range(120):
@@ -251,7 +256,7 @@ def test_a_choice_that_is_not_full_is_not_said_to_be_by_score(ids):
     rows = torch.tensor(ids).expand(1, 2, 120, 5).int()
     legal = rows * 8 <= torch.arange(120)[:, None]
     trace = trace_of_scores(torch.ones(1, 2, 120, 15), rows.where(legal, -1).sort(-1).values)
-    assert not rank_blocks(trace, 0).by_score
+    assert not ranked(trace).by_score
 
 
 def test_a_tie_in_the_last_digits_goes_as_the_trace_chose():
@@ -261,7 +266,7 @@ def test_a_tie_in_the_last_digits_goes_as_the_trace_chose():
     rounded[..., 5] = 0.5  # as another computation of the same score may have it
     ids = choose_blocks(rounded, num_selected=4, **SIZES)
     config = NSAConfig.small(num_selected=4)
-    ranking = rank_blocks(trace_of_scores(importance, ids, config), 0)
+    ranking = ranked(trace_of_scores(importance, ids, config))
     assert ranking.by_score
     assert ranking.order[0, 119, :6].tolist() == [0, 13, 14, 4, 5, 6]
 
@@ -270,12 +275,12 @@ def test_a_tie_in_the_last_digits_goes_as_the_trace_chose():
 
 
 def test_a_score_that_is_no_number_is_marked():
-    levels, scale = score_levels(torch.tensor([0.2, torch.nan, 0.4]))
+    levels, scale = score_levels(torch.tensor([0.2, torch.nan, 0.4]), torch.tensor(0.4))
     assert levels.tolist() == [SCORE_LEVELS // 2, NAN, SCORE_LEVELS]
     assert float(scale) == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("detail", DETAILS)
+@pytest.mark.parametrize("detail", [d for d in DETAILS if d.ranks is None])
 def test_the_arrays_hold_the_trace(explorer, detail):
     s = explorer.sequence
     arrays = arrays_of(s, detail)
@@ -290,20 +295,21 @@ def test_the_arrays_hold_the_trace(explorer, detail):
                 forced = arrays["order"][at][: arrays["forced"][at]].tolist()
                 assert forced == [j for j in ids if j in s.forced(t)]
         scale = arrays["score_scale"][0, layer, ..., None]
-        scores = levels[0, layer] / most_levels(detail) * scale
-        error = 1 / most_levels(detail) * float(scale.max())
+        scores = levels[0, layer] / detail.levels * scale
+        error = 1 / detail.levels * float(scale.max())
         np.testing.assert_allclose(scores, trace.importance[0], atol=error)
         gates = trace.gates[0].unflatten(0, (2, 2))
         sent = arrays["gates"][0, layer] / GATE_LEVELS
         np.testing.assert_allclose(sent, gates, atol=0.51 / GATE_LEVELS)
         percent = arrays["gate_hundredths"][0, layer]
         np.testing.assert_allclose(percent / 100, gates.mean(1), atol=0.00501)
-        if detail in ("heads", "group"):
+        if detail.p:
             p = arrays["p"][0, layer] / 255 * arrays["p_scale"][0, layer, ..., None]
             true = trace.probabilities[0]
-            true = true.sum(1, keepdim=True) if detail == "group" else true
+            true = true.sum(1, keepdim=True) if detail.p == "group" else true
             np.testing.assert_allclose(p, true, atol=float(true.max()) / 255)
-    assert ("p" in arrays) == (detail in ("heads", "group"))
+    assert ("p" in arrays) == bool(detail.p)
+    assert ("beyond" in arrays) == detail.beyond
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 9, 40, 90])
@@ -329,12 +335,14 @@ def test_javascript_is_sent_no_size_that_it_could_apply_a_rule_with():
     """Another window, another split of the forced blocks: other arrays, and the same facts."""
     config = NSAConfig.small(block_size=4, stride=4)
     changed = replace(config, window=7, num_initial=2, num_local=1)
-    facts = [facts_of(TracedSequence(made_trace(c, 90)), "heads") for c in (config, changed)]
+    facts = [facts_of(TracedSequence(made_trace(c, 90)), DETAILS[0]) for c in (config, changed)]
     assert facts[0] == facts[1]
     assert {name for name, fact in facts[0].items() if isinstance(fact, int)} == {
         "start",
         "queries",
+        "length",
         "blocks",
+        "ranks",
         "select_block_size",  # the width of a box
         "traced_n",
     }
@@ -403,8 +411,8 @@ def test_a_page_of_4096_tokens_two_layers_and_two_groups_stays_below_2_mb(long_p
 
 
 def test_a_page_says_when_it_would_be_too_large(tmp_path, explorer, monkeypatch):
-    monkeypatch.setattr(page_module, "PAGE_LIMIT", 60_000)
-    with pytest.raises(ValueError, match="the page = .* bytes.*pass fewer checkpoints or layers"):
+    monkeypatch.setattr(page_module, "page_limit", lambda length: 60_000)
+    with pytest.raises(ValueError, match="the page = .* bytes.*pass fewer checkpoints or"):
         explorer.save_html(tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -441,19 +449,17 @@ def test_a_recording_keeps_every_choice(tmp_path, explorer):
             step = old.probabilities.amax(-1, keepdim=True) / 63
             assert ((new.probabilities - old.probabilities).abs() <= 0.51 * step).all()
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="other.npz: holds no 'nsa_lite traces 2'"):
+    with pytest.raises(ValueError, match="other.npz: holds no 'nsa_lite traces 3'"):
         load_traces(tmp_path / "other.npz")
 
 
 def test_the_recorded_runs_say_how_they_were_made_and_are_small():
-    total = 0
     for task, checkpoints in (("recall", 11), ("text", 1)):
         path = ROOT / f"notebooks/recorded/selection_{task}.npz"
         sequence, about = load_traces(path)
         assert about["command"] == f"python -m nsa_lite.lab.experiments selection_{task}"
         assert len(sequence.checkpoints) == checkpoints
-        total += path.stat().st_size
-    assert total < 320_000
+        assert path.stat().st_size < 300_000
 
 
 # --- odd sequences and bad input ---
@@ -500,7 +506,7 @@ CALLS = [
     (dict(tokens=[1] * 112), TypeError, "tokens: must be a string, bytes or one string a"),
     (dict(row=1), ValueError, r"row = 1: the traces hold rows 0 \.\. 0"),
     (dict(row=True), TypeError, "row = True: must be an int"),
-    (dict(answer_at=torch.zeros(3)), ValueError, r"answer_at.shape = \(3,\): must be \(T,\)"),
+    (dict(answer_at=torch.zeros(3)), ValueError, r"answer_at.shape = \(3,\): must be \(Q,\)"),
     (dict(answer_at=torch.full((112,), 9)), ValueError, "answer_at of query 0 = 9: must be -1"),
 ]
 

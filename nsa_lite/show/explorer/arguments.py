@@ -89,25 +89,40 @@ def _of_byte(byte: int) -> str:
     return chr(byte) if byte < 128 else f"\\x{byte:02x}"
 
 
-def answer_positions(answer_at: Tensor | None, queries: int, start: int) -> Tensor:
-    """Where the answer of each query stands, -1 for none: (T,) int64.
+def answer_positions(answer_at: Tensor | None, positions: Tensor) -> Tensor:
+    """Where the answer of each query stands, -1 for none: (Q,) int64; positions: the queries' own.
 
     Errors: ValueError for another shape, or for a position after the query's own.
     """
     if answer_at is None:
-        return torch.full((queries,), -1)
-    positions = torch.as_tensor(answer_at).cpu()
+        return torch.full_like(positions, -1)
+    answers = torch.as_tensor(answer_at).cpu()
     require(
-        positions.shape == (queries,),
+        answers.shape == positions.shape,
         "answer_at.shape",
-        tuple(positions.shape),
-        f"must be (T,) = ({queries},)",
+        tuple(answers.shape),
+        f"must be (Q,) = ({len(positions)},), one for each query",
     )
-    for query, position in enumerate(positions.tolist(), start):
+    for query, position in zip(positions.tolist(), answers.tolist(), strict=True):
         require(
             -1 <= position <= query,
             f"answer_at of query {query}",
             position,
             "must be -1 or a position up to the query's own",
         )
-    return positions.long()
+    return answers.long()
+
+
+def kept_rows(positions: Tensor, index: dict[int, int]) -> Tensor:
+    """The rows of the traces that hold the queries at these positions; `index` has every row's.
+
+    Errors: ValueError unless there is one at least, they ascend, and the traces hold each.
+    """
+    require(len(positions) > 0, "positions", "[]", "must name at least one query")
+    falls = (positions.diff() <= 0).nonzero().flatten()
+    where = int(falls[0]) + 1 if len(falls) else 0
+    rule = "must be larger than the one before it"
+    require(not len(falls), f"positions[{where}]", int(positions[where]), rule)
+    for t in positions.tolist():
+        require(t in index, "positions", t, "is no query that the traces hold")
+    return torch.tensor([index[t] for t in positions.tolist()])

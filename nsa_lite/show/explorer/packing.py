@@ -4,20 +4,40 @@ import zlib
 
 import numpy as np
 
-from nsa_lite.show.explorer.arrays import DETAILS, Arrays, arrays_of, facts_of
+from nsa_lite.show.explorer.arrays import (
+    DETAILS,
+    Arrays,
+    Detail,
+    arrays_of,
+    facts_of,
+    unpacked_bytes,
+)
 from nsa_lite.show.explorer.sequence import TracedSequence
+
+MOST_UNPACKED = 100_000_000  # bytes: what a browser opens in a second or two
 
 
 def packed_within(sequence: TracedSequence, limit: int) -> tuple[dict, bytes]:
-    """Facts and packed arrays with as much detail as `limit` bytes allow; at least the scores."""
+    """Facts and packed arrays with as much detail as `limit` bytes allow.
+
+    At least what is selected and its scores, however much that is. facts["about"] says what was
+    left out.
+    """
     for detail in DETAILS[:-1]:
+        if unpacked_bytes(sequence, detail) > MOST_UNPACKED:
+            continue
         facts, data = _packed_with(sequence, detail)
         if len(data) <= limit:
             return facts, data
     return _packed_with(sequence, DETAILS[-1])
 
 
-def _packed_with(sequence: TracedSequence, detail: str) -> tuple[dict, bytes]:
+def page_limit(length: int) -> int:
+    """How many bytes a page of so many tokens may have: 2 MB up to 4,096, 8 MB from 16,384 on."""
+    return min(max(2_000_000, 2_000_000 * length // 4096), 8_000_000)
+
+
+def _packed_with(sequence: TracedSequence, detail: Detail) -> tuple[dict, bytes]:
     arrays = arrays_of(sequence, detail)
     facts = facts_of(sequence, detail) | {"arrays": places_of(arrays)}
     return facts, packed(arrays)

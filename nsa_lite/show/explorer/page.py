@@ -6,11 +6,9 @@ from html import escape
 from pathlib import Path
 
 from nsa_lite.checks import require
-from nsa_lite.show.explorer.packing import packed_within
+from nsa_lite.show.explorer.packing import packed_within, page_limit
+from nsa_lite.show.explorer.script import script, style
 from nsa_lite.show.explorer.sequence import TracedSequence
-
-HERE = Path(__file__).parent
-PAGE_LIMIT = 2_000_000  # bytes
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -21,8 +19,10 @@ PAGE = """<!doctype html>
  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
 <style>
-body {{ margin: 0 auto; max-width: 72rem; padding: 1rem; font-family: system-ui, sans-serif;
-       color: #222; background: #fff; }}
+body {{ margin: 0 auto; max-width: 86rem; padding: 0.5rem; font-family: system-ui, sans-serif;
+       color: #222; background: #fff; color-scheme: light dark; }}
+h1 {{ font-size: 1.3rem; margin: 0.3rem 0; }}
+@media (prefers-color-scheme: dark) {{ body {{ color: #ececec; background: #1b1b1d; }} }}
 {css}
 </style>
 </head>
@@ -49,26 +49,31 @@ def page_of(
 ) -> str:
     """The page's text; of the compressed scores it holds as much as its size allows.
 
-    Errors: ValueError when even the importances alone need more than PAGE_LIMIT.
+    Errors: ValueError when even the chosen blocks alone need more than page_limit.
     """
     text = {
         "title": escape(title),
         "sentence": escape(sentence),
-        "state": _json(state),
-        "css": (HERE / "explorer.css").read_text("utf-8"),
-        "module": (HERE / "explorer.js").read_text("utf-8"),
+        "css": style(),
+        "module": script(),
         "picture": base64.b64encode(picture).decode(),
     }
-    room = PAGE_LIMIT - len(PAGE) - sum(len(x.encode()) for x in text.values())
-    room -= len(_json(sequence.tokens).encode()) + 5_000  # the facts: the tokens, and a few numbers
+    limit = page_limit(sequence.length)
+    room = limit - len(PAGE) - sum(len(x.encode()) for x in text.values())
+    room -= len(_json(sequence.tokens).encode()) + 5_000  # facts and state: tokens, a few numbers
     facts, data = packed_within(sequence, room * 3 // 4)  # base64 makes 4 bytes of 3
     require(
         len(data) <= room * 3 // 4,
         "the page",
         f"{len(data):,} bytes of scores",
-        f"must stay below {PAGE_LIMIT:,} bytes: pass fewer checkpoints or layers",
+        f"must stay below {limit:,} bytes: pass fewer checkpoints or layers, or of fewer queries, "
+        "as TracedSequence(traces, tokens).only(positions)",
     )
-    return PAGE.format(**text, facts=_json(facts), data=base64.b64encode(data).decode())
+    _, most = facts["ranges"]["n"]
+    shown = _json(state | {"n": min(state["n"], most)})
+    return PAGE.format(
+        **text, facts=_json(facts), state=shown, data=base64.b64encode(data).decode()
+    )
 
 
 def _json(value: object) -> str:

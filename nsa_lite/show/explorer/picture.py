@@ -12,8 +12,8 @@ from nsa_lite.show.explorer.sequence import Place, TracedSequence
 
 def four_queries(sequence: TracedSequence, shown: int) -> list[int]:
     """The query that is shown and up to three more: ones that ask something, or evenly spread."""
-    asked = (sequence.answer_at >= 0).nonzero().flatten() + sequence.start
-    pool = asked if len(asked) >= 4 else torch.arange(sequence.start, sequence.length)
+    asked = sequence.positions[sequence.answer_at >= 0]
+    pool = asked if len(asked) >= 4 else sequence.positions
     spread = pool[torch.linspace(len(pool) - 1, 0, 5).long()].tolist()
     others = [t for t in dict.fromkeys(spread) if t != shown]
     return sorted([shown, *others[:3]])
@@ -44,7 +44,7 @@ def draw_queries(sequence: TracedSequence, place: Place, queries: list[int]) -> 
 def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> None:
     chosen = sequence.selected(place, t)
     forced = sequence.forced(t)
-    score = sequence.trace(place).importance[sequence.row, place.group, t - sequence.start]
+    score = sequence.trace(place).importance[sequence.row, place.group, sequence.index[t]]
     score = score.cpu().nan_to_num(nan=0.0)
     top = float(score.max()) or 1.0
     for j in range(sequence.begun(t)):

@@ -1,8 +1,9 @@
 """Traces in a small file, so that a training run can be looked at without running it again.
 
-A compressed .npz of plain arrays, read without pickle. Importances and ids are kept exactly, so
-that every choice stays what it was; probabilities in 63 steps of their row's largest, gates as
-float16; the branches' outputs are left out.
+A compressed .npz of plain arrays, read without pickle. Ids are kept exactly, and so are the
+importances of each query's best blocks (of all, unless they are very many), so that every choice
+stays what it was; probabilities in 63 steps of their row's largest, dense attention's mass in 255,
+gates as float16; the branches' outputs, queries and keys are left out.
 """
 
 import json
@@ -10,41 +11,51 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from nsa_lite import NSAConfig, Trace
+from nsa_lite.blocks import num_select_blocks
 from nsa_lite.checks import require
-from nsa_lite.show.explorer.sequence import TracedSequence
+from nsa_lite.show.explorer.arrays import bytes_of_rows
+from nsa_lite.show.explorer.sequence import Beyond, Kept, TracedSequence
 
-FORMAT = "nsa_lite traces 2"  # 1 had probabilities in 255 steps
+FORMAT = "nsa_lite traces 3"  # 2 held every query, every importance, and no dense mass
 STEPS = 63  # as fine as a bar of 60 pixels
 
 
 def save_traces(path: str | Path, sequence: TracedSequence, about: dict | None = None) -> None:
-    """Write a sequence's traces; `about` (JSON) is for the command that made them, and results."""
+    """Write a sequence's traces; `about` (JSON) is for the command that made them, and results.
+
+    Of the importances those of the sequence's `ranks` best blocks of each query are kept.
+    """
     header = {
         "format": FORMAT,
         "config": sequence.config.as_dict(),
-        "start": sequence.start,
+        "length": sequence.length,
+        "ranks": sequence.ranks,
         "checkpoints": list(sequence.checkpoints),
         "tokens": sequence.tokens,
+        "says": sequence.about,
         "about": about or {},
     }
     layers = [x for xs in sequence.checkpoints.values() for x in xs]
-
-    def stack(each: list[torch.Tensor]) -> np.ndarray:
-        return np.stack([x[sequence.row].float().cpu().numpy() for x in each])
-
-    p, scale = _to_bytes(stack([x.probabilities for x in layers]))
-    np.savez_compressed(
-        path,
-        header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-        p=p,
-        p_scale=scale,
-        ids=stack([x.ids for x in layers]).astype(np.int16),
-        importance=stack([x.importance for x in layers]),
-        gates=stack([x.gates for x in layers]).astype(np.float16),
-        answer_at=sequence.answer_at.numpy().astype(np.int32),
-    )
+    rankings = [x for xs in sequence.rankings for x in xs]
+    p, p_scale = bytes_of_rows(_stacked(sequence, [x.probabilities for x in layers]), STEPS)
+    arrays = {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "positions": sequence.positions.numpy().astype(np.int32),
+        "answer_at": sequence.answer_at.numpy().astype(np.int32),
+        "p": p,
+        "p_scale": p_scale,
+        "ids": _stacked(sequence, _one_width([x.ids for x in layers])).numpy().astype(np.int16),
+        "order": torch.stack([x.order for x in rankings]).numpy().astype(np.int16),
+        "score": torch.stack([x.score for x in rankings]).numpy(),
+        "gates": _stacked(sequence, [x.gates for x in layers]).numpy().astype(np.float16),
+    }
+    if sequence.beyond is not None:
+        masses = torch.stack([mass for masses in sequence.beyond for mass in masses])
+        arrays["beyond"], arrays["beyond_scale"] = bytes_of_rows(masses)
+    np.savez_compressed(path, **arrays)
 
 
 def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
@@ -56,33 +67,60 @@ def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
         header = json.loads(file["header"].tobytes()) if "header" in file else {}
         require(header.get("format") == FORMAT, "path", str(path), f"holds no {FORMAT!r}")
         arrays = {name: torch.from_numpy(file[name]) for name in file if name != "header"}
-    traces = _traces_of(header, arrays)
     names = header["checkpoints"]
-    layers = len(traces) // len(names)
-    checkpoints = {name: traces[i * layers : (i + 1) * layers] for i, name in enumerate(names)}
-    return TracedSequence(checkpoints, header["tokens"], arrays["answer_at"]), header["about"]
+    layers = len(arrays["ids"]) // len(names)
+    traces = _by_checkpoint(_traces_of(header, arrays), layers)
+    positions = arrays["positions"].long()
+    beyond = _beyond_of(arrays, layers)
+    kept = Kept(positions, header["length"], header["ranks"], beyond, header["says"])
+    checkpoints = dict(zip(names, traces, strict=True))
+    sequence = TracedSequence(checkpoints, header["tokens"], arrays["answer_at"], kept=kept)
+    return sequence, header["about"]
+
+
+def _stacked(sequence: TracedSequence, each: list[torch.Tensor]) -> torch.Tensor:
+    """The sequence's row of each layer's tensor."""
+    return torch.stack([x[sequence.row].float().cpu() for x in each])
+
+
+def _one_width(ids: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Ids filled up with -1, for one rule may take more blocks than another."""
+    widest = max(x.shape[-1] for x in ids)
+    return [pad(x, (0, widest - x.shape[-1]), value=-1) for x in ids]
+
+
+def _by_checkpoint(each: list, layers: int) -> list[list]:
+    """One list a checkpoint, of so many layers."""
+    return [each[first : first + layers] for first in range(0, len(each), layers)]
+
+
+def _beyond_of(arrays: dict[str, torch.Tensor], layers: int) -> Beyond | None:
+    """Dense attention's mass, where the file holds it."""
+    if "beyond" not in arrays:
+        return None
+    mass = arrays["beyond"].float() / 255 * arrays["beyond_scale"][..., None]
+    return _by_checkpoint(list(mass), layers)
 
 
 def _traces_of(header: dict, arrays: dict[str, torch.Tensor]) -> list[Trace]:
-    """The traces of a file in the order in which they were written, each a batch of one."""
+    """The traces of a file in the order in which they were written, each a batch of one.
+
+    An importance that was not kept is 0: the sequence knows how many were, and shows no other.
+    """
     config = NSAConfig(**header["config"])
     p = arrays["p"].float() / STEPS * arrays["p_scale"][..., None]
+    blocks = num_select_blocks(header["length"], config.select_block_size)
+    importance = torch.zeros(*arrays["score"].shape[:-1], blocks)
+    importance.scatter_(-1, arrays["order"].long(), arrays["score"])
     return [
         Trace(
             config,
-            header["start"],
+            int(arrays["positions"][0]),
             ids=arrays["ids"][i].int()[None],
             probabilities=p[i][None],
-            importance=arrays["importance"][i][None],
+            importance=importance[i][None],
             gates=arrays["gates"][i].float()[None],
             outputs={},
         )
         for i in range(len(p))
     ]
-
-
-def _to_bytes(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row in STEPS of its largest entry, and that entry."""
-    scale = p.max(-1, initial=0.0)
-    levels = np.rint(STEPS * p / np.where(scale > 0, scale, 1)[..., None])
-    return levels.astype(np.uint8), scale

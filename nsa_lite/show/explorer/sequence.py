@@ -1,6 +1,8 @@
 """What is explored: one sequence, its traces by checkpoint and layer, and questions about them."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,11 +14,15 @@ from nsa_lite.checks import require, require_int
 from nsa_lite.show.explorer.arguments import (
     Traces,
     answer_positions,
+    kept_rows,
     token_labels,
     traces_by_checkpoint,
 )
+from nsa_lite.show.explorer.beyond import can_tell, mass_beyond
 from nsa_lite.show.explorer.gates import gate_hundredths, words
-from nsa_lite.show.explorer.ranking import rank_blocks
+from nsa_lite.show.explorer.ranking import kept_ranks, rank_blocks
+
+Beyond = list[list[Tensor]]  # by checkpoint and layer, each (G, Q, J)
 
 
 class Place(NamedTuple):
@@ -28,11 +34,27 @@ class Place(NamedTuple):
     n: int
 
 
+class Kept(NamedTuple):
+    """What is known of a sequence of which not everything was kept.
+
+    positions (Q,): where the traces' queries stand, ascending; length: the sequence's tokens;
+    ranks: of how many of each query's blocks the importance is known, the best first (None: all);
+    beyond: dense attention's mass, if it was worked out already; about: what was left out.
+    """
+
+    positions: Tensor
+    length: int
+    ranks: int | None = None
+    beyond: Beyond | None = None
+    about: str = ""
+
+
 class TracedSequence:
     """One row of a batch: what every layer did with it, at one or several checkpoints.
 
-    tokens: a string, bytes, or one string a position; answer_at (T,): the position of the answer
-    that each query looks for, -1 where none is asked, as in a task's Batch.
+    tokens: a string, bytes, or one string a position; answer_at (Q,): the position of the answer
+    that each query looks for, -1 where none is asked, as in a task's Batch; kept: for traces that
+    do not hold every query from the first to the last, as those of a recording.
     Errors: ValueError or TypeError that names the argument.
     """
 
@@ -42,6 +64,7 @@ class TracedSequence:
         tokens: str | bytes | Iterable[str] | None = None,
         answer_at: Tensor | None = None,
         row: int = 0,
+        kept: Kept | None = None,
     ) -> None:
         self.checkpoints = traces_by_checkpoint(traces)
         first = next(iter(self.checkpoints.values()))[0]
@@ -51,19 +74,54 @@ class TracedSequence:
         self.row = row
         self.config = first.config
         self.start = first.start
-        self.length = self.start + self.queries
+        end = self.start + self.queries
+        self.kept = kept or Kept(torch.arange(self.start, end), end)
+        self.positions = self.kept.positions
+        self.length = self.kept.length
+        self.about = self.kept.about
         self.blocks = num_select_blocks(self.length, self.config.select_block_size)
         self.tokens = token_labels(tokens, self.length)
-        self.answer_at = answer_positions(answer_at, self.queries, self.start)
+        self.answer_at = answer_positions(answer_at, self.positions)
+        self.index = {t: q for q, t in enumerate(self.positions.tolist())}
         self.rankings = [
-            [rank_blocks(trace, row) for trace in layers] for layers in self.checkpoints.values()
+            [rank_blocks(trace, row, self.positions, self.ranks) for trace in layers]
+            for layers in self.checkpoints.values()
         ]
+
+    def only(self, positions: Iterable[int]) -> "TracedSequence":
+        """The same sequence with the queries at these positions alone.
+
+        Errors: ValueError unless the traces hold them, and they ascend.
+        """
+        at = torch.as_tensor(list(positions))
+        rows = kept_rows(at, self.index)
+        fewer = {
+            label: [_rows_of(trace, rows, int(at[0])) for trace in layers]
+            for label, layers in self.checkpoints.items()
+        }
+        known = self.kept.beyond
+        beyond = known and [[mass[:, rows] for mass in layers] for layers in known]
+        kept = self.kept._replace(positions=at, beyond=beyond, about=self.about)
+        return TracedSequence(fewer, self.tokens, self.answer_at[rows], self.row, kept)
 
     def trace(self, place: Place) -> Trace:
         """The trace of one checkpoint and layer, the whole batch of it."""
         return list(self.checkpoints.values())[place.checkpoint][place.layer]
 
     # --- what a query reads ---
+
+    @property
+    def taken_at_most(self) -> int:
+        """The most blocks that a query may have taken."""
+        layers = next(iter(self.checkpoints.values()))
+        widths = [trace.ids.shape[-1] for xs in self.checkpoints.values() for trace in xs]
+        return min(self.blocks, max(layers[0].config.num_selected, *widths))
+
+    @property
+    def ranks(self) -> int:
+        """How many of each query's blocks are ranked and have a known importance."""
+        most = kept_ranks(self.groups, self.queries, self.blocks, self.taken_at_most)
+        return most if self.kept.ranks is None else min(most, self.kept.ranks)
 
     @property
     def by_score(self) -> list[list[bool]]:
@@ -77,7 +135,7 @@ class TracedSequence:
         """
         self.require_query(t)
         ranking = self.rankings[place.checkpoint][place.layer]
-        at = place.group, t - self.start
+        at = place.group, self.index[t]
         count = place.n if ranking.by_score else int(ranking.taken[at])
         ids = ranking.order[at][: self.begun(t)][:count].tolist()
         forced = int(ranking.forced[at])
@@ -104,22 +162,58 @@ class TracedSequence:
         """How many compressed blocks end at or before query t."""
         return num_compressed(t + 1, self.config.block_size, self.config.stride)
 
+    def summarised(self, t: int) -> int:
+        """How many tokens, from the first on, lie in a compressed block that query t sees."""
+        seen = self.seen(t)
+        return (seen - 1) * self.config.stride + self.config.block_size if seen else 0
+
     def window_first(self, t: int) -> int:
         """The first token of query t's window."""
         return max(0, t - self.config.window + 1)
 
     def answer_block(self, t: int) -> int | None:
         """The block that holds the answer of query t, if it asks for one."""
-        at = int(self.answer_at[t - self.start])
+        at = int(self.answer_at[self.index[t]])
         return at // self.config.select_block_size if at >= 0 else None
 
+    def before(self, t: int) -> int | None:
+        """The traced query before query t, its neighbour unless some were left out."""
+        q = self.index[t]
+        return int(self.positions[q - 1]) if q else None
+
     def overlap(self, place: Place, t: int) -> float | None:
-        """The share of query t's blocks that query t - 1 selected too; None if either has none."""
-        if t == self.start:
+        """The share of query t's blocks that the query before selected; None if either has none."""
+        earlier = self.before(t)
+        if earlier is None:
             return None
         now = self.selected(place, t)
-        before = self.selected(place, t - 1)
+        before = self.selected(place, earlier)
         return len(set(now) & set(before)) / len(now) if now and before else None
+
+    @cached_property
+    def beyond(self) -> Beyond | None:
+        """Dense attention's mass on each block's tokens before the query's window, by checkpoint
+        and layer (see mass_beyond); None where the traces hold no keys, or too many.
+        """
+        if self.kept.beyond is not None:
+            return self.kept.beyond
+        if not all(can_tell(trace) for layers in self.checkpoints.values() for trace in layers):
+            return None
+        return [
+            [mass_beyond(trace, self.row, self.positions) for trace in layers]
+            for layers in self.checkpoints.values()
+        ]
+
+    def missed(self, place: Place, t: int) -> float | None:
+        """Dense attention's mass on what query t reads neither in a block nor in its window.
+
+        None where it is not known.
+        """
+        self.require_query(t)
+        if self.beyond is None:
+            return None
+        mass = self.beyond[place.checkpoint][place.layer][place.group, self.index[t]]
+        return float(mass.sum() - mass[self.selected(place, t)].sum())
 
     # --- what is said of it ---
 
@@ -128,15 +222,26 @@ class TracedSequence:
         forced, free = self.taken(place, t)
         how = "by score" if self.by_score[place.checkpoint][place.layer] else "not by score"
         ids = forced + free
-        selected = f"{_list(ids)} ({_list(free)} {how})" if ids else "none"
+        selected = f"{id_list(ids)} ({id_list(free)} {how})" if ids else "none"
         return (
             f"query {t}: compressed blocks {_range(0, self.seen(t) - 1)}, selected {selected}, "
             f"window {_range(self.window_first(t), t)}, gates {self.gates(place, t)}"
+            f"{self._answer_words(t, ids)}{self._checkpoint_words(place)}"
         )
+
+    def _answer_words(self, t: int, selected: list[int]) -> str:
+        block = self.answer_block(t)
+        if block is None:
+            return ""
+        return f"; answer in block {block}: {'' if block in selected else 'not '}selected"
+
+    def _checkpoint_words(self, place: Place) -> str:
+        names = list(self.checkpoints)
+        return f"; checkpoint {names[place.checkpoint]}" if len(names) > 1 else ""
 
     def gates(self, place: Place, t: int) -> str:
         """The three gates of query t, each the mean over the group's heads: ".41 .88 .52"."""
-        each = self.gates_by_group(self.trace(place))[place.group, :, t - self.start]  # (R, 3)
+        each = self.gates_by_group(self.trace(place))[place.group, :, self.index[t]]  # (R, 3)
         return words(gate_hundredths(each[:, None])[0].tolist())
 
     def gates_by_group(self, trace: Trace) -> Tensor:
@@ -149,22 +254,37 @@ class TracedSequence:
         """The lowest and highest value of everything that a reader can choose."""
         c = self.config
         return {
-            "query": (self.start, self.length - 1),
+            "query": (int(self.positions[0]), int(self.positions[-1])),
             "checkpoint": (0, len(self.checkpoints) - 1),
             "layer": (0, len(self.rankings[0]) - 1),
             "group": (0, self.groups - 1),
-            "n": (max(1, c.num_initial + c.num_local), max(self.blocks, c.num_selected)),
+            "n": (max(1, c.num_initial + c.num_local), self.largest_n(self.ranks)),
         }
+
+    def largest_n(self, ranks: int) -> int:
+        """The largest n of which the first `ranks` blocks of each query tell what it selects."""
+        return max(ranks, self.config.num_selected) if ranks == self.blocks else ranks
 
     def require_query(self, t: int) -> None:
         """Raise unless the traces hold query t."""
         require_int("t", t, at_least=0)
-        require(
-            self.start <= t < self.length,
-            "t",
-            t,
-            f"the traces hold queries {self.start} .. {self.length - 1}",
-        )
+        low, high = self.ranges()["query"]
+        some = "" if self.queries == high + 1 - low else f"{self.queries} of the "
+        require(t in self.index, "t", t, f"the traces hold {some}queries {low} .. {high}")
+
+
+def _rows_of(trace: Trace, rows: Tensor, start: int) -> Trace:
+    """A trace of some of its queries."""
+    return replace(
+        trace,
+        start=start,
+        ids=trace.ids[:, :, rows],
+        probabilities=trace.probabilities[:, :, :, rows],
+        importance=trace.importance[:, :, rows],
+        gates=trace.gates[:, :, rows],
+        outputs={name: out[:, :, rows] for name, out in trace.outputs.items()},
+        q=None if trace.q is None else trace.q[:, :, rows],
+    )
 
 
 def _range(first: int, last: int) -> str:
@@ -173,5 +293,6 @@ def _range(first: int, last: int) -> str:
     return str(first) if last == first else f"{first}-{last}"
 
 
-def _list(ids: list[int]) -> str:
+def id_list(ids: Iterable[int]) -> str:
+    """Block ids as a reader sees them, ascending: "0 3 12"; "none" if there are none."""
     return " ".join(map(str, sorted(ids))) or "none"

@@ -12,9 +12,11 @@ function fromAddress(hash, trace) {
   for (const name of CHOICES) read[name] = whole(said.get(name), ranges[name]);
   if (read.query !== undefined && !trace.isQuery(read.query)) read.query = undefined;
   const beside = (said.get("beside") ?? "").split(".");
-  const [checkpoint, layer, group] = ["checkpoint", "layer", "group"]
-    .map((name, k) => whole(beside[k], ranges[name]));
-  const all = beside.length === 3 && [checkpoint, layer, group].every((value) => value !== undefined);
+  const [checkpoint, layer, group] = ["checkpoint", "layer", "group"].map((name, k) =>
+    whole(beside[k], ranges[name]),
+  );
+  const all =
+    beside.length === 3 && [checkpoint, layer, group].every((value) => value !== undefined);
   read.beside = all ? { checkpoint, layer, group } : undefined;
   read.focus = whole(said.get("focus"), [0, blocks - 1]);
   return Object.fromEntries(Object.entries(read).filter(([, value]) => value !== undefined));
@@ -48,7 +50,8 @@ class Address {
     const hash = toAddress(this.explorer.view);
     try {
       if (hash !== location.hash) history.replaceState(null, "", hash);
-    } catch { // a frame without an address of its own
+    } catch {
+      // a frame without an address of its own
       this.write = () => {};
     }
   }

@@ -24,7 +24,8 @@ function slider(parent, name, [low, high], changed, label = name) {
   whole.append(element("span", name), input, words);
   parent.append(whole);
   return {
-    whole, input,
+    whole,
+    input,
     show(value, said = value) {
       input.value = value;
       const only = low === high ? `${said}, the only one` : String(said);
@@ -35,20 +36,29 @@ function slider(parent, name, [low, high], changed, label = name) {
 }
 
 function legend(parent, skin, { two, missed, asks }) {
-  const kinds = { forced: "forced", selected: "selected", window: "in the window",
-    compressed: "compressed only", unused: "not selected", unseen: "not yet seen" };
+  const kinds = {
+    forced: "forced",
+    selected: "selected",
+    window: "in the window",
+    compressed: "compressed only",
+    unused: "not selected",
+    unseen: "not yet seen",
+  };
   const marks = ["thick box: the query and its block", "yellow: block in focus"];
   if (asks) marks.push("ring, double line: the answer", "dotted box: asks");
-  if (missed) marks.push("wavy, thin bars: missed");
+  if (missed) marks.push("wavy line, thin column: missed");
   if (two) marks.push("bar on top: only in this pane");
-  parent.replaceChildren(...Object.entries(kinds).map(([kind, name]) => {
-    const item = element("span");
-    const swatch = element("canvas", "", { width: 20, height: 13, "aria-hidden": "true" });
-    const sheet = new CanvasSheet(swatch.getContext("2d"), skin, 20, 13);
-    sheet.box(kind, 0.5, 0.5, 19, 12);
-    item.append(swatch, ` ${name}`);
-    return item;
-  }), ...marks.map((mark) => element("span", mark)));
+  parent.replaceChildren(
+    ...Object.entries(kinds).map(([kind, name]) => {
+      const item = element("span");
+      const swatch = element("canvas", "", { width: 20, height: 13, "aria-hidden": "true" });
+      const sheet = new CanvasSheet(swatch.getContext("2d"), skin, 20, 13);
+      sheet.box(kind, 0.5, 0.5, 19, 12);
+      item.append(swatch, ` ${name}`);
+      return item;
+    }),
+    ...marks.map((mark) => element("span", mark)),
+  );
 }
 
 // Answers found at each checkpoint, as a line below their slider; a dot at the one shown.
@@ -73,7 +83,9 @@ function drawCurve(canvas, trace, place, skin) {
 class Player {
   constructor(parent, trace, explorer) {
     Object.assign(this, { trace, explorer, timer: null });
-    this.button = button(parent, "Play", "walk through the queries or the checkpoints", () => this.set(!this.timer));
+    this.button = button(parent, "Play", "walk through the queries or the checkpoints", () =>
+      this.set(!this.timer),
+    );
     if (trace.facts.checkpoints.length === 1) return;
     this.what = element("select", "", { "aria-label": "what plays" });
     this.what.append(element("option", "queries"), element("option", "checkpoints"));
@@ -81,7 +93,9 @@ class Player {
     parent.append(this.what);
   }
 
-  name() { return this.what?.value === "checkpoints" ? "checkpoint" : "query"; }
+  name() {
+    return this.what?.value === "checkpoints" ? "checkpoint" : "query";
+  }
 
   step() {
     const { explorer, trace } = this;
@@ -89,8 +103,8 @@ class Player {
     const now = explorer.view[this.name()];
     if (now >= high) return this.set(false);
     if (this.name() === "checkpoint") return explorer.choose("checkpoint", now + 1);
-    const stride = Math.ceil(trace.facts.queries / 256);
-    const q = Math.min(trace.facts.queries - 1, trace.places[now] + stride);
+    const further = Math.ceil(trace.facts.queries / 256);
+    const q = Math.min(trace.facts.queries - 1, trace.places[now] + further);
     explorer.choose("query", trace.positions[q]);
   }
 
@@ -106,24 +120,39 @@ class Player {
 }
 
 const HELP = [
-  ["On the map and in the text", [
-    ["arrows", "the query before, the next; in the text up and down go by lines"],
-    ["Page Up, Page Down, Home, End", "further"],
-    ["q, Shift+q", "the next question, the one before"],
-    ["+, \u2212, Escape", "on the map: zoom in, out, back to the whole"],
-  ]],
-  ["On the strip", [
-    ["arrows, Home, End", "move the block in focus"],
-    [", and .", "the selected block before, the next"],
-    ["+, \u2212", "zoom"],
-  ]],
-  ["Mouse", [
-    ["hover", "a preview of another query, in the text and on the map"],
-    ["click", "choose it; Shift+click in the text: look at its block"],
-    ["drag", "on the map: zoom to a rectangle; along its left edge or the black line: scrub"],
-    ["double click", "on the map: back to the whole"],
-  ]],
-  ["Anywhere in the explorer", [["?", "this help"], ["/", "find in the text; Enter: next"]]],
+  [
+    "On the map and in the text",
+    [
+      ["arrows", "the query before, the next; in the text up and down go by lines"],
+      ["Page Up, Page Down, Home, End", "further"],
+      ["q, Shift+q", "the next question, the one before"],
+      ["+, \u2212, Escape", "on the map: zoom in, out, back to the whole"],
+    ],
+  ],
+  [
+    "On the strip",
+    [
+      ["arrows, Home, End", "move the block in focus"],
+      [", and .", "the selected block before, the next"],
+      ["+, \u2212", "zoom"],
+    ],
+  ],
+  [
+    "Mouse",
+    [
+      ["hover", "a preview of another query, in the text and on the map"],
+      ["click", "choose it; Shift+click in the text: look at its block"],
+      ["drag", "on the map: zoom to a rectangle; along its left edge or the black line: scrub"],
+      ["double click", "on the map: back to the whole"],
+    ],
+  ],
+  [
+    "Anywhere in the explorer",
+    [
+      ["?", "this help"],
+      ["/", "find in the text; Enter: next"],
+    ],
+  ],
 ];
 
 function helpPanel(parent) {

@@ -20,8 +20,15 @@ class Explorer {
       this[name] = root.querySelector(`.nsa-${name}`);
     }
     this.about.textContent = trace.facts.about ?? "";
-    this.view = { hovered: null, zoom: 0, area: null, brush: null, focus: trace.own(model.get("query")),
-      query: model.get("query"), beside: null };
+    this.view = {
+      hovered: null,
+      zoom: 0,
+      area: null,
+      brush: null,
+      focus: trace.own(model.get("query")),
+      query: model.get("query"),
+      beside: null,
+    };
     this.makePanes(1);
     this.makeControls(this.controls);
     this.tools = new Tools(root, this);
@@ -33,9 +40,15 @@ class Explorer {
     this.follow();
   }
 
-  get map() { return this.panes[0].map; }
-  get strip() { return this.panes[0].strip; }
-  get gates() { return this.panes[0].gates; }
+  get map() {
+    return this.panes[0].map;
+  }
+  get strip() {
+    return this.panes[0].strip;
+  }
+  get gates() {
+    return this.panes[0].gates;
+  }
 
   makePanes(count) {
     const parent = this.root.querySelector(".nsa-panes");
@@ -48,7 +61,13 @@ class Explorer {
     for (const name of ["checkpoint", "layer", "group"]) {
       if (name === "checkpoint" && this.trace.facts.checkpoints.length === 1) continue;
       const changed = (value) => this.set("beside", { ...this.view.beside, [name]: value });
-      this.besideControls[name] = slider(second.title, name, this.trace.facts.ranges[name], changed, `beside: ${name}`);
+      this.besideControls[name] = slider(
+        second.title,
+        name,
+        this.trace.facts.ranges[name],
+        changed,
+        `beside: ${name}`,
+      );
     }
   }
 
@@ -68,7 +87,8 @@ class Explorer {
 
   // --- what is looked at ---
 
-  set(name, value) { // a choice that Python sees
+  set(name, value) {
+    // a choice that Python sees
     this.model.set(name, value);
     this.model.save_changes();
   }
@@ -79,21 +99,26 @@ class Explorer {
     this.set(name, name === "query" ? this.trace.snap(inside) : inside);
   }
 
-  look(change) { // a choice that only this page knows
+  look(change) {
+    // a choice that only this page knows
     const view = Object.assign(this.view, change);
     view.focus = clamp(view.focus, 0, this.trace.facts.blocks - 1);
     view.zoom = clamp(view.zoom, 0, 100);
     this.redraw();
   }
 
-  lookAt(block, token) { // and bring its tokens into sight
+  lookAt(block, token) {
+    // and bring its tokens into sight
     this.look({ focus: block });
     this.toReveal = token ?? this.view.focus * this.trace.size;
   }
 
-  preview(s) { this.look({ hovered: this.trace.isQuery(s) ? s : null }); }
+  preview(s) {
+    this.look({ hovered: this.trace.isQuery(s) ? s : null });
+  }
 
-  follow() { // what was chosen, here or in Python; speak once it rests
+  follow() {
+    // what was chosen, here or in Python; speak once it rests
     const { view, trace, model } = this;
     const before = view.query;
     const onOwn = view.focus === trace.own(before);
@@ -118,16 +143,24 @@ class Explorer {
     return pane ? { ...beside, n } : { checkpoint, layer, group, n };
   }
 
-  toggle() { // a second pane: another checkpoint, or the next group or layer
-    const { view, trace: { facts: { ranges } } } = this;
+  toggle() {
+    // a second pane: another checkpoint, or the next group or layer
+    const {
+      view,
+      trace: {
+        facts: { ranges },
+      },
+    } = this;
     if (view.beside) return this.set("beside", null);
     const beside = { checkpoint: view.checkpoint, layer: view.layer, group: view.group };
-    const name = ["checkpoint", "group", "layer"].find((each) => ranges[each][1] > 0) ?? "checkpoint";
+    const name =
+      ["checkpoint", "group", "layer"].find((each) => ranges[each][1] > 0) ?? "checkpoint";
     beside[name] = view[name] > 0 ? 0 : ranges[name][1];
     return this.set("beside", beside);
   }
 
-  ask(step) { // the next query that asks, round and round
+  ask(step) {
+    // the next query that asks, round and round
     const asked = this.trace.asked.map(({ t }) => t);
     if (!asked.length) return;
     const at = upTo(asked, this.view.query); // so many do not come later
@@ -148,18 +181,26 @@ class Explorer {
     this.redressed = () => this.dress();
     this.dark.addEventListener("change", this.redressed);
     this.themed = new MutationObserver(this.redressed);
-    this.themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+    this.themed.observe(document.body, {
+      attributes: true,
+      attributeFilter: ["data-jp-theme-light"],
+    });
     this.root.addEventListener("keydown", (event) => {
       if (/^(INPUT|SELECT)$/.test(event.target.tagName)) return;
       this.key(event, { "?": () => this.tools.showHelp(), "/": () => this.tools.box.focus() });
     });
   }
 
-  dress() { // in light or dark
+  dress() {
+    // in light or dark
     this.skin = skinNow();
     this.root.dataset.theme = this.skin === DARK ? "dark" : "light";
     const { asked, facts } = this.trace;
-    const shown = { two: this.panes.length > 1, missed: "beyond" in facts.arrays, asks: asked.length > 0 };
+    const shown = {
+      two: this.panes.length > 1,
+      missed: "beyond" in facts.arrays,
+      asks: asked.length > 0,
+    };
     legend(this.legend, this.skin, shown);
     this.redraw();
   }
@@ -185,10 +226,12 @@ class Explorer {
     const t = view.hovered ?? view.query;
     const two = this.panes.length > 1;
     const painted = this.panes.map((pane, k) =>
-      pane.paint(this.placeOf(k), view, t, two ? this.placeOf(1 - k) : null));
+      pane.paint(this.placeOf(k), view, t, two ? this.placeOf(1 - k) : null),
+    );
     if (this.curve) drawCurve(this.curve, trace, this.placeOf(0), this.skin);
     painted.forEach((each, k) => this.panes[k].write(each));
-    if (this.toReveal !== undefined) for (const { panel } of this.panes) panel.reveal(this.toReveal);
+    if (this.toReveal !== undefined)
+      for (const { panel } of this.panes) panel.reveal(this.toReveal);
     this.toReveal = undefined;
     this.reader.replaceChildren(...this.readerParts());
     for (const name in sliders) sliders[name].show(view[name]);
@@ -204,16 +247,21 @@ class Explorer {
 
   drawDifference(nows) {
     this.difference.textContent = difference(...nows);
-    for (const [name, control] of Object.entries(this.besideControls)) control.show(this.view.beside[name]);
+    for (const [name, control] of Object.entries(this.besideControls))
+      control.show(this.view.beside[name]);
     const { checkpoint } = this.besideControls;
     checkpoint?.show(this.view.beside.checkpoint, checkpointWords(this.trace, this.placeOf(1)));
   }
 
-  readerParts() { // the tokens of the block in focus, each by itself
+  readerParts() {
+    // the tokens of the block in focus, each by itself
     const { trace, view } = this;
     const head = blockWords(trace, view.focus).split(": ", 1)[0];
     const tokens = blockTokens(trace, view.focus);
-    return [`${head}: `, ...tokens.flatMap((token, k) => [k ? gap(trace) : "", element("bdi", token)])];
+    return [
+      `${head}: `,
+      ...tokens.flatMap((token, k) => [k ? gap(trace) : "", element("bdi", token)]),
+    ];
   }
 
   close() {

@@ -10,7 +10,12 @@ function mapPlace(trace, area, width, height) {
   const wide = Math.max(1, width - MAP.left - MAP.right);
   const tall = Math.max(1, height - MAP.top - MAP.bottom);
   return {
-    q0, q1, j0, j1, wide, tall,
+    q0,
+    q1,
+    j0,
+    j1,
+    wide,
+    tall,
     x: (j) => MAP.left + ((j + 0.5 - j0) * wide) / (j1 - j0),
     y: (q) => MAP.top + ((q + 0.5 - q0) * tall) / (q1 - q0),
     block: (x) => clamp(Math.floor(j0 + ((x - MAP.left) / wide) * (j1 - j0)), j0, j1 - 1),
@@ -27,7 +32,9 @@ function census(trace, place, { q0, q1, j0, j1 }, rows, columns) {
   const [queries, blocks] = [q1 - q0, j1 - j0];
   const column = Int32Array.from({ length: blocks }, (_, j) => Math.floor((j * columns) / blocks));
   const wide = new Float32Array(columns);
-  column.forEach((c) => { wide[c] += 1; });
+  column.forEach((c) => {
+    wide[c] += 1;
+  });
   const forced = new Float32Array(rows * columns);
   const selected = new Float32Array(rows * columns);
   const unseen = new Float32Array(rows * columns);
@@ -48,7 +55,7 @@ function census(trace, place, { q0, q1, j0, j1 }, rows, columns) {
       ends[clamp(trace.arrays.begun[q] - j0, 0, blocks)] += 1;
     }
     let blind = 0; // queries that do not see block j yet
-    for (let j = 0; j < blocks; j++) unseen[at + column[j]] += (blind += ends[j]);
+    for (let j = 0; j < blocks; j++) unseen[at + column[j]] += blind += ends[j];
     const pairs = q - first;
     for (let c = 0; c < columns; c++) {
       for (const cells of [forced, selected, unseen]) cells[at + c] /= pairs * wide[c];
@@ -61,9 +68,10 @@ function census(trace, place, { q0, q1, j0, j1 }, rows, columns) {
 // choice of one query in a hundred is seen; a pixel of a single query keeps its tile's colours.
 function mixed(tiles, k, forced, selected, unseen) {
   const chosen = forced + selected;
-  if (chosen === 0) return unseen === 1 ? tiles.unseen[k] : blend(tiles.unused[k], tiles.unseen[k], unseen);
-  const ground = chosen < 1
-    ? blend(tiles.unused[k], tiles.unseen[k], unseen / (1 - chosen)) : tiles.unused[k];
+  if (chosen === 0)
+    return unseen === 1 ? tiles.unseen[k] : blend(tiles.unused[k], tiles.unseen[k], unseen);
+  const ground =
+    chosen < 1 ? blend(tiles.unused[k], tiles.unseen[k], unseen / (1 - chosen)) : tiles.unused[k];
   const mark = blend(tiles.selected[k], tiles.forced[k], forced / chosen);
   return blend(ground, mark, Math.sqrt(chosen));
 }
@@ -83,7 +91,7 @@ function blend(from, to, share) {
 function bakeMap(trace, place, shown, width, height, skin) {
   const rows = Math.min(height, shown.q1 - shown.q0);
   const columns = Math.min(width, shown.j1 - shown.j0);
-  const { forced, selected, unseen } = census(trace, place, shown, rows, columns);
+  const { forced, selected, unseen } = trace.census(place, shown, rows, columns);
   const tiles = Object.fromEntries(KINDS.map((kind) => [kind, tileOf(skin, kind)]));
   const image = new ImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
@@ -105,7 +113,15 @@ function drawMap(sheet, trace, place, { t, focus, area, brush }, cache) {
   const shown = mapPlace(trace, area, sheet.width, sheet.height);
   const { wide, tall, x, y } = shown;
   const size = [Math.round(wide * scale), Math.round(tall * scale)];
-  const key = [Object.values(place), shown.q0, shown.q1, shown.j0, shown.j1, size, skin === DARK].join();
+  const key = [
+    Object.values(place),
+    shown.q0,
+    shown.q1,
+    shown.j0,
+    shown.j1,
+    size,
+    skin === DARK,
+  ].join();
   if (cache.key !== key) {
     Object.assign(cache, { key, image: bakeMap(trace, place, shown, ...size, skin) });
   }
@@ -113,8 +129,13 @@ function drawMap(sheet, trace, place, { t, focus, area, brush }, cache) {
   sheet.outline(MAP.left, MAP.top, wide, tall, skin.line, 1);
   drawAxes(sheet, trace, shown, t, focus);
   const q = trace.places[t];
-  for (const [colour, thick] of [["#FFFFFF", 4], ["#000000", 1.5]]) { // a crosshair with a halo
-    if (shown.holds(q, shown.j0)) sheet.line(MAP.left - 4, y(q), MAP.left + wide, y(q), colour, thick);
+  for (const [colour, thick] of [
+    ["#FFFFFF", 4],
+    ["#000000", 1.5],
+  ]) {
+    // a crosshair with a halo
+    if (shown.holds(q, shown.j0))
+      sheet.line(MAP.left - 4, y(q), MAP.left + wide, y(q), colour, thick);
     if (!shown.holds(shown.q0, focus)) continue;
     sheet.line(x(focus), MAP.top - 4, x(focus), MAP.top + tall, colour, thick);
   }
@@ -125,7 +146,8 @@ function drawMap(sheet, trace, place, { t, focus, area, brush }, cache) {
 }
 
 function drawAxes(sheet, trace, { q0, q1, j0, j1, x, y, wide, tall }, t, focus) {
-  const each = q1 - q0 > tall ? `; a row of pixels shows ${Math.ceil((q1 - q0) / tall)} queries` : "";
+  const each =
+    q1 - q0 > tall ? `; a row of pixels shows ${Math.ceil((q1 - q0) / tall)} queries` : "";
   const words = ["queries down, blocks across", "queries and blocks"];
   sheet.text(fitting([words[0] + each, ...words], sheet.width - 4), 2, 9);
   const { positions } = trace;
@@ -149,7 +171,13 @@ function drawAxes(sheet, trace, { q0, q1, j0, j1, x, y, wide, tall }, t, focus) 
 function ticks(first, end, count) {
   const least = (end - first) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(Math.max(1, least)));
-  const step = Math.max(1, [1, 2, 5, 10].map((k) => k * power).find((k) => k >= least));
+  const step = Math.max(
+    1,
+    [1, 2, 5, 10].map((k) => k * power).find((k) => k >= least),
+  );
   const start = Math.ceil(first / step) * step;
-  return Array.from({ length: Math.max(0, Math.ceil((end - start) / step)) }, (_, k) => start + k * step);
+  return Array.from(
+    { length: Math.max(0, Math.ceil((end - start) / step)) },
+    (_, k) => start + k * step,
+  );
 }

@@ -27,16 +27,28 @@ class Pane {
     this.root = element("section", "", { class: "nsa-pane" });
     this.root.innerHTML = PANE;
     Object.assign(this, { explorer, trace, baked: {} });
-    for (const name of ["title", "preview", "named", "sentence", "text", "map", "strip", "facts",
-      "gates", "remarks"]) this[name] = this.root.querySelector(`.nsa-${name}`);
-    this.text.id = `nsa-text-${panes += 1}`;
+    for (const name of [
+      "title",
+      "preview",
+      "named",
+      "sentence",
+      "text",
+      "map",
+      "strip",
+      "facts",
+      "gates",
+      "remarks",
+    ])
+      this[name] = this.root.querySelector(`.nsa-${name}`);
+    this.text.id = `nsa-text-${(panes += 1)}`;
     for (const part of this.root.querySelectorAll("[tabindex]")) {
       part.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves its keys to it
     }
     parent.append(this.root);
     this.panel = new TextPanel(this.text, trace, {
       hover: (s) => explorer.preview(s),
-      choose: (s) => (trace.isQuery(s) ? explorer.choose("query", s) : explorer.lookAt(trace.blockOf[s])),
+      choose: (s) =>
+        trace.isQuery(s) ? explorer.choose("query", s) : explorer.lookAt(trace.blockOf[s]),
       focus: (s) => explorer.lookAt(trace.blockOf[s]),
     });
     this.map.addEventListener("keydown", (event) => explorer.key(event, mapKeys(explorer, 1)));
@@ -50,23 +62,35 @@ class Pane {
     new MapMouse(this);
   }
 
-  textKeys() { // up and down go by lines of the text
+  textKeys() {
+    // up and down go by lines of the text
     const { panel, trace, explorer } = this;
     const { query } = explorer.view;
     const line = panel.lineOf(query);
     const to = (other) => () => {
       const at = clamp(other, 0, panel.starts.length - 1);
       const end = (panel.starts[at + 1] ?? trace.length) - 1;
-      explorer.choose("query", trace.snap(Math.min(end, panel.starts[at] + query - panel.starts[line])));
+      explorer.choose(
+        "query",
+        trace.snap(Math.min(end, panel.starts[at] + query - panel.starts[line])),
+      );
     };
     const page = Math.max(1, Math.floor(this.text.clientHeight / LINE_HEIGHT) - 1);
-    return { ...mapKeys(explorer), ArrowUp: to(line - 1), ArrowDown: to(line + 1),
-      PageUp: to(line - page), PageDown: to(line + page) };
+    return {
+      ...mapKeys(explorer),
+      ArrowUp: to(line - 1),
+      ArrowDown: to(line + 1),
+      PageUp: to(line - page),
+      PageDown: to(line + page),
+    };
   }
 
   // Canvases first, then words: whoever asks for a size after a change waits for the layout.
   paint(place, view, t, other) {
-    const { trace, explorer: { skin } } = this;
+    const {
+      trace,
+      explorer: { skin },
+    } = this;
     const now = trace.at(place, t);
     const beside = other && trace.at(other, t);
     drawMap(CanvasSheet.on(this.map, skin), trace, place, { ...view, t }, this.baked);
@@ -83,14 +107,16 @@ class Pane {
   say(place, view, now) {
     const { trace } = this;
     const { panes: shown } = this.explorer;
-    if (this === shown[0]) this.title.textContent = shown[1] ? `first: ${placeWords(trace, place)}` : "";
+    if (this === shown[0])
+      this.title.textContent = shown[1] ? `first: ${placeWords(trace, place)}` : "";
     this.preview.hidden = now.t === view.query;
     this.named.textContent = trace.tokens[now.t] ? `\u201C${trace.tokens[now.t]}\u201D` : "";
     this.named.hidden = !trace.tokens[now.t];
     this.sentence.textContent = sentence(trace, place, now);
     this.remarks.replaceChildren(...remarks(trace, place, now).map((line) => element("li", line)));
     this.facts.textContent = blockFacts(trace, now, view.focus);
-    const chosen = now.t === view.query ? this.sentence.textContent : trace.describe(place, view.query);
+    const chosen =
+      now.t === view.query ? this.sentence.textContent : trace.describe(place, view.query);
     aria(this.map, trace.facts.ranges.query, view.query, chosen);
     const focus = `${this.facts.textContent}: ${blockTokens(trace, view.focus).join(gap(trace))}`;
     aria(this.strip, [0, trace.facts.blocks - 1], view.focus, focus);
@@ -111,16 +137,25 @@ class MapMouse {
     on("pointermove", this.move);
     on("pointerdown", this.press);
     on("pointerup", this.release);
-    on("pointercancel", () => { this.down = null; });
+    on("pointercancel", () => {
+      this.down = null;
+    });
     on("pointerleave", () => this.down || explorer.look({ hovered: null }));
     on("dblclick", () => explorer.look({ area: null }));
   }
 
   place() {
-    return mapPlace(this.trace, this.explorer.view.area, this.map.clientWidth, this.map.clientHeight);
+    return mapPlace(
+      this.trace,
+      this.explorer.view.area,
+      this.map.clientWidth,
+      this.map.clientHeight,
+    );
   }
 
-  query({ offsetY }) { return this.trace.positions[this.place().query(offsetY)]; }
+  query({ offsetY }) {
+    return this.trace.positions[this.place().query(offsetY)];
+  }
 
   press(event) {
     if (event.button) return;
@@ -138,7 +173,12 @@ class MapMouse {
     if (!down.moved) return;
     if (down.scrubs) return explorer.choose("query", this.query(event));
     const [x, y] = [Math.min(down.x, event.offsetX), Math.min(down.y, event.offsetY)];
-    const brush = { x, y, width: Math.abs(event.offsetX - down.x), height: Math.abs(event.offsetY - down.y) };
+    const brush = {
+      x,
+      y,
+      width: Math.abs(event.offsetX - down.x),
+      height: Math.abs(event.offsetY - down.y),
+    };
     explorer.look({ brush, hovered: null });
   }
 

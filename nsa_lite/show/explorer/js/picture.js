@@ -24,15 +24,20 @@ function drawPicture(sheet, explorer) {
     const plain = { ...view, t: view.query, brush: null };
     sheet.part(space + inner - map, y, map, text, (part) => drawMap(part, trace, place, plain, {}));
     const below = y + text + 8;
-    sheet.part(space, below, inner - map - space, ROWS.height, (part) => drawStrip(part, trace, now, other, view));
+    sheet.part(space, below, inner - map - space, ROWS.height, (part) =>
+      drawStrip(part, trace, now, other, view),
+    );
     sheet.part(space + inner - map, below, map, 72, (part) => drawGates(part, trace, now));
     const lines = wrapped([blockFacts(trace, now, view.focus), ...remarks(trace, place, now)], map);
-    lines.slice(0, 9).forEach((words, at) => sheet.text(words, space + inner - map, below + 88 + 16 * at));
+    lines
+      .slice(0, 9)
+      .forEach((words, at) => sheet.text(words, space + inner - map, below + 88 + 16 * at));
   });
   drawKey(sheet, sheet.height - 16);
 }
 
-function drawKey(sheet, y) { // the legend, in one line
+function drawKey(sheet, y) {
+  // the legend, in one line
   let x = PICTURE.gap;
   for (const [kind, name] of Object.entries({ ...READ, unused: "not selected" })) {
     if (!(kind in sheet.skin)) continue;
@@ -42,7 +47,8 @@ function drawKey(sheet, y) { // the legend, in one line
   }
 }
 
-function wrapped(texts, room) { // lines that fit
+function wrapped(texts, room) {
+  // lines that fit
   return texts.flatMap((words) => {
     const lines = [""];
     for (const word of words.split(" ")) {
@@ -57,14 +63,18 @@ function wrapped(texts, room) { // lines that fit
 function svgOf(explorer) {
   const sheet = new SvgSheet(explorer.skin, PICTURE.width, pictureHeight(explorer));
   drawPicture(sheet, explorer);
-  return new Blob([sheet.toString()], { type: "image/svg+xml" });
+  const page = new DOMParser().parseFromString(sheet.toString(), "text/html");
+  const words = new XMLSerializer().serializeToString(page.querySelector("svg")); // with its namespace
+  return new Blob([words], { type: "image/svg+xml" });
 }
 
 function pngOf(explorer) {
   const canvas = document.createElement("canvas");
   const size = [PICTURE.width, pictureHeight(explorer)];
   drawPicture(CanvasSheet.sized(canvas, explorer.skin, ...size, 2), explorer);
-  return new Promise((done) => { canvas.toBlob(done, "image/png"); });
+  return new Promise((done) => {
+    canvas.toBlob(done, "image/png");
+  });
 }
 
 function save(blob, name) {

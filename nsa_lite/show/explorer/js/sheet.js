@@ -50,7 +50,8 @@ class CanvasSheet {
     return sheet;
   }
 
-  part(x, y, width, height, draw) { // a drawing of its own at a place on this sheet
+  part(x, y, width, height, draw) {
+    // a drawing of its own at a place on this sheet
     this.ctx.save();
     this.ctx.translate(x, y);
     this.ctx.beginPath();
@@ -113,11 +114,15 @@ class CanvasSheet {
     this.ctx.fillText(words, x, y);
   }
 
-  image(canvas, x, y, width, height) { this.ctx.drawImage(canvas, x, y, width, height); }
+  image(canvas, x, y, width, height) {
+    this.ctx.drawImage(canvas, x, y, width, height);
+  }
 }
 
-const escaped = (words) => String(words).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`)
-  .replace(/[\u0000-\u0008\u000B\u000C\u000E-\u001F]/g, "");
+const escaped = (words) =>
+  String(words)
+    .replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`)
+    .replace(/[\u0000-\u0008\u000B\u000C\u000E-\u001F]/g, "");
 const short = (number) => Number(number.toFixed(2));
 
 class SvgSheet {
@@ -126,15 +131,19 @@ class SvgSheet {
   }
 
   part(x, y, width, height, draw) {
-    this.parts.push(`<svg x="${short(x)}" y="${short(y)}" width="${short(width)}" ` +
-      `height="${short(height)}">`);
+    this.parts.push(
+      `<svg x="${short(x)}" y="${short(y)}" width="${short(width)}" ` +
+        `height="${short(height)}">`,
+    );
     draw(new SvgSheet(this.skin, width, height, this.parts));
     this.parts.push("</svg>");
   }
 
   rect(x, y, width, height, colour, more = "") {
-    this.parts.push(`<rect x="${short(x)}" y="${short(y)}" width="${short(Math.max(0, width))}" ` +
-      `height="${short(Math.max(0, height))}" fill="${colour}"${more}/>`);
+    this.parts.push(
+      `<rect x="${short(x)}" y="${short(y)}" width="${short(Math.max(0, width))}" ` +
+        `height="${short(Math.max(0, height))}" fill="${colour}"${more}/>`,
+    );
   }
 
   box(kind, x, y, width, height) {
@@ -148,44 +157,56 @@ class SvgSheet {
 
   line(x0, y0, x1, y1, colour, thick, dash = []) {
     const [a, b, c, d] = [x0, y0, x1, y1].map(short);
-    this.parts.push(`<path d="M${a} ${b}L${c} ${d}" stroke="${colour}" ` +
-      `stroke-width="${thick}" stroke-dasharray="${dash.join(" ")}"/>`);
+    this.parts.push(
+      `<path d="M${a} ${b}L${c} ${d}" stroke="${colour}" ` +
+        `stroke-width="${thick}" stroke-dasharray="${dash.join(" ")}"/>`,
+    );
   }
 
   ring(x, y, radius) {
-    this.parts.push(`<circle cx="${short(x)}" cy="${short(y)}" r="${radius}" fill="#FFFFFF" ` +
-      'stroke="#000000" stroke-width="1.2"/>');
+    this.parts.push(
+      `<circle cx="${short(x)}" cy="${short(y)}" r="${radius}" fill="#FFFFFF" ` +
+        'stroke="#000000" stroke-width="1.2"/>',
+    );
   }
 
   text(words, x, y, align = "left", colour = this.skin.ink) {
     const anchor = { left: "start", center: "middle", right: "end" }[align];
-    this.parts.push(`<text x="${short(x)}" y="${short(y)}" fill="${colour}" ` +
-      `text-anchor="${anchor}" dominant-baseline="central">${escaped(words)}</text>`);
+    this.parts.push(
+      `<text x="${short(x)}" y="${short(y)}" fill="${colour}" ` +
+        `text-anchor="${anchor}" dominant-baseline="central">${escaped(words)}</text>`,
+    );
   }
 
   image(source, x, y, width, height) {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [source.width, source.height];
     canvas.getContext("2d").drawImage(source, 0, 0);
-    this.parts.push(`<image x="${short(x)}" y="${short(y)}" width="${short(width)}" ` +
-      `height="${short(height)}" preserveAspectRatio="none" href="${canvas.toDataURL()}"/>`);
+    this.parts.push(
+      `<image x="${short(x)}" y="${short(y)}" width="${short(width)}" ` +
+        `height="${short(height)}" preserveAspectRatio="none" href="${canvas.toDataURL()}"/>`,
+    );
   }
 
   toString() {
     const { width, height, skin } = this;
     const kinds = ["unseen", "unused", "selected", "forced", "window", "compressed"];
-    return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" ` +
+    return (
+      `<svg width="${width}" height="${height}" ` +
       `viewBox="0 0 ${width} ${height}" font-family="system-ui, sans-serif" font-size="12">` +
       `<defs>${kinds.map((kind) => this.tile(kind)).join("")}</defs>` +
-      `<rect width="${width}" height="${height}" fill="${skin.paper}"/>${this.parts.join("")}</svg>`;
+      `<rect width="${width}" height="${height}" fill="${skin.paper}"/>${this.parts.join("")}</svg>`
+    );
   }
 
   tile(kind) {
     const [ground, mark, marked] = this.skin[kind];
     const at = Array.from({ length: 64 }, (_, k) => [k & 7, k >> 3]);
     const dots = at.filter(([x, y]) => marked?.(x, y)).map(([x, y]) => `M${x} ${y}h1v1h-1z`);
-    return `<pattern id="nsa-${kind}" width="8" height="8" patternUnits="userSpaceOnUse">` +
+    return (
+      `<pattern id="nsa-${kind}" width="8" height="8" patternUnits="userSpaceOnUse">` +
       `<rect width="8" height="8" fill="${ground}"/>` +
-      `<path d="${dots.join("")}" fill="${mark}"/></pattern>`;
+      `<path d="${dots.join("")}" fill="${mark}"/></pattern>`
+    );
   }
 }

@@ -10,7 +10,10 @@ function stretch(trace, { focus, zoom }, width) {
   const middle = (focus + 0.5) * trace.size;
   const first = clamp(middle - count / 2, 0, trace.length - count);
   return {
-    first, count, width, letters,
+    first,
+    count,
+    width,
+    letters,
     readable: width / count >= 7.5 * letters,
     x: (token) => ((token - first) / count) * width,
     wide: (tokens) => (tokens / count) * width,
@@ -19,8 +22,15 @@ function stretch(trace, { focus, zoom }, width) {
 }
 
 // Where the rows of the strip begin, and their heights, in pixels.
-const ROWS = { p: [18, 50], importance: [88, 60], blocks: [154, 24], window: [181, 12],
-  tokens: [196, 20], ids: [218, 14], height: 234 };
+const ROWS = {
+  p: [18, 50],
+  importance: [88, 60],
+  blocks: [154, 24],
+  window: [181, 12],
+  tokens: [196, 20],
+  ids: [218, 14],
+  height: 234,
+};
 
 // other: what a second pane shows for the same query, or null.
 function drawStrip(sheet, trace, now, other, view) {
@@ -37,14 +47,22 @@ function drawStrip(sheet, trace, now, other, view) {
 // A bar for each compressed block, the heads' shares one above the other.
 function drawCompressed(sheet, trace, now, { x, wide, shows, width }) {
   const [top, height] = ROWS.p;
-  const { parts, facts: { bars: { first, step } } } = trace;
+  const {
+    parts,
+    facts: {
+      bars: { first, step },
+    },
+  } = trace;
   if (!parts) {
     const words = "compressed scores (Eq. 8): left out, to keep the file small";
     return sheet.text(fitting([words, "Eq. 8: left out, the file is small"], width - 4), 2, 8);
   }
   const heads = parts > 1 ? `the ${parts} heads stacked` : "summed over the group's heads";
-  const words = [`score of each compressed block (Eq. 8), ${heads}`,
-    "score of each compressed block (Eq. 8)", "compressed scores (Eq. 8)"];
+  const words = [
+    `score of each compressed block (Eq. 8), ${heads}`,
+    "score of each compressed block (Eq. 8)",
+    "compressed scores (Eq. 8)",
+  ];
   sheet.text(fitting(words, width - 4), 2, 8);
   const p = Array.from({ length: parts }, (_, part) => trace.probabilities(now, part));
   const whole = p[0].map((_, i) => p.reduce((sum, head) => sum + head[i], 0));
@@ -70,7 +88,11 @@ function drawImportance(sheet, trace, now, { x, wide, shows, width }) {
   const words = `importance of each selection block (Eq. 9 and 10)`;
   const largest = `, largest ${most > 1e-9 ? most.toPrecision(3) : 0}`;
   const lost = missed ? "; thin: missed" : "";
-  sheet.text(fitting([words + largest + lost, words + largest, `importance${largest}`], width - 4), 2, 78);
+  sheet.text(
+    fitting([words + largest + lost, words + largest, `importance${largest}`], width - 4),
+    2,
+    78,
+  );
   scores.forEach((score, j) => {
     if (score === NOT_SENT || !shows(j * size, size)) return;
     if (Number.isNaN(score)) return sheet.text("NaN", x((j + 0.5) * size), top + 50, "center");
@@ -105,10 +127,14 @@ function drawBlocks(sheet, trace, { kinds }, other, { x, wide, shows }) {
     const tokens = Math.min(size, length - j * size); // the last block may be cut short
     if (!shows(j * size, tokens)) return;
     sheet.box(KINDS[kind], x(j * size), top, wide(tokens), height);
-    if (other && kind > 1 && other.kinds[j] < 2) { // only this pane reads it
+    if (other && kind > 1 && other.kinds[j] < 2) {
+      // only this pane reads it
       sheet.rect(x(j * size), top - 5, wide(tokens), 4, sheet.skin.ink);
     }
-    if (j % every === 0) sheet.text(j, x((j + 0.5) * size), ROWS.ids[0] + 7, "center");
+    if (j % every) return;
+    const half = widthOf(String(j)) / 2;
+    const middle = clamp(x((j + 0.5) * size), half, sheet.width - half);
+    sheet.text(j, middle, ROWS.ids[0] + 7, "center");
   });
 }
 
@@ -125,7 +151,8 @@ function drawQuery(sheet, trace, { t, windowFirst, answer }, { x, wide }) {
 
 function drawTokens(sheet, trace, { first, count, readable, letters, x, wide, width }) {
   const [top, height] = ROWS.tokens;
-  if (!readable) return sheet.text(fitting(["zoom in to read the tokens here", "zoom in"], width), 2, top + 11);
+  if (!readable)
+    return sheet.text(fitting(["zoom in to read the tokens here", "zoom in"], width), 2, top + 11);
   for (let s = Math.floor(first); s < Math.min(trace.length, first + count); s++) {
     sheet.outline(x(s), top, wide(1), height, sheet.skin.faint, 1);
     sheet.text(clipped(trace.tokens[s], letters), x(s + 0.5), top + 11, "center");
@@ -141,7 +168,12 @@ function drawGates(sheet, trace, now) {
   ["compressed", "selected", "window"].forEach((branch, b) => {
     const left = b * third + 2;
     const words = trace.gateWords(now, b);
-    const names = [`${branch} gate ${words}`, `${branch} ${words}`, `${branch.slice(0, 4)}. ${words}`, words];
+    const names = [
+      `${branch} gate ${words}`,
+      `${branch} ${words}`,
+      `${branch.slice(0, 4)}. ${words}`,
+      words,
+    ];
     sheet.text(fitting(names, third - 8), left, 8);
     for (let r = 0; r < trace.heads; r++) {
       const tall = trace.gate(now, b, r) * full;

@@ -31,7 +31,8 @@ function linesOf(trace, columns) {
   return starts;
 }
 
-const upTo = (sorted, value) => { // how many of some ascending numbers are at most `value`
+const upTo = (sorted, value) => {
+  // how many of some ascending numbers are at most `value`
   let low = 0;
   let high = sorted.length;
   while (low < high) {
@@ -48,8 +49,12 @@ class TextPanel {
     Object.assign(this, { root, trace, act, starts: [0], made: new Map(), hits: [] });
     trace.cells ??= trace.tokens.map((token) => clamp(cellsOf(token), 1, CLIP));
     this.asking = new Set(trace.asked.map(({ t }) => t));
-    this.inside = root.appendChild(element("div", "", { class: "nsa-lines", role: "presentation" }));
-    this.probe = root.appendChild(element("span", "0".repeat(20), { class: "nsa-probe", "aria-hidden": "true" }));
+    this.inside = root.appendChild(
+      element("div", "", { class: "nsa-lines", role: "presentation" }),
+    );
+    this.probe = root.appendChild(
+      element("span", "0".repeat(20), { class: "nsa-probe", "aria-hidden": "true" }),
+    );
     root.addEventListener("scroll", () => this.fill());
     const token = (event) => Number(event.target.closest?.("[data-s]")?.dataset.s ?? -1);
     root.addEventListener("pointermove", (event) => {
@@ -65,7 +70,8 @@ class TextPanel {
     });
   }
 
-  resize() { // lines for the panel's width, if it has changed
+  resize() {
+    // lines for the panel's width, if it has changed
     const width = this.root.clientWidth;
     const letter = this.probe.getBoundingClientRect().width / 20;
     if (!width || !letter || width === this.width) return;
@@ -78,15 +84,19 @@ class TextPanel {
     if (this.now) this.reveal(this.now.t);
   }
 
-  lineOf(s) { return upTo(this.starts, s) - 1; }
+  lineOf(s) {
+    return upTo(this.starts, s) - 1;
+  }
 
-  inSight() { // the first and last line that one sees
+  inSight() {
+    // the first and last line that one sees
     const { scrollTop, clientHeight } = this.root;
     const last = Math.ceil((scrollTop + clientHeight) / LINE_HEIGHT);
     return [Math.floor(scrollTop / LINE_HEIGHT), Math.min(this.starts.length, last) - 1];
   }
 
-  reveal(s) { // scroll a token's line into sight, to the middle
+  reveal(s) {
+    // scroll a token's line into sight, to the middle
     const line = this.lineOf(s);
     const [first, last] = this.inSight();
     if (line > first && line < last) return;
@@ -99,7 +109,8 @@ class TextPanel {
     this.fill();
   }
 
-  fill() { // make the lines in sight, forget the others, mark their tokens
+  fill() {
+    // make the lines in sight, forget the others, mark their tokens
     if (!this.now) return;
     const [first, last] = this.inSight();
     for (const [line, node] of this.made) {
@@ -127,8 +138,13 @@ class TextPanel {
 
   makeToken(s) {
     const { trace, root } = this;
-    const span = element("span", trace.tokens[s] || "\u00A0", { role: "option", "data-s": s,
-      id: `${root.id}-${s}`, "aria-posinset": s + 1, "aria-setsize": trace.length });
+    const span = element("span", trace.tokens[s] || "\u00A0", {
+      role: "option",
+      "data-s": s,
+      id: `${root.id}-${s}`,
+      "aria-posinset": s + 1,
+      "aria-setsize": trace.length,
+    });
     span.style.width = `${trace.cells[s]}ch`;
     if (trace.longest > 1) span.style.marginRight = "1ch";
     return span;
@@ -165,7 +181,11 @@ class TextPanel {
     const letter = 7.4;
     const starts = linesOf(trace, Math.floor(sheet.width / letter) - 1);
     const rows = Math.floor(sheet.height / LINE_HEIGHT);
-    const first = clamp(upTo(starts, now.t) - 1 - (rows >> 1), 0, Math.max(0, starts.length - rows));
+    const first = clamp(
+      upTo(starts, now.t) - 1 - (rows >> 1),
+      0,
+      Math.max(0, starts.length - rows),
+    );
     for (let line = first; line < Math.min(starts.length, first + rows); line++) {
       let x = 2;
       for (let s = starts[line]; s < (starts[line + 1] ?? trace.length); s++) {
@@ -180,7 +200,8 @@ class TextPanel {
     const { trace, now } = this;
     const kind = trace.kindOfToken(now, s);
     if (trace.blockOf[s] === view.focus) sheet.rect(x, y, wide, 17, sheet.skin.focus);
-    if (["forced", "selected", "window", "compressed"].includes(kind)) sheet.box(kind, x, y + 17, wide, 5);
+    if (["forced", "selected", "window", "compressed"].includes(kind))
+      sheet.box(kind, x, y + 17, wide, 5);
     const ink = kind === "unseen" ? sheet.skin.line : sheet.skin.ink;
     sheet.text(clipped(trace.tokens[s], trace.cells[s]), x + wide / 2, y + 9, "center", ink);
     if (s === now.t || s === now.answerAt) sheet.outline(x, y, wide, 17, sheet.skin.ink, 1.5);
@@ -205,5 +226,8 @@ function findAll(trace, words) {
 function joined(trace) {
   const lower = trace.facts.tokens.map((token) => token.toLowerCase() + gap(trace));
   let at = 0;
-  return { text: lower.join(""), begins: lower.map((token) => (at += token.length) - token.length) };
+  return {
+    text: lower.join(""),
+    begins: lower.map((token) => (at += token.length) - token.length),
+  };
 }

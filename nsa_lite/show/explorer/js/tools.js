@@ -9,8 +9,11 @@ class Tools {
     if (this.trace.asked.length) {
       button(parent, "Next question", "the next query that asks (q)", () => explorer.ask(1));
     }
-    this.box = element("input", "", { type: "search", "aria-label": "find in the text",
-      placeholder: "find in the text" });
+    this.box = element("input", "", {
+      type: "search",
+      "aria-label": "find in the text",
+      placeholder: "find in the text",
+    });
     this.count = element("span", "", { class: "nsa-count" });
     this.box.addEventListener("input", () => this.find(this.box.value));
     this.box.addEventListener("keydown", (event) => {
@@ -20,10 +23,12 @@ class Tools {
     parent.append(this.box, this.count);
     const beside = "a second checkpoint, layer or group beside this one";
     this.twice = button(parent, "Two panes", beside, () => explorer.toggle());
-    button(parent, "PNG", "save what is shown as a PNG",
-      async () => save(await pngOf(explorer), "selection.png"));
-    button(parent, "SVG", "save what is shown as an SVG",
-      () => save(svgOf(explorer), "selection.svg"));
+    button(parent, "PNG", "save what is shown as a PNG", async () =>
+      save(await pngOf(explorer), "selection.png"),
+    );
+    button(parent, "SVG", "save what is shown as an SVG", () =>
+      save(svgOf(explorer), "selection.svg"),
+    );
     this.helper = button(parent, "?", "keys and mouse", () => this.showHelp());
     this.helper.setAttribute("aria-expanded", "false");
   }
@@ -35,7 +40,8 @@ class Tools {
     else this.showHits();
   }
 
-  go(step) { // on to another place where the words stand
+  go(step) {
+    // on to another place where the words stand
     if (!this.found.length) return;
     this.at = (this.at + step + this.found.length) % this.found.length;
     const [first] = this.found[this.at];
@@ -66,16 +72,32 @@ function mapKeys(explorer, zooms) {
   const page = Math.ceil(last / 10);
   const to = (at) => () => explorer.choose("query", trace.positions[clamp(at, 0, last)]);
   const zoom = (factor) => () => zoomMap(explorer, factor);
-  return { ArrowDown: to(q + 1), ArrowRight: to(q + 1), ArrowUp: to(q - 1), ArrowLeft: to(q - 1),
-    PageDown: to(q + page), PageUp: to(q - page), Home: to(0), End: to(last),
-    ...questionKeys(explorer), Escape: () => explorer.look({ area: null }),
-    ...(zooms && { "+": zoom(0.5), "=": zoom(0.5), "-": zoom(2) }) };
+  return {
+    ArrowDown: to(q + 1),
+    ArrowRight: to(q + 1),
+    ArrowUp: to(q - 1),
+    ArrowLeft: to(q - 1),
+    PageDown: to(q + page),
+    PageUp: to(q - page),
+    Home: to(0),
+    End: to(last),
+    ...questionKeys(explorer),
+    Escape: () => explorer.look({ area: null }),
+    ...(zooms && { "+": zoom(0.5), "=": zoom(0.5), "-": zoom(2) }),
+  };
 }
 
 const questionKeys = (explorer) => ({ q: () => explorer.ask(1), Q: () => explorer.ask(-1) });
 
-function zoomMap(explorer, factor) { // about the query and the block in focus
-  const { trace: { facts: { queries, blocks }, places }, view } = explorer;
+function zoomMap(explorer, factor) {
+  // about the query and the block in focus
+  const {
+    trace: {
+      facts: { queries, blocks },
+      places,
+    },
+    view,
+  } = explorer;
   const area = view.area ?? { queries: [0, queries], blocks: [0, blocks] };
   const about = (middle, [low, high], count, least) => {
     const wide = clamp(Math.round((high - low) * factor), Math.min(least, count), count);
@@ -93,8 +115,16 @@ function stripKeys(explorer) {
   const chosen = explorer.trace.at(explorer.placeOf(0), query).taken.slice().sort();
   const to = (j) => () => explorer.lookAt(j);
   const wider = (percent) => () => explorer.look({ zoom: zoom + percent });
-  return { ArrowRight: to(focus + 1), ArrowLeft: to(focus - 1), Home: to(0), End: to(Infinity),
+  return {
+    ArrowRight: to(focus + 1),
+    ArrowLeft: to(focus - 1),
+    Home: to(0),
+    End: to(Infinity),
     ".": to(chosen.find((j) => j > focus) ?? focus),
     ",": to(chosen.findLast((j) => j < focus) ?? focus),
-    "+": wider(10), "=": wider(10), "-": wider(-10), ...questionKeys(explorer) };
+    "+": wider(10),
+    "=": wider(10),
+    "-": wider(-10),
+    ...questionKeys(explorer),
+  };
 }

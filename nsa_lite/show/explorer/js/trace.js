@@ -17,7 +17,8 @@ function arrayAt(buffer, { type, shape, begins }) {
   return new TYPES[type](buffer, begins, count);
 }
 
-function joinBytes(bytes) { // all low bytes, then all high ones
+function joinBytes(bytes) {
+  // all low bytes, then all high ones
   const joined = new Uint16Array(bytes.length / 2);
   const high = bytes.subarray(joined.length);
   for (let k = 0; k < joined.length; k++) joined[k] = bytes[k] | (high[k] << 8);
@@ -44,7 +45,9 @@ class Trace {
     [, this.layers, this.groups, this.heads] = facts.arrays.gates.shape; // heads of a group
     [this.parts, , this.compressed] = facts.arrays.p?.shape.slice(-3) ?? [0, 0, 0];
     this.places = new Int32Array(length).fill(-1); // of each position among the traced queries
-    this.positions.forEach((t, q) => { this.places[t] = q; });
+    this.positions.forEach((t, q) => {
+      this.places[t] = q;
+    });
     this.blockOf = new Int32Array(length);
     for (let j = 0; j < facts.blocks; j++) this.blockOf.fill(j, j * size, (j + 1) * size);
     this.tokens = facts.tokens.map(visible);
@@ -55,11 +58,18 @@ class Trace {
     });
   }
 
-  byScore(place) { return this.facts.by_score[place.checkpoint][place.layer]; }
-  own(t) { return this.blockOf[t]; }
-  isQuery(t) { return this.places[t] >= 0; }
+  byScore(place) {
+    return this.facts.by_score[place.checkpoint][place.layer];
+  }
+  own(t) {
+    return this.blockOf[t];
+  }
+  isQuery(t) {
+    return this.places[t] >= 0;
+  }
 
-  snap(t) { // the traced query that is nearest
+  snap(t) {
+    // the traced query that is nearest
     const { positions } = this;
     let low = 0;
     let high = positions.length - 1;
@@ -76,24 +86,32 @@ class Trace {
     return group * this.facts.queries + q;
   }
 
-  countAt(place, q) { // how many blocks the query of place q selects
+  countAt(place, q) {
+    // how many blocks the query of place q selects
     const wanted = this.byScore(place) ? place.n : this.arrays.taken[this.rowOf(place, q)];
     return Math.min(wanted, this.arrays.begun[q], this.ranks);
   }
 
-  takenAt(place, q) { // these blocks, the forced ones in front
+  takenAt(place, q) {
+    // these blocks, the forced ones in front
     const from = this.rowOf(place, q) * this.ranks;
     return this.arrays.order.subarray(from, from + this.countAt(place, q));
   }
 
-  at(place, t) { // one query, as the layer and group that are looked at treat it
+  at(place, t) {
+    // one query, as the layer and group that are looked at treat it
     const { arrays, ranks } = this;
     const q = this.places[t];
     const row = this.rowOf(place, q);
     const begun = arrays.begun[q]; // blocks, the last of them the query's own
     const ranked = arrays.order.subarray(row * ranks, row * ranks + Math.min(begun, ranks));
     const now = {
-      t, q, row, begun, ranked, byScore: this.byScore(place),
+      t,
+      q,
+      row,
+      begun,
+      ranked,
+      byScore: this.byScore(place),
       taken: this.takenAt(place, q),
       forced: arrays.forced[row], // so many of them
       scores: this.scoresById(row, ranked, begun), // Eq. 9 and 10
@@ -109,7 +127,11 @@ class Trace {
   }
 
   scoresById(row, ranked, begun) {
-    const { arrays: { steps, score_scale: scale }, facts: { levels, nan }, ranks } = this;
+    const {
+      arrays: { steps, score_scale: scale },
+      facts: { levels, nan },
+      ranks,
+    } = this;
     const scores = new Float32Array(begun).fill(NOT_SENT);
     let level = this.before[row];
     ranked.forEach((j, rank) => {
@@ -119,9 +141,12 @@ class Trace {
     return scores;
   }
 
-  kinds({ begun, taken, forced }) { // one of KINDS, by number, for each block
+  kinds({ begun, taken, forced }) {
+    // one of KINDS, by number, for each block
     const kinds = new Uint8Array(this.facts.blocks).fill(1, 0, begun);
-    taken.forEach((j, rank) => { kinds[j] = rank < forced ? 3 : 2; });
+    taken.forEach((j, rank) => {
+      kinds[j] = rank < forced ? 3 : 2;
+    });
     return kinds;
   }
 
@@ -134,7 +159,8 @@ class Trace {
     return Float32Array.from(beyond.subarray(row * blocks, row * blocks + begun), unread);
   }
 
-  kindOfToken(now, s) { // one of READ
+  kindOfToken(now, s) {
+    // one of READ
     if (s > now.t) return "unseen";
     const kind = now.kinds[this.blockOf[s]];
     if (kind > 1) return KINDS[kind];
@@ -142,18 +168,21 @@ class Trace {
     return s < now.summarised ? "compressed" : "unread";
   }
 
-  probabilities(now, part) { // of the compressed blocks (Eq. 8): one head's, or the heads' sum
+  probabilities(now, part) {
+    // of the compressed blocks (Eq. 8): one head's, or the heads' sum
     const row = this.rowOfHead(now, part, this.parts);
     const levels = this.arrays.p.subarray(row * this.compressed, row * this.compressed + now.seen);
     return Float32Array.from(levels, (level) => (level / 255) * this.arrays.p_scale[row]);
   }
 
-  rowOfHead({ row, q }, r, heads) { // where an array has heads
+  rowOfHead({ row, q }, r, heads) {
+    // where an array has heads
     const { queries } = this.facts;
     return (((row - q) / queries) * heads + r) * queries + q;
   }
 
-  headShares(now, j) { // of block j's importance, by the weights that Python sent; [] if unknown
+  headShares(now, j) {
+    // of block j's importance, by the weights that Python sent; [] if unknown
     if (this.parts < 2) return [];
     const { first, step, weights } = this.facts.pooling;
     const each = Array.from({ length: this.parts }, (_, r) => {
@@ -164,20 +193,29 @@ class Trace {
     return whole ? each.map((mass) => mass / whole) : [];
   }
 
-  gate(now, branch, r) { // of one head of the group; nothing is drawn for NaN
+  gate(now, branch, r) {
+    // of one head of the group; nothing is drawn for NaN
     const level = this.arrays.gates[this.rowOfHead(now, r, this.heads) * 3 + branch];
     return level === this.facts.nan.gates ? 0 : level / this.facts.levels.gates;
   }
 
-  gateWords(now, branch) { // the mean over the group's heads: ".41"
+  gateWords(now, branch) {
+    // the mean over the group's heads: ".41"
     const hundredths = this.arrays.gate_hundredths[now.row * 3 + branch];
     if (hundredths === this.facts.nan.gates) return "NaN";
     return (hundredths / 100).toFixed(2).replace(/^0/, "");
   }
 
-  found(place) { // how many of the answers' blocks are selected
+  found(place) {
+    // how many of the answers' blocks are selected
     return this.asked.filter(({ q, block }) => this.takenAt(place, q).includes(block)).length;
   }
 
-  describe(place, t) { return sentence(this, place, this.at(place, t)); }
+  census(place, shown, rows, columns) {
+    return census(this, place, shown, rows, columns);
+  }
+
+  describe(place, t) {
+    return sentence(this, place, this.at(place, t));
+  }
 }

@@ -8,7 +8,8 @@ function range(first, last) {
   return last === first ? `${first}` : `${first}-${last}`;
 }
 
-function sentence(trace, place, now) { // the words of TracedSequence.describe
+function sentence(trace, place, now) {
+  // the words of TracedSequence.describe
   const { t, taken, forced, byScore, seen, windowFirst, answer } = now;
   const { checkpoints } = trace.facts;
   const how = byScore ? "by score" : "not by score";
@@ -16,15 +17,21 @@ function sentence(trace, place, now) { // the words of TracedSequence.describe
   const selected = taken.length ? `${list(taken)} (${free} ${how})` : "none";
   const gates = [0, 1, 2].map((branch) => trace.gateWords(now, branch)).join(" ");
   const found = taken.includes(answer) ? "selected" : "not selected";
-  return `query ${t}: compressed blocks ${range(0, seen - 1)}, selected ${selected}, ` +
+  return (
+    `query ${t}: compressed blocks ${range(0, seen - 1)}, selected ${selected}, ` +
     `window ${range(windowFirst, t)}, gates ${gates}` +
     (answer >= 0 ? `; answer in block ${answer}: ${found}` : "") +
-    (checkpoints.length > 1 ? `; checkpoint ${checkpoints[place.checkpoint]}` : "");
+    (checkpoints.length > 1 ? `; checkpoint ${checkpoints[place.checkpoint]}` : "")
+  );
 }
 
-function remarks(trace, place, now) { // a line each
+function remarks(trace, place, now) {
+  // a line each
   const { q, t, taken, byScore, scores, ranked, missed, begun } = now;
-  const { ranks, facts: { traced_n: traced, blocks } } = trace;
+  const {
+    ranks,
+    facts: { traced_n: traced, blocks },
+  } = trace;
   const lines = [margin(now)];
   if (missed) lines.push(missedWords(missed));
   if (q > 0 && taken.length) {
@@ -41,7 +48,8 @@ function remarks(trace, place, now) { // a line each
   }
   const bad = ranked.filter((j) => Number.isNaN(scores[j]));
   if (bad.length) lines.push(`scores of blocks ${list(bad)} are NaN; the layer counts them as 0`);
-  if (begun > ranks) lines.push(`the ${ranks} best of ${blocks} blocks were sent; other scores are not drawn`);
+  if (begun > ranks)
+    lines.push(`the ${ranks} best of ${blocks} blocks were sent; other scores are not drawn`);
   return lines;
 }
 
@@ -54,7 +62,8 @@ function missedWords(missed) {
 
 const byScoreOf = ({ scores }, j) => (Number.isNaN(scores[j]) ? 0 : scores[j]);
 
-function margin(now) { // of the last taken over the next
+function margin(now) {
+  // of the last taken over the next
   const { byScore, ranked, taken, forced, scores, begun } = now;
   if (!byScore) return "these blocks were not chosen by their score, so n cannot be changed";
   const [last, next] = ranked.subarray(taken.length - 1, taken.length + 1);
@@ -63,8 +72,10 @@ function margin(now) { // of the last taken over the next
   }
   if (taken.length === forced) return "only forced blocks are selected";
   const score = (j) => scores[j].toPrecision(3);
-  return `lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} ` +
-    `(block ${next}); margin ${(scores[last] - scores[next]).toPrecision(2)}`;
+  return (
+    `lowest score selected: ${score(last)} (block ${last}); next: ${score(next)} ` +
+    `(block ${next}); margin ${(scores[last] - scores[next]).toPrecision(2)}`
+  );
 }
 
 // --- the block in focus ---
@@ -73,7 +84,9 @@ function blockFacts(trace, now, j) {
   const { kinds, scores, t, missed, answer } = now;
   const status = ["not begun at this query", "not selected", "selected", "forced"][kinds[j]];
   const from = j * trace.size;
-  const said = [`block ${j}, tokens ${range(from, Math.min(trace.length, from + trace.size) - 1)}: ${status}`];
+  const said = [
+    `block ${j}, tokens ${range(from, Math.min(trace.length, from + trace.size) - 1)}: ${status}`,
+  ];
   if (answer === j) said.push("holds the answer");
   if (trace.own(t) === j) said.push("the query's own block");
   if (kinds[j] === 0) return said.join(", ");
@@ -90,16 +103,21 @@ function rankWords(now, j) {
   const { ranked, taken, forced, kinds, begun, byScore } = now;
   if (!byScore || kinds[j] === 3) return [];
   const rank = ranked.indexOf(j) - forced;
-  if (rank < 0) return [`rank below ${ranked.length - forced} of the ${begun - forced} that compete`];
+  if (rank < 0)
+    return [`rank below ${ranked.length - forced} of the ${begun - forced} that compete`];
   const words = [`rank ${rank + 1} of the ${begun - forced} that compete`];
   const chosen = kinds[j] === 2;
   const rival = ranked[chosen ? taken.length : taken.length - 1];
   if (rival === undefined || (!chosen && taken.length === forced)) return words;
   const gap = Math.abs(byScoreOf(now, j) - byScoreOf(now, rival)).toPrecision(2);
-  return [...words, `${gap} ${chosen ? "above the best left out" : "below the last chosen"} (block ${rival})`];
+  return [
+    ...words,
+    `${gap} ${chosen ? "above the best left out" : "below the last chosen"} (block ${rival})`,
+  ];
 }
 
-function blockTokens(trace, j) { // each by itself, so that none turns the others' direction
+function blockTokens(trace, j) {
+  // each by itself, so that none turns the others' direction
   return trace.tokens.slice(j * trace.size, (j + 1) * trace.size);
 }
 
@@ -113,7 +131,8 @@ const gap = (trace) => (trace.longest > 1 ? " " : "");
 
 // --- tokens, checkpoints and panes ---
 
-function tokenWords(trace, now, s) { // the title of a token, and what is spoken of it
+function tokenWords(trace, now, s) {
+  // the title of a token, and what is spoken of it
   const also = [];
   if (s === now.t) also.push("the query");
   if (s === now.answerAt) also.push("the answer");
@@ -121,7 +140,10 @@ function tokenWords(trace, now, s) { // the title of a token, and what is spoken
   if (now.missed && s < now.windowFirst && now.missed[j] >= MISSED) {
     also.push(`missed: ${share(now.missed[j])} of dense attention's mass is on its block`);
   }
-  return [`token ${s} \u201C${trace.tokens[s]}\u201D, block ${j}: ${READ[trace.kindOfToken(now, s)]}`, ...also].join(", ");
+  return [
+    `token ${s} \u201C${trace.tokens[s]}\u201D, block ${j}: ${READ[trace.kindOfToken(now, s)]}`,
+    ...also,
+  ].join(", ");
 }
 
 function checkpointWords(trace, place) {
@@ -135,10 +157,13 @@ function placeWords(trace, place) {
   return `${name ? `${name}, ` : ""}layer ${place.layer}, group ${place.group}`;
 }
 
-function difference(now, other) { // the words of SelectionExplorer.difference
+function difference(now, other) {
+  // the words of SelectionExplorer.difference
   const [here, there] = [[...now.taken], [...other.taken]];
   const both = here.filter((j) => there.includes(j));
   const only = (a, b) => list(a.filter((j) => !b.includes(j)));
-  return `query ${now.t}: ${both.length} blocks in both (${list(both)}), ` +
-    `only in the first ${only(here, there)}, only beside ${only(there, here)}`;
+  return (
+    `query ${now.t}: ${both.length} blocks in both (${list(both)}), ` +
+    `only in the first ${only(here, there)}, only beside ${only(there, here)}`
+  );
 }

@@ -7,8 +7,8 @@ import torch
 
 from nsa_lite import NSAConfig, Trace
 from nsa_lite.show.explorer import SelectionExplorer
-from tests.browser.driving import EXPLORER, choose, settled, view
 from tests.browser.drawn import MARGINS
+from tests.browser.driving import EXPLORER, choose, settled, view
 
 # For each row of the map's pixels at some x (CSS pixels): its colour.
 COLUMN = """(canvas, [x, top, bottom]) => {

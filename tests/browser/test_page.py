@@ -4,17 +4,16 @@ import dataclasses
 import json
 import re
 import statistics
-import time
 
 import pytest
 import torch
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
 from nsa_lite.rivals.attentions import ATTENTIONS
-from nsa_lite.show.explorer import SelectionExplorer, load_traces
+from nsa_lite.show.explorer import SelectionExplorer
 from tests.browser.conftest import ROOT, SCREENSHOTS
-from tests.browser.driving import sentence, settled, slide, wait
 from tests.browser.drawn import MARGINS, map_kinds, strip_kinds, true_kinds
+from tests.browser.driving import sentence, settled, slide, wait
 
 SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 AXE = ROOT / ".venv/axe/node_modules/axe-core/axe.min.js"

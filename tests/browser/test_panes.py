@@ -8,8 +8,8 @@ from PIL import Image
 
 from nsa_lite.show.explorer import SelectionExplorer
 from nsa_lite.show.explorer.sequence import Place
-from tests.browser.driving import EXPLORER, choose, sentence, settled, slide, view, wait
 from tests.browser.drawn import strip_kinds, true_kinds
+from tests.browser.driving import EXPLORER, choose, sentence, settled, slide, view, wait
 
 SECOND = ".nsa-pane:nth-child(2)"
 

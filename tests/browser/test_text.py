@@ -171,7 +171,8 @@ def test_signs_that_turn_or_hide_the_text_are_shown_and_kept_apart(opened, two_l
     spans = page.evaluate(SPANS)
     shown = [x["text"] for x in spans[:8]]
     assert shown[:6] == [
-        "a", "\u05d0\u05d1", "\u2039202E\u203ax", "b\u2039200B\u203ac", "\u25cc\u0301", "\u2039FEFF\u203a",
+        "a", "\u05d0\u05d1", "\u2039202E\u203ax", "b\u2039200B\u203ac", "\u25cc\u0301",
+        "\u2039FEFF\u203a",
     ]  # fmt: skip
     assert long in spans[6]["said"]  # clipped to the eye, whole to the ear
     # Each token stands right of the one before it, whatever its direction of writing.

@@ -69,12 +69,12 @@ DETAILS = (
 def arrays_of(sequence: TracedSequence, detail: Detail = DETAILS[0]) -> Arrays:
     """Everything that the browser draws, each array by its name.
 
-    Shapes: positions, begun, seen, summarised, window_first, answer_block, answer_at (Q,) int32; order (K, L,
-    G, Q, ranks) uint8 or uint16, steps (K, L, G, Q, ranks) uint16, score_scale (K, L, G, Q)
-    float32; taken, forced (K, L, G, Q) uint16; gates (K, L, G, R, Q, 3) and gate_hundredths (K, L,
-    G, Q, 3) uint8; with p "heads" or "group" p (K, L, G, R or 1, Q, N) uint8 with p_scale (K, L, G,
-    R or 1, Q) float32; where it is known and sent, beyond (K, L, G, Q, J) uint8 with beyond_scale
-    (K, L, G, Q) float32.
+    Shapes: positions, begun, seen, summarised, window_first, answer_block, answer_at (Q,) int32;
+    order (K, L, G, Q, ranks) uint8 or uint16, steps (K, L, G, Q, ranks) uint16, score_scale (K, L,
+    G, Q) float32; taken, forced (K, L, G, Q) uint16; gates (K, L, G, R, Q, 3) and gate_hundredths
+    (K, L, G, Q, 3) uint8; with p "heads" or "group" p (K, L, G, R or 1, Q, N) uint8 with p_scale
+    (K, L, G, R or 1, Q) float32; where it is known and sent, beyond (K, L, G, Q, J) uint8 with
+    beyond_scale (K, L, G, Q) float32.
     """
     each = _of_queries(sequence)
     layers = [

@@ -3,7 +3,6 @@
 import base64
 import json
 from html import escape
-from pathlib import Path
 
 from nsa_lite.checks import require
 from nsa_lite.show.explorer.packing import packed_within, page_limit

@@ -18,7 +18,14 @@ from typing import NamedTuple
 import torch
 
 from nsa_lite.checks import require
-from nsa_lite.lab import border_runs, long_runs, neighbour_runs, rule_runs, selection_runs
+from nsa_lite.lab import (
+    border_runs,
+    long_runs,
+    neighbour_runs,
+    rule_runs,
+    selection_long,
+    selection_runs,
+)
 from nsa_lite.lab.interrupts import signals_noted, status_of
 from nsa_lite.lab.origin import versions
 from nsa_lite.lab.runs import RECORDED, Run, do, finished, write_json
@@ -60,6 +67,12 @@ EXPERIMENTS = {
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
         *(selection(look) for look in selection_runs.LOOKS),
+        Experiment(
+            "selection_haystack",
+            selection_long.runs,
+            "selection_haystack.npz",
+            selection_long.write_traces,
+        ),
         Experiment("border_small", border_runs.few_runs, "border_small.json", write_results),
         Experiment("haystack", long_runs.laptop_runs, "haystack.json", write_results),
         Experiment("border", border_runs.runs, "border.json", write_results, on_gpu=True),

@@ -45,10 +45,14 @@ SIZES = NSAConfig(
 
 def laptop_runs() -> list[Run]:
     """The trainer's preset, every seed; needle maps up to 256k too."""
-    configs = [
+    return [long_run(config, minutes=12) for config in laptop_configs()]
+
+
+def laptop_configs() -> list[TrainConfig]:
+    """Of each of the laptop's runs its config."""
+    return [
         TrainConfig.preset("haystack", name, seed, threads=1) for seed in SEEDS for name in LAPTOP
     ]
-    return [long_run(config, minutes=12) for config in configs]
 
 
 def gpu_runs() -> list[Run]:

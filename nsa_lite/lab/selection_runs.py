@@ -8,19 +8,22 @@ A recording without `made` is older: it lacks its config, commit and machine.
 
 import shutil
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nsa_lite.config import NSAConfig
 from nsa_lite.lab import training
 from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.runs import Run
 from nsa_lite.lab.tasks import Recall
 from nsa_lite.lab.text import Text
+from nsa_lite.layer import NSAttention, Rule
 from nsa_lite.model import DecoderLM
 from nsa_lite.show.explorer import save_traces
 from nsa_lite.show.explorer.sequence import TracedSequence
@@ -46,7 +49,7 @@ class Look(NamedTuple):
     task: str
     kept: tuple[int, ...]
     minutes: float
-    changes: dict[str, int]
+    changes: dict[str, Any]
     sequence: Callable[[], Sequence]
     also: Callable[["Look", Path], dict]
 
@@ -85,6 +88,17 @@ def model_at(look: Look, folder: Path, step: int) -> DecoderLM:
     if step:
         model.load_state_dict(weights(load(weights_file(folder, step))[0]))
     return model
+
+
+def choosing(model: DecoderLM, rule: Rule | None) -> DecoderLM:
+    """The same weights, and another rule that chooses the blocks; None is the paper's own.
+
+    Weights of the model's own rule are left out.
+    """
+    other = DecoderLM(model.config, partial(NSAttention, choose=rule))
+    kept = {k: v for k, v in model.state_dict().items() if ".choose." not in k}
+    other.load_state_dict(kept)
+    return other.eval()
 
 
 @torch.no_grad()
@@ -196,7 +210,21 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float
 
 
 STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500)
+# Two layers of two groups each, so that both can be compared; the preset has one of each.
+OF_RECALL = {
+    "nsa": replace(Recall.preset["nsa"], kv_heads=2),
+    "layers": 2,
+    "batch_size": 16,
+}
+OF_TEXT = {
+    "nsa": NSAConfig.small(
+        dim=96, head_dim=24, value_dim=24, select_block_size=16, num_selected=6, window=32
+    ),
+    "layers": 2,
+    "batch_size": 4,
+    "sizes": {"length": 384},
+}
 LOOKS = (
-    Look("recall", STEPS, 5, {}, recall_sequence, nothing_else),
-    Look("text", (700,), 30, {"batch_size": 2}, text_sequence, brackets_of),
+    Look("recall", STEPS, 9, OF_RECALL, recall_sequence, nothing_else),
+    Look("text", (1200,), 10, OF_TEXT, text_sequence, brackets_of),
 )

@@ -45,11 +45,15 @@ class Detail(NamedTuple):
     ranks: int | None = None
     beyond: bool = True
 
-    def sent_ranks(self, sequence: TracedSequence) -> int:
-        """Of how many blocks of each query the scores are sent."""
-        if self.ranks is None:
-            return sequence.ranks
-        return min(sequence.ranks, max(self.ranks, sequence.taken_at_most + 1))
+    def of(self, sequence: TracedSequence) -> "Detail":
+        """The same, with the numbers of a sequence: two that send the same are then equal."""
+        most = sequence.ranks
+        fewest = min(most, sequence.taken_at_most + 1)
+        return self._replace(
+            p=self.p if sequence.has_p else "",
+            ranks=most if self.ranks is None else min(most, max(self.ranks, fewest)),
+            beyond=self.beyond and sequence.beyond is not None,
+        )
 
 
 # The first that fits is taken: each leaves out something more than the one before it.
@@ -76,16 +80,18 @@ def arrays_of(sequence: TracedSequence, detail: Detail = DETAILS[0]) -> Arrays:
     (K, L, G, R or 1, Q) float32; where it is known and sent, beyond (K, L, G, Q, J) uint8 with
     beyond_scale (K, L, G, Q) float32.
     """
+    sent = detail.of(sequence)
     each = _of_queries(sequence)
     layers = [
-        _of_layer(sequence, trace, ranking, detail)
+        _of_layer(sequence, trace, ranking, sent)
         for traces, rankings in zip(sequence.checkpoints.values(), sequence.rankings, strict=True)
         for trace, ranking in zip(traces, rankings, strict=True)
     ]
-    if detail.beyond and sequence.beyond is not None:
+    if sent.beyond:
+        assert sequence.beyond is not None
         masses = [mass for layers_of_one in sequence.beyond for mass in layers_of_one]
         for layer, mass in zip(layers, masses, strict=True):
-            layer["beyond"], layer["beyond_scale"] = bytes_of_rows(mass)
+            layer["beyond"], layer["beyond_scale"] = bytes_that_add_up(mass)
     axes = len(sequence.rankings), len(sequence.rankings[0])
     for name in layers[0]:
         stacked = np.stack([layer[name] for layer in layers])
@@ -96,11 +102,13 @@ def arrays_of(sequence: TracedSequence, detail: Detail = DETAILS[0]) -> Arrays:
 
 def unpacked_bytes(sequence: TracedSequence, detail: Detail) -> int:
     """About how many bytes arrays_of makes, before it makes them."""
+    p, _, ranks, beyond = detail.of(sequence)
+    assert ranks is not None  # of a sequence they are a number
     rows = sum(map(len, sequence.rankings)) * sequence.groups * sequence.queries
     compressed = next(iter(sequence.checkpoints.values()))[0].probabilities.shape[-1]
-    parts = {"heads": sequence.config.group_size, "group": 1, "": 0}[detail.p]
-    mass = sequence.blocks if detail.beyond and sequence.beyond is not None else 0
-    return rows * (4 * detail.sent_ranks(sequence) + parts * compressed + mass)
+    parts = {"heads": sequence.config.group_size, "group": 1, "": 0}[p]
+    mass = sequence.blocks if beyond else 0
+    return rows * (4 * ranks + parts * compressed + mass)
 
 
 def _of_queries(sequence: TracedSequence) -> Arrays:
@@ -120,12 +128,11 @@ def _of_queries(sequence: TracedSequence) -> Arrays:
 
 def _of_layer(sequence: TracedSequence, trace: Trace, ranking: Ranking, detail: Detail) -> Arrays:
     """What a layer did, without the axes K and L; the steps are still levels, best first."""
-    ranks = detail.sent_ranks(sequence)
-    levels, scale = score_levels(ranking.score[..., :ranks], ranking.largest, detail.levels)
+    levels, scale = score_levels(ranking.score[..., : detail.ranks], ranking.largest, detail.levels)
     gates = sequence.gates_by_group(trace)
     ids = np.min_scalar_type(sequence.blocks - 1).newbyteorder("<")
     result = {
-        "order": ranking.order[..., :ranks].numpy().astype(ids),
+        "order": ranking.order[..., : detail.ranks].numpy().astype(ids),
         "steps": levels.numpy().astype("<u2"),
         "score_scale": scale.numpy().astype("<f4"),
         "taken": ranking.taken.numpy().astype("<u2"),
@@ -146,6 +153,20 @@ def bytes_of_rows(x: Tensor, most: int = 255) -> tuple[np.ndarray, np.ndarray]:
     scale = rows.max(-1, initial=0.0)
     levels = np.rint(most * rows / np.where(scale > 0, scale, 1)[..., None])
     return levels.astype("u1"), scale.astype("<f4")
+
+
+def bytes_that_add_up(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """bytes_of_rows that keep what a row adds up to, however many small numbers it holds.
+
+    The running sum is rounded, not each number: a block in which dense attention sees next to
+    nothing may get a step, and a thousand such blocks get the steps that they have together.
+    """
+    rows = x.double().numpy()
+    scale = rows.max(-1, initial=0.0).astype("<f4")
+    unit = np.where(scale > 0, scale, 1).astype("f8")[..., None] / 255
+    running = np.rint(rows.cumsum(-1) / unit)
+    levels = np.diff(running, prepend=0.0)
+    return levels.clip(0, 255).astype("u1"), scale
 
 
 def _steps(levels: np.ndarray) -> np.ndarray:
@@ -169,8 +190,9 @@ def score_levels(score: Tensor, largest: Tensor, most: int = SCORE_LEVELS) -> tu
 
 def facts_of(sequence: TracedSequence, detail: Detail) -> dict:
     """What the browser needs to read the arrays and to draw: sizes on the page, and names."""
+    sent = detail.of(sequence)
+    assert sent.ranks is not None  # of a sequence they are a number
     c = sequence.config
-    ranks = detail.sent_ranks(sequence)
     ranges = sequence.ranges()
     low, _ = ranges["n"]
     return {
@@ -178,18 +200,18 @@ def facts_of(sequence: TracedSequence, detail: Detail) -> dict:
         "queries": sequence.queries,
         "length": sequence.length,
         "blocks": sequence.blocks,
-        "ranks": ranks,
+        "ranks": sent.ranks,
         "select_block_size": c.select_block_size,  # a block's width on the strip
         "bars": {"first": (c.block_size - c.stride) / 2, "step": c.stride},  # in tokens
         "pooling": pooling_of(c),
         "traced_n": c.num_selected,
-        "levels": {"scores": detail.levels, "gates": GATE_LEVELS},
+        "levels": {"scores": sent.levels, "gates": GATE_LEVELS},
         "nan": {"scores": NAN, "gates": NO_GATE},
         "checkpoints": list(sequence.checkpoints),
         "by_score": sequence.by_score,
         "tokens": sequence.tokens,
-        "ranges": ranges | {"n": (low, sequence.largest_n(ranks))},
-        "about": " ".join(filter(None, [sequence.about, *left_out(sequence, detail)])),
+        "ranges": ranges | {"n": (low, sequence.largest_n(sent.ranks))},
+        "about": " ".join(filter(None, [sequence.about, *left_out(sequence, sent)])),
     }
 
 
@@ -208,19 +230,18 @@ def pooling_of(config: NSAConfig) -> dict:
 
 
 def left_out(sequence: TracedSequence, detail: Detail) -> list[str]:
-    """What is not sent, a sentence each."""
-    ranks = detail.sent_ranks(sequence)
+    """What is not sent, a sentence each; `detail` has the sequence's own numbers."""
+    p, levels, ranks, beyond = detail
+    assert ranks is not None
     sentences = {
         "Of the compressed scores (Eq. 8) each group's sum over its heads is here.": (
-            detail.p == "group" and sequence.config.group_size > 1
+            p == "group" and sequence.config.group_size > 1
         ),
-        "The compressed scores (Eq. 8) are left out, to keep this small.": not detail.p,
-        "Importances are rounded to 12 bits.": detail.levels < SCORE_LEVELS,
+        "The compressed scores (Eq. 8) are left out, to keep this small.": not p,
+        "Importances are rounded to 12 bits.": levels < SCORE_LEVELS,
         f"Of each query's {sequence.blocks:,} blocks the {ranks} best are here.": (
             ranks < sequence.blocks
         ),
-        "What dense attention weighs is left out.": (
-            not detail.beyond and sequence.beyond is not None
-        ),
+        "What dense attention weighs is left out.": (not beyond and sequence.beyond is not None),
     }
     return [sentence for sentence, said in sentences.items() if said]

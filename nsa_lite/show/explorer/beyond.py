@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from nsa_lite import Trace
 from nsa_lite.attention import attention_probabilities
 
-AT_ONCE = 2**24  # probabilities: T x T of a long sequence would not fit
+AT_ONCE = 2**20  # probabilities: T x T of a long sequence would not fit
 MOST = 2**29  # pairs of a query and a key that are worth the wait; 23,000 tokens, all queries
 
 

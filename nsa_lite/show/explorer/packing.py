@@ -23,13 +23,14 @@ def packed_within(sequence: TracedSequence, limit: int) -> tuple[dict, bytes]:
     At least what is selected and its scores, however much that is. facts["about"] says what was
     left out.
     """
-    for detail in DETAILS[:-1]:
+    *details, least = dict.fromkeys(detail.of(sequence) for detail in DETAILS)
+    for detail in details:
         if unpacked_bytes(sequence, detail) > MOST_UNPACKED:
             continue
         facts, data = _packed_with(sequence, detail)
         if len(data) <= limit:
             return facts, data
-    return _packed_with(sequence, DETAILS[-1])
+    return _packed_with(sequence, least)
 
 
 def page_limit(length: int) -> int:

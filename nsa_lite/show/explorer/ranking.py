@@ -10,8 +10,8 @@ from nsa_lite import Trace
 from nsa_lite.blocks import forced_blocks, visible_select_blocks
 
 TIE = 1e-4  # of a row's largest score: two computations of one score may differ by so much
-AT_ONCE = 2**22  # numbers: queries are ranked in chunks, so that long traces need little memory
-KEPT = 2**24  # numbers: of 65,536 queries of one group the best 256 blocks are kept
+AT_ONCE = 2**18  # numbers: ranked in chunks that stay in a cache, queries need little memory
+KEPT = 2**22  # numbers: of 65,536 queries of one group the best 64 blocks are kept
 ID_BITS = 20  # of a sort key; a million blocks
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from nsa_lite import NSAConfig, Trace
 from nsa_lite.blocks import num_select_blocks
 from nsa_lite.checks import require
-from nsa_lite.show.explorer.arrays import bytes_of_rows
+from nsa_lite.show.explorer.arrays import bytes_of_rows, bytes_that_add_up
 from nsa_lite.show.explorer.sequence import Beyond, Kept, TracedSequence
 
 FORMAT = "nsa_lite traces 3"  # 2 held every query, every importance, and no dense mass
@@ -53,8 +53,10 @@ def save_traces(path: str | Path, sequence: TracedSequence, about: dict | None =
         "gates": _stacked(sequence, [x.gates for x in layers]).numpy().astype(np.float16),
     }
     if sequence.beyond is not None:
-        masses = torch.stack([mass for masses in sequence.beyond for mass in masses])
-        arrays["beyond"], arrays["beyond_scale"] = bytes_of_rows(masses)
+        each = [torch.stack(masses) for masses in sequence.beyond]
+        same = all(masses.equal(each[0]) for masses in each)
+        kept = each[0] if same else torch.cat(each)  # one model under several rules has one mass
+        arrays["beyond"], arrays["beyond_scale"] = bytes_that_add_up(kept)
     np.savez_compressed(path, **arrays)
 
 
@@ -71,7 +73,7 @@ def load_traces(path: str | Path) -> tuple[TracedSequence, dict]:
     layers = len(arrays["ids"]) // len(names)
     traces = _by_checkpoint(_traces_of(header, arrays), layers)
     positions = arrays["positions"].long()
-    beyond = _beyond_of(arrays, layers)
+    beyond = _beyond_of(arrays, len(names), layers)
     kept = Kept(positions, header["length"], header["ranks"], beyond, header["says"])
     checkpoints = dict(zip(names, traces, strict=True))
     sequence = TracedSequence(checkpoints, header["tokens"], arrays["answer_at"], kept=kept)
@@ -94,12 +96,13 @@ def _by_checkpoint(each: list, layers: int) -> list[list]:
     return [each[first : first + layers] for first in range(0, len(each), layers)]
 
 
-def _beyond_of(arrays: dict[str, torch.Tensor], layers: int) -> Beyond | None:
-    """Dense attention's mass, where the file holds it."""
+def _beyond_of(arrays: dict[str, torch.Tensor], checkpoints: int, layers: int) -> Beyond | None:
+    """Dense attention's mass, where the file holds it: of each checkpoint, or one for all."""
     if "beyond" not in arrays:
         return None
     mass = arrays["beyond"].float() / 255 * arrays["beyond_scale"][..., None]
-    return _by_checkpoint(list(mass), layers)
+    each = _by_checkpoint(list(mass), layers)
+    return each * (checkpoints // len(each))
 
 
 def _traces_of(header: dict, arrays: dict[str, torch.Tensor]) -> list[Trace]:

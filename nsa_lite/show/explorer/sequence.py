@@ -118,6 +118,12 @@ class TracedSequence:
         return min(self.blocks, max(layers[0].config.num_selected, *widths))
 
     @property
+    def has_p(self) -> bool:
+        """Whether the compressed scores were kept, unless there are none to keep."""
+        first = next(iter(self.checkpoints.values()))[0]
+        return first.probabilities.shape[-1] > 0 or self.seen(self.length - 1) == 0
+
+    @property
     def ranks(self) -> int:
         """How many of each query's blocks are ranked and have a known importance."""
         most = kept_ranks(self.groups, self.queries, self.blocks, self.taken_at_most)

@@ -2,8 +2,8 @@
 
 Pictures are packed anew without loss. A notebook names its kernel as JupyterLab does, which marks
 it as changed otherwise as soon as it is opened; and of a widget the picture stays alone: without
-its kernel JupyterLab would show "model not found" in the picture's place. The README's picture is the stored output of the cell of 00
-tagged "readme-picture": made by that cell.
+its kernel JupyterLab would show "model not found" in the picture's place. The README's picture is
+the stored output of the cell of 00 tagged "readme-picture": made by that cell.
 """
 
 import base64

@@ -23,8 +23,10 @@ from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.runs import Run
 from nsa_lite.lab.tasks import Recall
 from nsa_lite.lab.text import Text
-from nsa_lite.layer import NSAttention, Rule
+from nsa_lite.layer import Choice, Known, NSAttention, Rule
 from nsa_lite.model import DecoderLM
+from nsa_lite.rivals import rules
+from nsa_lite.selection import choose_blocks
 from nsa_lite.show.explorer import save_traces
 from nsa_lite.show.explorer.sequence import TracedSequence
 
@@ -106,10 +108,12 @@ def write_traces(look: Look, about: dict, results: dict, folder: Path, path: Pat
     """What each kept model selects in the sequence, and what else is measured of it."""
     folder = folder / "training"
     tokens, labels, answer_at = look.sequence()
-    traces = {
-        f"step {step}": model_at(look, folder, step)(tokens, return_traces=True)[1]
-        for step in look.kept
-    }
+    models = {f"step {step}": model_at(look, folder, step) for step in look.kept}
+    last = f"step {look.kept[-1]}"
+    for name, rule in OTHERS.items():
+        models[f"{last}, {name}"] = choosing(models[last], rule)
+    torch.manual_seed(0)  # of the random blocks
+    traces = {name: model(tokens, return_traces=True)[1] for name, model in models.items()}
     about = {
         "command": about["command"],
         "torch": about["versions"]["torch"],
@@ -209,6 +213,16 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float
     }
 
 
+def every_block(known: Known) -> Choice:
+    """All blocks that have begun: the selected branch is then dense attention."""
+    count = rules.num_blocks(known)
+    score = known.q.new_zeros(*known.k.shape[:2], known.q.shape[2], count)
+    sizes = {**known.config.choice_sizes, "num_selected": count}
+    return Choice(choose_blocks(score, start=known.start, **sizes))
+
+
+# What the trained weights would read by another rule.
+OTHERS = {"random": rules.at_random, "oracle": rules.by_true_mass, "dense": every_block}
 STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1100, 1500)
 # Two layers of two groups each, so that both can be compared; the preset has one of each.
 OF_RECALL = {

@@ -2,10 +2,12 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from dataclasses import replace
@@ -20,21 +22,24 @@ from hypothesis import strategies as st
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
 from nsa_lite.rivals.attentions import ATTENTIONS
 from nsa_lite.show.explorer import SelectionExplorer, load_traces, save_traces
+from nsa_lite.show.explorer import beyond as beyond_module
 from nsa_lite.show.explorer import page as page_module
 from nsa_lite.show.explorer.arrays import (
     DETAILS,
     NAN,
     SCORE_LEVELS,
+    Detail,
     arrays_of,
+    bytes_that_add_up,
     facts_of,
     score_levels,
 )
 from nsa_lite.show.explorer.gates import GATE_LEVELS, NO_GATE, words
-from nsa_lite.show.explorer.packing import packed
+from nsa_lite.show.explorer.packing import packed, packed_within, page_limit
 from nsa_lite.show.explorer.picture import draw_tokens
 from nsa_lite.show.explorer.ranking import Ranking, rank_blocks
 from nsa_lite.show.explorer.script import PARTS
-from nsa_lite.show.explorer.sequence import TracedSequence
+from nsa_lite.show.explorer.sequence import Place, TracedSequence
 
 ROOT = Path(__file__).parents[2]
 SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
@@ -379,6 +384,137 @@ def test_tokens_are_drawn_as_text_with_a_box_at_the_query(explorer):
     assert box.get_xy() == (explorer.sequence.tokens[28:].index("e") + 0 + 1, 3)
 
 
+# --- what it missed, which queries and how many blocks are sent ---
+
+
+def test_the_mass_beyond_the_window_is_that_of_a_loop_over_tokens(explorer):
+    s = explorer.sequence
+    c = s.config
+    for layer, trace in enumerate(s.checkpoints[""]):
+        q = trace.q[0].double()
+        k = trace.k[0].double()
+        for t in (0, 15, 16, 60, 111):
+            for group in range(c.kv_heads):
+                mass = torch.zeros(s.blocks, dtype=torch.float64)
+                heads = range(group * c.group_size, (group + 1) * c.group_size)
+                for head in heads:
+                    logits = (k[group, : t + 1] @ q[head, t] / math.sqrt(16)).tolist()
+                    e = [math.exp(logit) for logit in logits]
+                    for x in range(t + 1 - c.window):
+                        mass[x // c.select_block_size] += e[x] / sum(e) / len(heads)
+                known = s.beyond[0][layer][group, t]
+                torch.testing.assert_close(known.double(), mass, atol=1e-6, rtol=1e-4)
+                place = explorer.place._replace(layer=layer, group=group)
+                left = [j for j in range(s.blocks) if j not in s.selected(place, t)]
+                assert s.missed(place, t) == pytest.approx(float(mass[left].sum()), abs=1e-6)
+
+
+def test_the_mass_in_chunks_is_that_in_one_piece(explorer, monkeypatch):
+    s = explorer.sequence
+    trace = s.checkpoints[""][0]
+    whole = beyond_module.mass_beyond(trace, 0, s.positions)
+    monkeypatch.setattr(beyond_module, "AT_ONCE", 3 * 4 * 112)  # three queries at once
+    torch.testing.assert_close(beyond_module.mass_beyond(trace, 0, s.positions), whole)
+
+
+def test_a_trace_without_keys_says_nothing_of_what_was_missed():
+    s = TracedSequence(made_trace(SMALL, 90))
+    assert s.beyond is None and s.missed(Place(0, 0, 0, 5), 80) is None
+    assert not any("beyond" in name for name in arrays_of(s))
+
+
+def test_steps_of_a_mass_keep_its_sum():
+    mass = torch.tensor([[0.5] + [0.5 / 4000] * 4000, [0.0] * 4001])  # half of it in dust
+    levels, scale = bytes_that_add_up(mass)
+    assert scale.tolist() == [0.5, 0.0]
+    sums = (levels / 255 * scale[:, None]).sum(-1)
+    np.testing.assert_allclose(sums, [1.0, 0.0], atol=1 / 255)
+    again, _ = bytes_that_add_up(torch.from_numpy(levels / 255 * scale[:, None]))
+    np.testing.assert_array_equal(again, levels)
+
+
+def test_some_queries_are_the_rows_of_all(explorer):
+    s = explorer.sequence
+    positions = [3, 50, 51, 111]
+    some = s.only(positions)
+    place = explorer.place._replace(layer=1, group=1)
+    assert some.queries == 4 and some.length == 112 and some.tokens == s.tokens
+    for t in positions:
+        assert some.selected(place, t) == s.selected(place, t)
+        assert some.describe(place, t) == s.describe(place, t)
+        assert some.missed(place, t) == pytest.approx(s.missed(place, t), abs=1e-6)
+    assert some.overlap(place, 51) == s.overlap(place, 51)
+    assert some.before(111) == 51 and some.before(3) is None
+    sent = arrays_of(some)
+    everything = arrays_of(s)
+    levels, _ = decoded_scores(sent)
+    all_levels, _ = decoded_scores(everything)
+    np.testing.assert_array_equal(levels, all_levels[..., positions, :])
+    for name in ("positions", "begun", "seen", "window_first", "answer_block", "answer_at"):
+        np.testing.assert_array_equal(sent[name], everything[name][positions])
+    for name in ("order", "taken", "forced", "gate_hundredths"):
+        rows = everything[name].take(positions, axis=3)
+        np.testing.assert_array_equal(sent[name], rows, err_msg=name)
+    np.testing.assert_allclose(sent["beyond_scale"], everything["beyond_scale"][..., positions])
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([], r"positions = \[\]: must name at least one query"),
+        ([5, 5], r"positions\[1\] = 5: must be larger than the one before"),
+        ([5, 200], "positions = 200: is no query that the traces hold"),
+    ],
+)
+def test_queries_that_are_not_there_are_refused(explorer, positions, message):
+    with pytest.raises(ValueError, match=message):
+        explorer.sequence.only(positions)
+
+
+def test_only_traced_queries_can_be_looked_at(explorer):
+    e = SelectionExplorer(explorer.sequence.only([50, 60, 70]))
+    assert e.query == 70 and e.facts["ranges"]["query"] == (50, 70)
+    e.query = 60
+    with pytest.raises(ValueError, match=r"t = 61: the traces hold 3 of the queries 50 \.\. 70"):
+        e.query = 61
+
+
+@pytest.mark.parametrize("ranks", [6, 9, 14])
+def test_fewer_ranks_are_the_front_of_all(explorer, ranks):
+    s = explorer.sequence
+    detail = Detail("", ranks=ranks, beyond=False)
+    cut = arrays_of(s, detail)
+    whole = arrays_of(s, Detail("", beyond=False))
+    assert cut["order"].shape[-1] == ranks and whole["order"].shape[-1] == 14
+    np.testing.assert_array_equal(cut["order"], whole["order"][..., :ranks])
+    levels = np.cumsum(-cut["steps"].reshape(-1).astype(np.int64)) % 2**16
+    by_rank = np.cumsum(-whole["steps"].reshape(-1).astype(np.int64)) % 2**16
+    np.testing.assert_array_equal(
+        levels.reshape(cut["order"].shape), by_rank.reshape(whole["order"].shape)[..., :ranks]
+    )
+    facts = facts_of(s, detail)
+    assert facts["ranks"] == ranks and facts["ranges"]["n"] == (3, ranks)
+    said = f"Of each query's 14 blocks the {ranks} best are here." in facts["about"]
+    assert said == (ranks < 14)
+
+
+def test_what_is_taken_is_sent_however_few_ranks_are_asked_for(explorer):
+    arrays = arrays_of(explorer.sequence, Detail("", ranks=0))
+    assert arrays["order"].shape[-1] == 6  # n = 5, and one more for the margin
+
+
+def test_it_is_said_what_was_left_out(explorer):
+    s = TracedSequence(explorer.sequence.checkpoints)
+    s.about = "A run."
+    assert facts_of(s, DETAILS[0])["about"] == "A run."
+    told = facts_of(s, Detail("", levels=100, beyond=False))["about"]
+    assert told == (
+        "A run. The compressed scores (Eq. 8) are left out, to keep this small. Importances are "
+        "rounded to 12 bits. What dense attention weighs is left out."
+    )
+    assert "sum over its heads" in facts_of(s, Detail("group"))["about"]
+
+
 # --- one file for a page, one for a recording ---
 
 
@@ -394,6 +530,50 @@ def long_page(tmp_path_factory):
 
 def test_a_page_of_4096_tokens_two_layers_and_two_groups_stays_below_2_mb(long_page):
     assert long_page.stat().st_size < 2_000_000
+
+
+def test_65536_tokens_fit_a_page():
+    """One layer, one group: random importances of 1,024 blocks for 65,536 queries, n = 16."""
+    length = 65_536
+    config = replace(PAPER, kv_heads=1)
+    rng = torch.Generator().manual_seed(0)
+    own = torch.arange(length)[:, None] // 64
+    score = torch.rand(1, 1, length, 1024, generator=rng)
+    back = torch.arange(15, -1, -1)  # the newest 16 blocks, so nothing has to be sorted here
+    ids = (own - back).where(own >= back, -1).int()[None, None]
+    nothing = torch.zeros(()).expand(1, 1, 8, length, 4095)
+    gates = torch.rand(1, 8, length, 3, generator=rng)
+    sequence = TracedSequence(Trace(config, 0, ids, nothing, score, gates, {}))
+    assert sequence.ranks == 64
+    tracemalloc.start()  # NumPy's and Python's memory
+    facts, data = packed_within(sequence, 5_500_000)  # of 8 MB: a quarter is base64's, and tokens
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data) <= 5_500_000 and peak < 300_000_000
+    assert facts["ranks"] >= 17 and facts["ranges"]["n"][1] == facts["ranks"]
+    assert f"Of each query's 1,024 blocks the {facts['ranks']} best are here." in facts["about"]
+    assert "The compressed scores (Eq. 8) are left out" in facts["about"]
+    levels, _ = decoded_scores_of(data, facts)
+    at = 65_535
+    order = sequence.rankings[0][0].order[0, at, : facts["ranks"]]
+    known = score[0, 0, at, order] / score[0, 0, at].max() * facts["levels"]["scores"]
+    np.testing.assert_allclose(levels[at], known, atol=0.51)
+
+
+def decoded_scores_of(data: bytes, facts: dict) -> tuple[np.ndarray, np.ndarray]:
+    """The levels (Q, ranks), best first, of packed arrays of one layer and group."""
+    raw = zlib.decompress(data)
+    place = facts["arrays"]["steps"]
+    count = math.prod(place["shape"])
+    low, high = np.frombuffer(raw, np.uint8, 2 * count, place["begins"]).reshape(2, -1)
+    steps = low.astype(np.int64) + 256 * high.astype(np.int64)
+    levels = np.cumsum(-steps) % 2**16
+    return levels.reshape(place["shape"][3:]), levels == NAN
+
+
+def test_what_a_page_may_take_grows_with_its_tokens():
+    limits = [page_limit(length) for length in (1, 4096, 8192, 16_384, 65_536)]
+    assert limits == [2_000_000, 2_000_000, 4_000_000, 8_000_000, 8_000_000]
 
 
 def test_a_page_says_when_it_would_be_too_large(tmp_path, explorer, monkeypatch):
@@ -437,6 +617,39 @@ def test_a_recording_keeps_every_choice(tmp_path, explorer):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match="other.npz: holds no 'nsa_lite traces 3'"):
         load_traces(tmp_path / "other.npz")
+
+
+def test_a_recording_of_some_queries_and_of_the_best_blocks_is_the_same_again(tmp_path, explorer):
+    some = explorer.sequence.only([20, 60, 111])
+    kept = some.kept._replace(ranks=7, about="Three queries.")
+    layers = some.checkpoints[""]
+    wider = [replace(x, ids=torch.nn.functional.pad(x.ids, (0, 2), value=-1)) for x in layers]
+    s = TracedSequence({"a": layers, "b": wider}, some.tokens, kept=kept)
+    save_traces(tmp_path / "some.npz", s)
+    again, _ = load_traces(tmp_path / "some.npz")
+    assert again.ranks == s.ranks == 7 and again.about == "Three queries."
+    assert again.positions.equal(s.positions) and again.length == 112
+    before, after = (arrays_of(x, Detail("")) for x in (s, again))
+    for name in before:
+        if name not in ("gates", "gate_hundredths"):  # they are float16 in a file
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    place = explorer.place._replace(layer=1)
+    for t in (20, 60, 111):
+        assert again.selected(place, t) == explorer.sequence.selected(place, t)
+        exact = explorer.sequence.missed(place, t)
+        assert again.missed(place, t) == pytest.approx(exact, abs=0.02)
+
+
+def test_a_recording_without_compressed_scores_says_so(tmp_path, explorer):
+    layers = explorer.sequence.checkpoints[""]
+    bare = [replace(x, probabilities=x.probabilities[..., :0]) for x in layers]
+    save_traces(tmp_path / "bare.npz", TracedSequence(bare))
+    again, _ = load_traces(tmp_path / "bare.npz")
+    facts = facts_of(again, DETAILS[0])
+    assert facts["about"] == "The compressed scores (Eq. 8) are left out, to keep this small."
+    assert "p" not in arrays_of(again)
+    short = TracedSequence(made_trace(SMALL, 5))  # no compressed block ends in it
+    assert facts_of(short, DETAILS[0])["about"] == ""
 
 
 def test_the_recorded_runs_say_how_they_were_made_and_are_small():

@@ -26,8 +26,8 @@ function mapPlace(trace, area, width, height) {
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-// For each cell of rows x columns, of all its pairs of a query and a block: which share is selected
-// as forced, selected by score, not selected, not begun.
+// For each cell of rows x columns: the share of its queries that select one of its blocks, as forced
+// and by score; and of all its pairs of a query and a block the share that is not begun.
 function census(trace, place, { q0, q1, j0, j1 }, rows, columns) {
   const [queries, blocks] = [q1 - q0, j1 - j0];
   const column = Int32Array.from({ length: blocks }, (_, j) => Math.floor((j * columns) / blocks));

@@ -133,7 +133,8 @@ function drawBlocks(sheet, trace, { kinds }, other, { x, wide, shows }) {
     }
     if (j % every) return;
     const half = widthOf(String(j)) / 2;
-    const middle = clamp(x((j + 0.5) * size), half, sheet.width - half);
+    const middle = Math.max(half, x((j + 0.5) * size));
+    if (middle + half > sheet.width) return;
     sheet.text(j, middle, ROWS.ids[0] + 7, "center");
   });
 }

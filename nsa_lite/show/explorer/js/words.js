@@ -1,7 +1,9 @@
 // --- words: the sentence, and what else the numbers of one query say ---
 
 const list = (ids) => [...ids].sort((a, b) => a - b).join(" ") || "none";
-const share = (part) => part.toFixed(2).replace(/^0/, ""); // .25
+const share = (
+  part, // .25
+) => (part > 0 && part < 0.005 ? "under .01" : part.toFixed(2).replace(/^0/, ""));
 
 function range(first, last) {
   if (last < first) return "none";

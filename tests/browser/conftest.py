@@ -61,6 +61,12 @@ def recall():
     return SelectionExplorer(load_traces(ROOT / "notebooks/recorded/selection_recall.npz")[0])
 
 
+@pytest.fixture(scope="session")
+def haystack():
+    """The recorded look at 65,536 tokens: the queries that ask, three rules."""
+    return SelectionExplorer(load_traces(ROOT / "notebooks/recorded/selection_haystack.npz")[0])
+
+
 @pytest.fixture
 def opened(chromium, tmp_path):
     """A function that saves an explorer and opens the file, offline; no error may be logged."""

@@ -80,11 +80,14 @@ def test_the_census_counts_every_pair_once(opened, two_layers):
     }}""",
         [rows, columns],
     )
-    cells = {(r, c): [0, 0, 0, 0] for r in range(rows) for c in range(columns)}
+    # Of each cell: choices, forced and by score; pairs that are not begun; its pairs, its queries.
+    cells = {(r, c): [0, 0, 0, 0, 0] for r in range(rows) for c in range(columns)}
     ends = [-(-((r + 1) * 98) // rows) for r in range(rows)]
     for q in range(98):
         row = next(r for r, end in enumerate(ends) if q < end)
         t = q + 3
+        for c in range(columns):
+            cells[row, c][4] += 1
         for j in range(2, 13):
             cell = cells[row, (j - 2) * columns // 11]
             cell[3] += 1
@@ -92,9 +95,12 @@ def test_the_census_counts_every_pair_once(opened, two_layers):
                 cell[2] += 1
             elif j in ids[t]:
                 cell[0 if j in s.forced(t) else 1] += 1
-    for k in range(3):
-        true = [cell[k] / cell[3] for cell in cells.values()]
+    forced = [min(1, cell[0] / cell[4]) for cell in cells.values()]
+    free = [min(1 - f, cell[1] / cell[4]) for f, cell in zip(forced, cells.values(), strict=True)]
+    unseen = [cell[2] / cell[3] for cell in cells.values()]
+    for k, true in enumerate((forced, free, unseen)):
         assert counted[k] == pytest.approx(true, abs=1e-6)
+    assert max(free) == 1 and 0 < sum(0 < x < 1 for x in free)
 
 
 def test_a_rectangle_is_zoomed_to_and_left_again(opened, two_layers):
@@ -201,12 +207,13 @@ def labels(page) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("width", [390, 641, 1024])
-@pytest.mark.parametrize("which", ["recall", "two_layers", "one_in_ten"])
+@pytest.mark.parametrize("which", ["recall", "two_layers", "haystack", "one_in_ten"])
 def test_labels_never_collide(opened, request, which, width):
     e = one_in_ten() if which == "one_in_ten" else request.getfixturevalue(which)
     page = opened(e)
     page.set_viewport_size({"width": width, "height": 800})
-    for t in (0, e.sequence.length // 2 + 1, e.sequence.length - 1):
+    queries = e.sequence.positions.tolist()
+    for t in (queries[0], queries[len(queries) // 2], queries[-1]):
         choose(page, query=t)
         for canvas, words in page.evaluate(LABELS).items():
             for k, (name, begin, end, y, whole) in enumerate(words):
@@ -215,4 +222,4 @@ def test_labels_never_collide(opened, request, which, width):
                     apart = abs(y - beside) >= 11 or end + 2 <= start or stop + 2 <= begin
                     assert apart, (canvas, name, other)
     ticks = [x for x in labels(page)["nsa-map"] if re.fullmatch(r"\d+", x)]
-    assert len(ticks) >= 4
+    assert len(ticks) >= 4, labels(page)

@@ -5,9 +5,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from nsa_lite.show import plots
 from nsa_lite.show.explorer.sequence import Place, TracedSequence
+
+MANY = 300  # blocks: up to so many are drawn one by one
 
 
 def four_queries(sequence: TracedSequence, shown: int) -> list[int]:
@@ -47,10 +50,12 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     score = sequence.trace(place).importance[sequence.row, place.group, sequence.index[t]]
     score = score.cpu().nan_to_num(nan=0.0)
     top = float(score.max()) or 1.0
-    for j in range(sequence.begun(t)):
-        kind = _kind_of_block(j, chosen, forced)
-        plots.cell(ax, j, 0, 1, kind, float(score[j]))
-        plots.cell(ax, j, -0.26 * top, 1, kind, 0.2 * top)
+    _draw_unused(ax, score[: sequence.begun(t)], chosen, top)
+    wide = max(1, sequence.blocks // MANY)  # among thousands a block is seen too
+    for j in chosen:
+        kind = "forced" if j in forced else "selected"
+        plots.cell(ax, j, 0, wide, kind, float(score[j]))
+        plots.cell(ax, j, -0.26 * top, wide, kind, 0.2 * top)
     first = sequence.window_first(t)
     size = sequence.config.select_block_size
     plots.cell(ax, first / size, -0.52 * top, (t + 1 - first) / size, "window", 0.2 * top)
@@ -65,10 +70,16 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     ax.set_title(_title(sequence, chosen, t), fontsize=10)
 
 
-def _kind_of_block(j: int, chosen: list[int], forced: list[int]) -> str:
-    if j not in chosen:
-        return "unused"
-    return "forced" if j in forced else "selected"
+def _draw_unused(ax: Axes, score: Tensor, chosen: list[int], top: float) -> None:
+    """A box for each block that is not chosen, or one outline of steps for thousands of them."""
+    blocks = len(score)
+    if blocks > MANY:
+        for heights, base in ((score, 0.0), (torch.full_like(score, -0.06 * top), -0.26 * top)):
+            ax.stairs(heights.numpy(), baseline=base, fill=True, color=plots.COLOURS["unused"])
+        return
+    for j in set(range(blocks)) - set(chosen):
+        plots.cell(ax, j, 0, 1, "unused", float(score[j]))
+        plots.cell(ax, j, -0.26 * top, 1, "unused", 0.2 * top)
 
 
 def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:

@@ -56,9 +56,11 @@ function census(trace, place, { q0, q1, j0, j1 }, rows, columns) {
     }
     let blind = 0; // queries that do not see block j yet
     for (let j = 0; j < blocks; j++) unseen[at + column[j]] += blind += ends[j];
-    const pairs = q - first;
     for (let c = 0; c < columns; c++) {
-      for (const cells of [forced, selected, unseen]) cells[at + c] /= pairs * wide[c];
+      const cell = at + c;
+      forced[cell] = Math.min(1, forced[cell] / (q - first));
+      selected[cell] = Math.min(1 - forced[cell], selected[cell] / (q - first));
+      unseen[cell] /= (q - first) * wide[c];
     }
   }
   return { forced, selected, unseen };
@@ -152,19 +154,23 @@ function drawAxes(sheet, trace, { q0, q1, j0, j1, x, y, wide, tall }, t, focus) 
   sheet.text(fitting([words[0] + each, ...words], sheet.width - 4), 2, 9);
   const { positions } = trace;
   const here = trace.places[t];
-  const across = 10 + widthOf(String(j1));
+  const across = 16 + widthOf(String(j1));
   for (const q of ticks(q0, q1, tall / 24)) {
     sheet.line(MAP.left - 4, y(q), MAP.left, y(q), sheet.skin.line, 1);
     if (Math.abs(y(q) - y(here)) > 14 && y(q) > MAP.top + 4 && y(q) < MAP.top + tall - 4) {
       sheet.text(positions[q], MAP.left - 7, y(q), "right");
     }
   }
+  const id = (j) => {
+    const half = widthOf(String(j)) / 2;
+    sheet.text(j, Math.min(x(j), sheet.width - half), MAP.top - 12, "center");
+  };
   for (const j of ticks(j0, j1, wide / across)) {
     sheet.line(x(j), MAP.top - 4, x(j), MAP.top, sheet.skin.line, 1);
-    if (Math.abs(x(j) - x(focus)) > across) sheet.text(j, x(j), MAP.top - 12, "center");
+    if (Math.abs(x(j) - x(focus)) > across) id(j);
   }
   if (here >= q0 && here < q1) sheet.text(t, MAP.left - 7, y(here), "right");
-  if (focus >= j0 && focus < j1) sheet.text(focus, x(focus), MAP.top - 12, "center");
+  if (focus >= j0 && focus < j1) id(focus);
 }
 
 // Round numbers from `first` on, below `end`: at most about `count` of them.

@@ -119,24 +119,33 @@ function drawMissed(sheet, trace, { missed }, { x, wide, shows }) {
   });
 }
 
-function drawBlocks(sheet, trace, { kinds }, other, { x, wide, shows }) {
+// Chosen blocks come last and are a pixel wide at least: among thousands they are still seen.
+function drawBlocks(sheet, trace, { kinds, taken }, other, { x, wide, shows }) {
   const [top, height] = ROWS.blocks;
   const { size, length } = trace;
-  const every = Math.ceil((widthOf(String(kinds.length)) + 8) / wide(size)); // ids stand apart
+  const tokens = (j) => Math.min(size, length - j * size); // the last block may be cut short
+  const draw = (j, least) => {
+    if (!shows(j * size, tokens(j))) return;
+    sheet.box(KINDS[kinds[j]], x(j * size), top, Math.max(least, wide(tokens(j))), height);
+  };
   kinds.forEach((kind, j) => {
-    const tokens = Math.min(size, length - j * size); // the last block may be cut short
-    if (!shows(j * size, tokens)) return;
-    sheet.box(KINDS[kind], x(j * size), top, wide(tokens), height);
-    if (other && kind > 1 && other.kinds[j] < 2) {
-      // only this pane reads it
-      sheet.rect(x(j * size), top - 5, wide(tokens), 4, sheet.skin.ink);
-    }
-    if (j % every) return;
-    const half = widthOf(String(j)) / 2;
-    const middle = Math.max(half, x((j + 0.5) * size));
-    if (middle + half > sheet.width) return;
-    sheet.text(j, middle, ROWS.ids[0] + 7, "center");
+    if (kind < 2) draw(j, 0);
   });
+  for (const j of taken) {
+    draw(j, 1);
+    if (!other || other.kinds[j] > 1) continue; // else only this pane reads it
+    sheet.rect(x(j * size), top - 5, Math.max(1, wide(tokens(j))), 4, sheet.skin.ink);
+  }
+  drawIds(sheet, kinds.length, (j) => x((j + 0.5) * size), wide(size));
+}
+
+function drawIds(sheet, blocks, x, wide) {
+  const every = Math.ceil((widthOf(String(blocks)) + 8) / wide); // they stand apart
+  for (let j = 0; j < blocks; j += every) {
+    const half = widthOf(String(j)) / 2;
+    const middle = Math.max(half, x(j));
+    if (x(j) > 0 && middle + half <= sheet.width) sheet.text(j, middle, ROWS.ids[0] + 7, "center");
+  }
 }
 
 // The window, the query's own block, the query in it, and the block that holds its answer.

@@ -51,7 +51,7 @@ def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> Non
     score = score.cpu().nan_to_num(nan=0.0)
     top = float(score.max()) or 1.0
     _draw_unused(ax, score[: sequence.begun(t)], chosen, top)
-    wide = max(1, sequence.blocks // MANY)  # among thousands a block is seen too
+    wide = max(1, sequence.blocks // 120)  # among thousands a block is seen too
     for j in chosen:
         kind = "forced" if j in forced else "selected"
         plots.cell(ax, j, 0, wide, kind, float(score[j]))
@@ -83,10 +83,14 @@ def _draw_unused(ax: Axes, score: Tensor, chosen: list[int], top: float) -> None
 
 
 def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:
-    shown = " ".join(map(str, chosen[:8])) + (" ..." if len(chosen) > 8 else "")
+    """As many ids as there is room for beside the next picture's title."""
     answer = sequence.answer_block(t)
     asks = "" if answer is None else f"; answer in {answer}"
-    return f"query {t}: {shown or 'nothing selected'}{asks}"
+    words = list(map(str, chosen))
+    while len(" ".join(words)) > 34 - len(f"{t}{asks}"):
+        words.pop()
+    more = " ..." if len(words) < len(chosen) else ""
+    return f"query {t}: {' '.join(words) + more or 'nothing selected'}{asks}"
 
 
 def draw_tokens(sequence: TracedSequence, place: Place, t: int, columns: int = 84) -> Figure:

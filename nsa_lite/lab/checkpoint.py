@@ -32,6 +32,17 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, state: dict) -> Non
     for i, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{slot}": t for slot, t in slots.items()}
     tensors["random"] = torch.get_rng_state()
+    write(path, tensors, state)
+
+
+def save_weights(path: Path, model: nn.Module, state: dict) -> None:
+    """Write a model's weights alone, in 16 bits, and `state` (JSON): small enough to be shipped."""
+    tensors = {f"model.{name}": t.half() for name, t in model.state_dict().items()}
+    write(path, tensors, state)
+
+
+def write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
+    """Write tensors and `state` to `path`, which then holds all of it, or what it held before."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     part = path.with_suffix(".part")
     header = {"format": FORMAT, "state": json.dumps(state)}

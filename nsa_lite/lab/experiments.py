@@ -53,20 +53,24 @@ def write_results(about: dict, results: dict[str, dict], folder: Path, path: Pat
     write_json({**about, "runs": results}, path)
 
 
-def selection(look: selection_runs.Look) -> Experiment:
-    """What a model selects while it trains on a task."""
-    name = f"selection_{look.task}"
-    write = partial(selection_runs.write_traces, look)
-    return Experiment(name, partial(selection_runs.runs, look), f"{name}.npz", write)
-
-
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment("recall_controls", rule_runs.controls, "recall_controls.json", write_results),
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),
-        *(selection(look) for look in selection_runs.LOOKS),
+        Experiment(
+            "selection_recall",
+            partial(selection_runs.runs, selection_runs.RECALL),
+            "selection_recall.npz",
+            partial(selection_runs.write_traces, selection_runs.RECALL),
+        ),
+        Experiment(
+            "selection_text",
+            partial(selection_runs.runs, selection_runs.TEXT),
+            selection_runs.TEXT_MODEL.name,
+            partial(selection_runs.write_model, selection_runs.TEXT),
+        ),
         Experiment(
             "selection_haystack",
             selection_long.runs,

@@ -96,10 +96,10 @@ def traces_by_rule(model: DecoderLM, tokens: Tensor, count: int) -> dict[str, li
     by_indexer = importance_by(known, *layer.choose.own(known))
     own = traced(choosing(model, None), tokens, count)
     oracle = traced(choosing(model, rules.by_true_mass), tokens, count)
-    return {
-        "KL indexer": [replace(traced(model, tokens, count), importance=by_indexer)],
+    return {  # the model as it was trained last: it is what the explorer shows first
         "own scores": [own],
         "oracle": [replace(oracle, importance=rules.true_mass(known))],
+        "KL indexer": [replace(traced(model, tokens, count), importance=by_indexer)],
     }
 
 

@@ -1,13 +1,11 @@
-"""What two models select while they train: the recorded traces of notebook 14.
+"""What notebook 14 looks at: a model while it trains, and a trained one for the reader's own text.
 
-    python -m nsa_lite.lab.experiments selection_recall
-    python -m nsa_lite.lab.experiments selection_text
-
-A recording without `made` is older: it lacks its config, commit and machine.
+python -m nsa_lite.lab.experiments selection_recall     traces
+python -m nsa_lite.lab.experiments selection_text       weights, which text_model() loads
 """
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,42 +16,40 @@ from torch import Tensor
 
 from nsa_lite.config import NSAConfig
 from nsa_lite.lab import training
-from nsa_lite.lab.checkpoint import load, weights
+from nsa_lite.lab.checkpoint import load, save_weights, weights
 from nsa_lite.lab.logs import read_log
-from nsa_lite.lab.runs import Run
-from nsa_lite.lab.tasks import Recall
+from nsa_lite.lab.runs import RECORDED, Run
+from nsa_lite.lab.tasks import Recall, Task
 from nsa_lite.lab.text import Text
 from nsa_lite.layer import Choice, Known, NSAttention, Rule
-from nsa_lite.model import DecoderLM
+from nsa_lite.model import DecoderLM, ModelConfig
 from nsa_lite.rivals import rules
 from nsa_lite.selection import choose_blocks
 from nsa_lite.show.explorer import save_traces
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 KEYS = ("test_accuracy", "hit_rate", "bits_per_byte")
-# The text is our own source, which no model has trained on: a part of nsa_lite/checks.py.
+TEXT_MODEL = RECORDED / "text.safetensors"
+# A text that no model has trained on: a part of our own source, nsa_lite/checks.py.
 SOURCE = Path(__file__).parents[1] / "checks.py"
 FIRST_WORDS = "def require_float_tensor"
-LENGTH = 640  # bytes
 
 Sequence = tuple[Tensor, list[str], Tensor | None]  # tokens (1, T, ...), labels, answers (T,)
 
 
 class Look(NamedTuple):
-    """One recorded look at a model while it trains.
+    """One training that is looked at.
 
     kept: the steps at which we look, 0 is the untrained model, others are steps with a checkpoint
-    (every 50, and the last); minutes: about what the training takes on one core; changes: to the
-    task's preset;
-    sequence(): what is traced; also(look, folder): what else is measured of the kept models.
+    (every 50, and the last); shown: those of them whose traces are recorded; minutes: about what
+    the training takes on one core; changes: to the task's preset.
     """
 
     task: str
     kept: tuple[int, ...]
+    shown: tuple[int, ...]
     minutes: float
     changes: dict[str, Any]
-    sequence: Callable[[], Sequence]
-    also: Callable[["Look", Path], dict]
 
     @property
     def config(self) -> training.TrainConfig:
@@ -105,25 +101,58 @@ def choosing(model: DecoderLM, rule: Rule | None) -> DecoderLM:
 
 @torch.no_grad()
 def write_traces(look: Look, about: dict, results: dict, folder: Path, path: Path) -> None:
-    """What each kept model selects in the sequence, and what else is measured of it."""
-    folder = folder / "training"
-    tokens, labels, answer_at = look.sequence()
-    models = {f"step {step}": model_at(look, folder, step) for step in look.kept}
-    last = f"step {look.kept[-1]}"
-    for name, rule in OTHERS.items():
-        models[f"{last}, {name}"] = choosing(models[last], rule)
+    """What a model of recall selects while it trains, and before that, by other rules at last."""
+    tokens, labels, answer_at = recall_sequence()
+    steps = {f"step {step}": model_at(look, folder / "training", step) for step in look.shown}
+    last = f"step {look.shown[-1]}"
+    others = {f"{last}, {name}": choosing(steps[last], rule) for name, rule in OTHERS.items()}
+    models = others | steps  # the trained model last: it is what the explorer shows first
     torch.manual_seed(0)  # of the random blocks
     traces = {name: model(tokens, return_traces=True)[1] for name, model in models.items()}
-    about = {
+    sequence = TracedSequence(traces, labels, answer_at)
+    sequence.about = RECALL_ABOUT
+    save_traces(path, sequence, origin_of(look, about, results))
+
+
+def origin_of(look: Look, about: dict, results: dict) -> dict:
+    """How a training was made, and what it scored at the steps that were kept."""
+    return {
         "command": about["command"],
         "torch": about["versions"]["torch"],
         "made": about["made"]["training"],
         "layers": look.config.layers,
         "batch_size": look.config.batch_size,
         "held_out": results["training"],
-        **look.also(look, folder),
     }
-    save_traces(path, TracedSequence(traces, labels, answer_at), about)
+
+
+def write_model(look: Look, about: dict, results: dict, folder: Path, path: Path) -> None:
+    """The trained weights, and how often the model as it is shipped looks back to brackets."""
+    save_weights(path, model_at(look, folder / "training", look.kept[-1]), {})
+    model = training.build(look.config)
+    brackets = {"untrained": bracket_hits(model, look.config.made_task())}
+    model.load_state_dict(weights(load(path)[0]))
+    brackets["trained"] = bracket_hits(model, look.config.made_task())
+    # The texts that notebook 14 reads are kept too: this file and Python's library change.
+    told = origin_of(look, about, results) | {
+        "brackets": brackets,
+        "passage": source_text(look.config.made_task().longest),
+        "held_out_texts": held_out_texts(look.config.made_task()),
+    }
+    save_weights(path, model, {"config": look.config.everything(), "about": told})
+
+
+def text_model(path: Path = TEXT_MODEL) -> tuple[DecoderLM, dict]:
+    """The byte-level model of Python source that the course ships, and how it was made.
+
+    Errors: CheckpointError for a file that is damaged, or that something else wrote.
+    """
+    tensors, state = load(path)
+    saved = state["config"]
+    sizes = ModelConfig(Text().vocab_size, saved["layers"], NSAConfig(**saved["nsa"]))
+    model = DecoderLM(sizes)
+    model.load_state_dict(weights(tensors))
+    return model.eval(), state["about"]
 
 
 def recall_sequence() -> Sequence:
@@ -137,23 +166,15 @@ def recall_sequence() -> Sequence:
     return batch.tokens[:1], labels, batch.answer_at[0]
 
 
-def text_sequence() -> Sequence:
-    """A part of our own source, a byte a position."""
+def source_text(length: int) -> str:
+    """A part of our own source, so many bytes long."""
     text = SOURCE.read_text("utf-8")
-    part = text[text.index(FIRST_WORDS) :].encode()[:LENGTH]
-    return torch.tensor([list(part)]), [chr(b) for b in part], None
+    return text[text.index(FIRST_WORDS) :][:length]
 
 
-def nothing_else(look: Look, folder: Path) -> dict:  # noqa: ARG001
-    """The hit rate of a recall says it all."""
-    return {}
-
-
-def brackets_of(look: Look, folder: Path) -> dict:
-    """How the untrained and the trained model treat brackets."""
-    untrained = bracket_hits(model_at(look, folder, 0))
-    trained = bracket_hits(model_at(look, folder, look.kept[-1]))
-    return {"brackets": {"untrained": untrained, "trained": trained}}
+def held_out_texts(task: Task, count: int = 16) -> list[str]:
+    """Stretches of held-out library source, a character a byte."""
+    return ["".join(map(chr, row)) for row in task.held_out(count).tokens.tolist()]
 
 
 def brackets(text: str) -> list[tuple[int, int]]:
@@ -169,20 +190,21 @@ def brackets(text: str) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float | list[float]]:
+def bracket_hits(model: DecoderLM, task: Task, passages: int = 256) -> dict[str, Any]:
     """How often a closing bracket selects its opening one's block, in held-out library source.
 
-    Counted for pairs whose opening bracket lies in no forced block and outside the window, by
-    layer. Beside it what random free blocks would hit, and how often the other queries of the
-    stretch select the block that lies as far back: a model may just like that distance.
+    Counted for pairs whose opening bracket lies in no forced block and outside the window, for
+    each layer and group by itself. Beside it what random free blocks would hit, and how often the
+    other queries of the stretch select the block that lies as far back: a model may just like that
+    distance.
     """
     c = model.config.nsa
     hits = []
     elsewhere = []
     chance = []
     for seed in range(passages):
-        tokens = Text().held_out(1, seed).tokens
-        traces = model(tokens, return_traces=True)[1]
+        tokens = task.held_out(1, seed).tokens
+        ids = [x for t in model(tokens, return_traces=True)[1] for x in t.ids[0]]  # each (T, n)
         for s, t in brackets("".join(map(chr, tokens[0].tolist()))):
             block = s // c.select_block_size
             own = t // c.select_block_size
@@ -190,27 +212,28 @@ def bracket_hits(model: DecoderLM, passages: int = 192) -> dict[str, int | float
             legal = own + 1 - c.num_initial - c.num_local
             if t - s < c.window or not c.num_initial <= block <= own - c.num_local or legal <= free:
                 continue
-            hits.append([bool((trace.ids[0, :, t] == block).any()) for trace in traces])
-            now = torch.arange((own - block + c.num_initial) * c.select_block_size, Text.length)
-            now = now[now >= (c.num_selected + 1) * c.select_block_size]  # a choice to make
+            hits.append([bool((x[t] == block).any()) for x in ids])
+            now = choosing_queries(tokens.shape[1], own - block, c)
             back = now // c.select_block_size - (own - block)
-            elsewhere.append(
-                [
-                    float((trace.ids[0, 0, now] == back[:, None]).any(1).float().mean())
-                    for trace in traces
-                ]
-            )
+            elsewhere.append([float((x[now] == back[:, None]).any(1).float().mean()) for x in ids])
             chance.append(free / legal)
-
-    def mean(columns: list[list[float]]) -> list[float]:
-        return [round(sum(x) / len(x), 4) for x in zip(*columns, strict=True)]
-
     return {
         "pairs": len(hits),
-        "hit_rate": mean(hits),
-        "same_distance": mean(elsewhere),
+        "hit_rate": means(hits),
+        "same_distance": means(elsewhere),
         "chance": round(sum(chance) / len(chance), 4),
     }
+
+
+def choosing_queries(length: int, distance: int, c: NSAConfig) -> Tensor:
+    """The queries that have a choice, and to whom the block so far back is free."""
+    first = max(distance + c.num_initial, c.num_selected + 1)
+    return torch.arange(first * c.select_block_size, length)
+
+
+def means(rows: list[list[float]]) -> list[float]:
+    """The mean of each column."""
+    return [round(sum(x) / len(x), 4) for x in zip(*rows, strict=True)]
 
 
 def every_block(known: Known) -> Choice:
@@ -238,7 +261,10 @@ OF_TEXT = {
     "batch_size": 4,
     "sizes": {"length": 384},
 }
-LOOKS = (
-    Look("recall", STEPS, 9, OF_RECALL, recall_sequence, nothing_else),
-    Look("text", (1200,), 10, OF_TEXT, text_sequence, brackets_of),
+RECALL = Look("recall", STEPS, (0, 100, 200, 300, 600, 1500), 9, OF_RECALL)
+TEXT = Look("text", (1200,), (), 10, OF_TEXT)
+RECALL_ABOUT = (
+    "Two layers of two groups while they learn recall, at six of their 1,500 steps. 'Random', "
+    "'oracle' and 'dense' are the weights of step 1500 with blocks chosen at random, by what dense "
+    "attention weighs, and all of them; nothing trained to be read so."
 )

@@ -57,7 +57,7 @@ def two_layers():
 
 @pytest.fixture(scope="session")
 def recall():
-    """The recorded run of notebook 14: eleven checkpoints, sixteen questions."""
+    """The recorded run of notebook 14: nine checkpoints, sixteen questions."""
     return SelectionExplorer(load_traces(ROOT / "notebooks/recorded/selection_recall.npz")[0])
 
 

@@ -69,7 +69,7 @@ def test_another_n_is_drawn_as_choose_blocks_chooses(opened, two_layers, n):
 def test_the_page_says_what_python_says(opened, two_layers, recall):
     for e, views in (
         (two_layers, [(0, 0, 0, 5), (0, 1, 1, 5), (0, 1, 0, 8)]),
-        (recall, [(0, 0, 0, 6), (10, 0, 0, 6), (4, 0, 0, 4)]),
+        (recall, [(0, 0, 0, 6), (8, 1, 1, 6), (4, 0, 1, 4)]),
     ):
         page = opened(e)
         for checkpoint, layer, group, n in views:
@@ -116,7 +116,8 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
     page = opened(recall)
     s = recall.sequence
     block = s.answer_at // s.config.select_block_size
-    for key, (trace,) in (("Home", s.checkpoints["step 0"]), ("End", s.checkpoints["step 1500"])):
+    for key, name in (("Home", "step 1500, random"), ("End", "step 1500")):
+        trace = s.checkpoints[name][0]
         slide(page, "checkpoint", key)
         settled(page)
         found = (trace.ids[0, 0] == block[:, None]).any(1)[s.answer_at >= 0].sum()

@@ -27,7 +27,7 @@ NOTEBOOK = "explorers.ipynb"
 CELLS = (
     "from nsa_lite.show.explorer import SelectionExplorer, load_traces",
     "recall = SelectionExplorer(load_traces('recorded/selection_recall.npz')[0])\nrecall",
-    "text = SelectionExplorer(load_traces('recorded/selection_text.npz')[0])\ntext",
+    "second = SelectionExplorer(recall.sequence)\nsecond.layer = 1\nsecond",
 )
 # A notebook's cells are all in the page, also those out of sight; and no news pop up.
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
@@ -189,13 +189,14 @@ def test_an_unrun_notebook_shows_the_stored_picture_and_is_not_changed(page):
 
 
 def test_the_explorers_draw_what_the_traces_hold(run, page):
-    for place, task in enumerate(("recall", "text")):
-        sequence, _ = load_traces(ROOT / f"notebooks/recorded/selection_{task}.npz")
-        explorer = SelectionExplorer(sequence)
-        here = In(page, run.nth(place))
+    sequence, _ = load_traces(ROOT / "notebooks/recorded/selection_recall.npz")
+    explorer = SelectionExplorer(sequence)
+    for layer in (0, 1):
+        here = In(page, run.nth(layer))
         here.slide("query", "End")
+        explorer.layer = layer
         here.says(explorer.describe())
-        ids = list(sequence.checkpoints.values())[-1][0].ids[0, 0, -1]
+        ids = sequence.checkpoints["step 1500"][layer].ids[0, 0, -1]
         assert strip_kinds(here, sequence) == true_kinds(sequence, ids, explorer.query)
     run.first.screenshot(path=SCREENSHOTS / "lab.png")
 

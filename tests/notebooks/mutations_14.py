@@ -65,7 +65,6 @@ MUTATIONS = [
     ("brackets", "nsa_lite.lab.selection_runs.brackets", first_opened_first, "# Checkpoint 3"),
     ("untrained queries", "cell", '"recall": asked}', '"recall": asked - 32}', "# Checkpoint 4"),
     ("a sink's sign", "cell", "-1.0) > score", "-1.0) < score", "# Checkpoint 4"),
-    ("distance", "cell", "back = own[:, None] -", "back = 1 + own[:, None] -", "# Checkpoint 4"),
     ("forced blocks too", "cell", "sets = chosen & free", "sets = chosen", "# Checkpoint 5"),
     ("a union", "cell", "tiled.any(3)", "tiled.all(3)", "# Checkpoint 5"),
 ]

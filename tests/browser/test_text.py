@@ -81,6 +81,19 @@ def test_a_hovered_token_is_previewed_and_a_clicked_one_chosen(opened, two_layer
     assert (view(page)["focus"], view(page)["query"]) == (2, 40)
 
 
+@pytest.mark.parametrize("width", [390, 1024])
+def test_nothing_moves_under_the_mouse(opened, two_layers, width):
+    page = opened(two_layers)
+    page.set_viewport_size({"width": width, "height": 900})
+    settled(page)
+    where = "document.querySelector('.nsa-map').getBoundingClientRect().top"
+    before = page.evaluate(where)
+    for s in (96, 100, 60, 8, 104):
+        page.evaluate(f"([s]) => {EXPLORER}.preview(s)", [s])
+        settled(page)
+        assert page.evaluate(where) == before, s
+
+
 def test_text_map_and_strip_point_at_the_same_block(opened, two_layers):
     page = opened(two_layers)
     page.locator(".nsa-strip").press("Home")

@@ -26,6 +26,7 @@ function slider(parent, name, [low, high], changed, label = name) {
   return {
     whole,
     input,
+    words,
     show(value, said = value) {
       input.value = value;
       const only = low === high ? `${said}, the only one` : String(said);

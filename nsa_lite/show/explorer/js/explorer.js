@@ -79,6 +79,8 @@ class Explorer {
       if (name === "checkpoint" && checkpoints.length === 1) continue;
       this.sliders[name] = slider(parent, name, ranges[name], (value) => this.choose(name, value));
     }
+    const digits = String(ranges.query[1]).length; // room for "111 (preview 40)"
+    this.sliders.query.words.style.minWidth = `${2 * digits + 10}ch`;
     this.sliders.zoom = slider(parent, "zoom", [0, 100], (zoom) => this.look({ zoom }));
     if (!this.sliders.checkpoint || !this.trace.asked.length) return;
     this.curve = element("canvas", "", { class: "nsa-curve", role: "img" });
@@ -175,7 +177,11 @@ class Explorer {
   listen() {
     this.followed = () => this.follow();
     for (const name of [...CHOICES, "beside"]) this.model.on(`change:${name}`, this.followed);
-    this.resized = new ResizeObserver(() => this.redraw());
+    this.resized = new ResizeObserver(() => {
+      if (this.width !== this.root.clientWidth) for (const pane of this.panes) pane.forgetRoom();
+      this.width = this.root.clientWidth;
+      this.redraw();
+    });
     this.resized.observe(this.root);
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.redressed = () => this.dress();

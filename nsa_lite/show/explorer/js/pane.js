@@ -2,7 +2,7 @@
 
 const PANE = `
   <div class="nsa-title"></div>
-  <p class="nsa-said"><b class="nsa-preview" hidden>preview</b> <bdi class="nsa-named"></bdi>
+  <p class="nsa-said"><b class="nsa-preview">preview</b> <bdi class="nsa-named"></bdi>
     <span class="nsa-sentence"></span></p>
   <div class="nsa-views">
     <div class="nsa-text" tabindex="0" role="listbox"
@@ -26,9 +26,10 @@ class Pane {
     const { trace } = explorer;
     this.root = element("section", "", { class: "nsa-pane" });
     this.root.innerHTML = PANE;
-    Object.assign(this, { explorer, trace, baked: {} });
+    Object.assign(this, { explorer, trace, baked: {}, longest: 0 });
     for (const name of [
       "title",
+      "said",
       "preview",
       "named",
       "sentence",
@@ -104,15 +105,30 @@ class Pane {
     this.say(place, view, now);
   }
 
+  // The sentence's lines never get fewer: what is below must not move under the mouse.
+  keepRoom() {
+    const { length } = this.sentence.textContent;
+    if (length <= this.longest) return;
+    this.longest = length;
+    this.said.style.minHeight = `${this.said.offsetHeight}px`;
+  }
+
+  forgetRoom() {
+    // for another width
+    this.longest = 0;
+    this.said.style.minHeight = "";
+  }
+
   say(place, view, now) {
     const { trace } = this;
     const { panes: shown } = this.explorer;
     if (this === shown[0])
       this.title.textContent = shown[1] ? `first: ${placeWords(trace, place)}` : "";
-    this.preview.hidden = now.t === view.query;
+    this.preview.classList.toggle("nsa-quiet", now.t === view.query); // it keeps its room
     this.named.textContent = trace.tokens[now.t] ? `\u201C${trace.tokens[now.t]}\u201D` : "";
     this.named.hidden = !trace.tokens[now.t];
     this.sentence.textContent = sentence(trace, place, now);
+    this.keepRoom();
     this.remarks.replaceChildren(...remarks(trace, place, now).map((line) => element("li", line)));
     this.facts.textContent = blockFacts(trace, now, view.focus);
     const chosen =

@@ -145,33 +145,6 @@ class Explorer {
     return pane ? { ...beside, n } : { checkpoint, layer, group, n };
   }
 
-  toggle() {
-    // a second pane: another checkpoint, or the next group or layer
-    const {
-      view,
-      trace: {
-        facts: { ranges },
-      },
-    } = this;
-    if (view.beside) return this.set("beside", null);
-    const beside = { checkpoint: view.checkpoint, layer: view.layer, group: view.group };
-    const name =
-      ["checkpoint", "group", "layer"].find((each) => ranges[each][1] > 0) ?? "checkpoint";
-    beside[name] = view[name] > 0 ? 0 : ranges[name][1];
-    return this.set("beside", beside);
-  }
-
-  ask(step) {
-    // the next query that asks, round and round
-    const asked = this.trace.asked.map(({ t }) => t);
-    if (!asked.length) return;
-    const at = upTo(asked, this.view.query); // so many do not come later
-    const here = asked[at - 1] === this.view.query;
-    const next = step > 0 ? at : at - (here ? 2 : 1);
-    const t = asked[(next + asked.length) % asked.length];
-    this.choose("query", t);
-  }
-
   // --- keys and the page ---
 
   listen() {

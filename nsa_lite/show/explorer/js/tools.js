@@ -7,7 +7,7 @@ class Tools {
     this.help = root.querySelector(".nsa-help");
     helpPanel(this.help);
     if (this.trace.asked.length) {
-      button(parent, "Next question", "the next query that asks (q)", () => explorer.ask(1));
+      button(parent, "Next question", "the next query that asks (q)", () => ask(explorer, 1));
     }
     this.box = element("input", "", {
       type: "search",
@@ -22,7 +22,7 @@ class Tools {
     });
     parent.append(this.box, this.count);
     const beside = "a second checkpoint, layer or group beside this one";
-    this.twice = button(parent, "Two panes", beside, () => explorer.toggle());
+    this.twice = button(parent, "Two panes", beside, () => togglePane(explorer));
     button(parent, "PNG", "save what is shown as a PNG", async () =>
       save(await pngOf(explorer), "selection.png"),
     );
@@ -63,6 +63,32 @@ class Tools {
   }
 }
 
+function togglePane(explorer) {
+  // a second pane: another checkpoint, or the next group or layer
+  const {
+    view,
+    trace: {
+      facts: { ranges },
+    },
+  } = explorer;
+  if (view.beside) return explorer.set("beside", null);
+  const beside = { checkpoint: view.checkpoint, layer: view.layer, group: view.group };
+  const name = ["checkpoint", "group", "layer"].find((each) => ranges[each][1] > 0) ?? "checkpoint";
+  beside[name] = view[name] > 0 ? 0 : ranges[name][1];
+  return explorer.set("beside", beside);
+}
+
+function ask(explorer, step) {
+  // the next query that asks, round and round
+  const asked = explorer.trace.asked.map(({ t }) => t);
+  if (!asked.length) return;
+  const at = upTo(asked, explorer.view.query); // so many do not come later
+  const here = asked[at - 1] === explorer.view.query;
+  const next = step > 0 ? at : at - (here ? 2 : 1);
+  const t = asked[(next + asked.length) % asked.length];
+  explorer.choose("query", t);
+}
+
 // --- what each key does ---
 
 function mapKeys(explorer, zooms) {
@@ -87,7 +113,7 @@ function mapKeys(explorer, zooms) {
   };
 }
 
-const questionKeys = (explorer) => ({ q: () => explorer.ask(1), Q: () => explorer.ask(-1) });
+const questionKeys = (explorer) => ({ q: () => ask(explorer, 1), Q: () => ask(explorer, -1) });
 
 function zoomMap(explorer, factor) {
   // about the query and the block in focus

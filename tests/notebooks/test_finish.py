@@ -33,7 +33,7 @@ def test_the_kernel_is_named_as_jupyterlab_names_it(finish):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_is_stored_as_jupyterlab_leaves_it(finish, path):
     text = path.read_text("utf-8")
-    assert finish.as_opened(text) == text
+    assert finish.as_opened(text) == text, "run python notebooks/finish.py"
     notebook = json.loads(text)
     assert notebook["metadata"]["kernelspec"] == finish.KERNEL
     assert "widgets" not in notebook["metadata"] and WIDGET not in text

@@ -36,7 +36,8 @@ help:
 	@echo "Add PYTHON=python3.12, say, to install with another Python than python3."
 
 # Jupyter's root is this folder, so that the README and the exercises are in its file list too.
-# .jupyter hides nbgrader's menus, which are for teachers: exercises/INSTRUCTOR.md starts it with them.
+# .jupyter hides nbgrader's menus, which are for teachers (exercises/INSTRUCTOR.md starts it with them),
+# and has JupyterLab save widgets with a notebook: opened again, an explorer lives without a kernel.
 lab: $(READY)
 	@JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(VENV_PYTHON) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \

@@ -1,7 +1,9 @@
 """What `make notebooks` does after running them: no machine's paths, small pictures, the README's.
 
-Pictures are packed anew without loss. The README's picture is the stored output of the cell of 00
-tagged "readme-picture": made by that cell.
+Pictures are packed anew without loss. A notebook names its kernel as JupyterLab does, which marks
+it as changed otherwise as soon as it is opened; and of a widget the picture stays alone: without
+its kernel JupyterLab would show "model not found" in the picture's place. The README's picture is
+the stored output of the cell of 00 tagged "readme-picture": made by that cell.
 """
 
 import base64
@@ -14,6 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 HERE = Path(__file__).parent
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def readme_picture() -> bytes:
@@ -53,7 +57,20 @@ def small_pictures(text: str) -> str:
     return re.sub(r'("image/png": )"([^"]+)"', smaller, text)
 
 
+def as_opened(text: str) -> str:
+    """A notebook's text with what JupyterLab would change on opening it, or could not show."""
+    notebook = json.loads(text)
+    notebook["metadata"]["kernelspec"] = KERNEL
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     for path in HERE.glob("*.ipynb"):
-        path.write_text(small_pictures(relative_paths(path.read_text("utf-8"))), "utf-8")
+        text = small_pictures(relative_paths(path.read_text("utf-8")))
+        path.write_text(as_opened(text), "utf-8")
+    for path in HERE.parent.glob("exercises/*/*.ipynb"):
+        path.write_text(as_opened(path.read_text("utf-8")), "utf-8")
     (HERE / "query_reads.png").write_bytes(readme_picture())

@@ -6,6 +6,7 @@ from nsa_lite.show import plots
 from nsa_lite.show.explorer.sequence import TracedSequence
 
 KINDS = ("masked", "unused", "selected", "forced")
+MARGINS = (48, 36, 8, 8)  # of the block map: left, top, right, bottom
 GROUNDS = {"masked": "#FFFFFF", "unused": "#F2F2F2", "selected": "#0072B2", "forced": "#E69F00"}
 
 # The kind whose ground colour fills most of a rectangle (in CSS pixels) of a canvas.
@@ -36,7 +37,7 @@ def map_kinds(page, sequence: TracedSequence, t: int) -> list[str]:
     """The row of query t on the block map, one kind a block."""
     canvas = page.locator(".nsa-map")
     size = canvas.evaluate("canvas => [canvas.clientWidth, canvas.clientHeight]")
-    left, top, right, bottom = 40, 22, 6, 6
+    left, top, right, bottom = MARGINS
     wide = (size[0] - left - right) / sequence.blocks
     tall = (size[1] - top - bottom) / sequence.queries
     y = top + (t - sequence.start) * tall
@@ -57,7 +58,7 @@ def strip_kinds(page, sequence: TracedSequence) -> list[str]:
     boxes = []
     for j in range(sequence.blocks):
         tokens = min(size, sequence.length - j * size)
-        boxes.append((j * size * wide + 2, 171, tokens * wide - 4, 5))
+        boxes.append((j * size * wide + 2, 172, tokens * wide - 4, 4))
     return kinds_at(canvas, boxes)
 
 

@@ -1,4 +1,7 @@
-"""Notebook 14 in JupyterLab, in a real browser: run, moved, heard from Python, and read unrun."""
+"""The explorer in JupyterLab, in a real browser: run, moved, heard from Python, saved, read unrun.
+
+Two explorers in a small notebook, as `make lab` would show them, and notebook 14 itself.
+"""
 
 import json
 import os
@@ -10,14 +13,22 @@ import sys
 import time
 import urllib.request
 
+import nbformat
 import pytest
 from jupyter_client import BlockingKernelClient
+from nbclient import NotebookClient
 
 from nsa_lite.show.explorer import SelectionExplorer, load_traces
 from tests.browser.conftest import ROOT, SCREENSHOTS
 from tests.browser.drawn import strip_kinds, true_kinds
 
-NOTEBOOK = "14_see_the_selection.ipynb"
+COURSE = "14_see_the_selection.ipynb"
+NOTEBOOK = "explorers.ipynb"
+CELLS = (
+    "from nsa_lite.show.explorer import SelectionExplorer, load_traces",
+    "recall = SelectionExplorer(load_traces('recorded/selection_recall.npz')[0])\nrecall",
+    "second = SelectionExplorer(recall.sequence)\nsecond.layer = 1\nsecond",
+)
 # A notebook's cells are all in the page, also those out of sight; and no news pop up.
 SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
 NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
@@ -27,8 +38,9 @@ NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements"
 def lab(tmp_path_factory):
     """JupyterLab on a free port, with a copy of the notebook; its address and its folder."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder)
+    shutil.copy(ROOT / "notebooks" / COURSE, folder)
     shutil.copytree(ROOT / "notebooks/recorded", folder / "recorded")
+    write_notebook(folder)
     for name, setting in SETTINGS.items():
         path = folder / "settings" / name
         path.parent.mkdir(parents=True)
@@ -42,6 +54,7 @@ def lab(tmp_path_factory):
         **os.environ,
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_CONFIG_PATH": str(ROOT / ".jupyter"),  # as `make lab` has it
         "JUPYTER_DATA_DIR": str(folder / "data"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "PYTHONPATH": str(ROOT),
@@ -62,6 +75,20 @@ def lab(tmp_path_factory):
             server.wait(20)
 
 
+def write_notebook(folder) -> None:
+    """The small notebook, run and stored as `make notebooks` stores those of the course."""
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    import finish
+
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    where = {"metadata": {"path": str(folder)}}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    NotebookClient(nb, resources=where, store_widget_state=False).execute(env=environment)
+    (folder / NOTEBOOK).write_text(finish.as_opened(nbformat.writes(nb)), "utf-8")
+
+
 def wait_for_server(address, log, server) -> None:
     for _ in range(300):
         try:
@@ -73,28 +100,43 @@ def wait_for_server(address, log, server) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(lab, chromium):
-    """The notebook, opened and not yet run."""
+def context(chromium):
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    yield context
+    context.close()
+
+
+def opened(context, lab, notebook: str):
+    """A notebook in a page of its own, not yet run."""
     page = context.new_page()
     page.set_default_timeout(60_000)
-    page.goto(f"{lab[0]}/lab/tree/{NOTEBOOK}")
+    page.goto(f"{lab[0]}/lab/tree/{notebook}?reset")  # without those of another test
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    yield page
-    context.close()
+    return page
+
+
+NOW = "window.jupyterapp.shell.currentWidget"
+LIVE = "[...document.querySelectorAll('.nsa-explorer')].filter((e) => e.explorer).length"
+
+
+def idle(page) -> None:
+    """Wait until the notebook has its kernel."""
+    page.wait_for_function(f"{NOW}?.context?.isReady")
+    page.wait_for_function(f"{NOW}.sessionContext.session?.kernel?.status === 'idle'")
+
+
+@pytest.fixture(scope="module")
+def page(context, lab):
+    """The small notebook, opened and not yet run."""
+    return opened(context, lab, NOTEBOOK)
 
 
 @pytest.fixture(scope="module")
 def run(page):
-    """The notebook, run from the top; its explorers, in order."""
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
-    page.wait_for_function(
-        "window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
-    )
+    """The small notebook, run from the top; its explorers, in order."""
+    idle(page)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function(
-        "[...document.querySelectorAll('.nsa-explorer')].filter((e) => e.explorer).length === 3"
-    )
+    page.wait_for_function(f"{LIVE} === 2")
     return page.locator(".nsa-explorer")
 
 
@@ -136,33 +178,31 @@ def value(client: BlockingKernelClient, expression: str) -> object:
     return json.loads(eval(shown["data"]["text/plain"]))
 
 
-def test_an_unrun_notebook_shows_the_stored_picture_and_sentence(page):
-    sentences = page.locator(".jp-OutputArea-output", has_text="Shown: query 103:")
-    sentences.first.wait_for(state="attached")
-    area = page.locator(".jp-OutputArea", has_text="Shown: query 103:").first
-    assert area.locator("img").count() == 1
-    assert area.locator("img").evaluate("image => image.naturalWidth") > 300
-    area.screenshot(path=SCREENSHOTS / "unrun.png")
+def test_an_unrun_notebook_shows_the_stored_picture_and_is_not_changed(page):
+    area = page.locator(".jp-OutputArea-output img")
+    area.first.wait_for(state="attached")
+    assert area.count() == 2
+    assert area.first.evaluate("image => image.naturalWidth") > 300
+    idle(page)
+    page.wait_for_timeout(500)  # JupyterLab writes its kernel's name and language once it runs
+    assert not page.evaluate(f"{NOW}.context.model.dirty")
 
 
-def test_three_explorers_draw_what_the_traces_hold(run, page):
-    for place, task in ((1, "recall"), (2, "text")):
-        sequence, _ = load_traces(ROOT / f"notebooks/recorded/selection_{task}.npz")
-        explorer = SelectionExplorer(sequence)
-        here = In(page, run.nth(place))
+def test_the_explorers_draw_what_the_traces_hold(run, page):
+    sequence, _ = load_traces(ROOT / "notebooks/recorded/selection_recall.npz")
+    explorer = SelectionExplorer(sequence)
+    for layer in (0, 1):
+        here = In(page, run.nth(layer))
         here.slide("query", "End")
-        if task == "text":
-            here.slide("layer", "Home")
-        last = sequence.length - 1
-        explorer.query = last
+        explorer.layer = layer
         here.says(explorer.describe())
-        ids = list(sequence.checkpoints.values())[-1][0].ids[0, 0, -1]
-        assert strip_kinds(here, sequence) == true_kinds(sequence, ids, last)
-    run.nth(1).screenshot(path=SCREENSHOTS / "lab.png")
+        ids = sequence.checkpoints["step 1500"][layer].ids[0, 0, -1]
+        assert strip_kinds(here, sequence) == true_kinds(sequence, ids, explorer.query)
+    run.first.screenshot(path=SCREENSHOTS / "lab.png")
 
 
 def test_every_control_reaches_its_ends_and_python_sees_it(run, page, lab):
-    here = In(page, run.nth(1))
+    here = In(page, run.first)
     client = kernel(lab[1])
     for name, (low, high) in value(client, "recall.sequence.ranges()").items():
         if low == high:
@@ -181,13 +221,30 @@ def test_every_control_reaches_its_ends_and_python_sees_it(run, page, lab):
     client.stop_channels()
 
 
-def test_keys_move_the_query_and_leave_the_notebook_alone(run, page, lab):
-    here = In(page, run.nth(1))
+def test_python_opens_the_second_pane_and_the_reader_closes_it(run, page, lab):
+    here = In(page, run.first)
     client = kernel(lab[1])
-    active = "window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+    beside = "dict(checkpoint=0, layer=0, group=0)"
+    value(client, f"setattr(recall, 'beside', {beside})")
+    here.says(value(client, "recall.difference()"), where=".nsa-difference")
+    here.root.get_by_label("beside: checkpoint").press("End")
+    high = value(client, "recall.sequence.ranges()")["checkpoint"][1]
+    deadline = time.monotonic() + 10
+    while value(client, "recall.beside['checkpoint']") != high:
+        assert time.monotonic() < deadline
+    here.root.get_by_role("button", name="One pane").click()
+    while value(client, "recall.beside") is not None:
+        assert time.monotonic() < deadline
+    client.stop_channels()
+
+
+def test_keys_move_the_query_and_leave_the_notebook_alone(run, page, lab):
+    here = In(page, run.first)
+    client = kernel(lab[1])
+    active = f"{NOW}.content.activeCellIndex"
     at_map = here.locator(".nsa-map")
     at_map.click(position={"x": 100, "y": 100})
-    cells = "window.jupyterapp.shell.currentWidget.content.widgets.length"
+    cells = f"{NOW}.content.widgets.length"
     count = page.evaluate(cells)
     cell = page.evaluate(active)
     for key, query in (
@@ -204,3 +261,45 @@ def test_keys_move_the_query_and_leave_the_notebook_alone(run, page, lab):
     assert (page.evaluate(cells), page.evaluate(active)) == (count, cell)
     here.says(value(client, "recall.describe(103)"), where="[role=status]")
     client.stop_channels()
+
+
+def test_saved_and_opened_again_without_its_kernel_the_explorers_live(run, page, context, lab):
+    address, folder = lab
+    here = In(page, run.first)
+    here.slide("query", "Home")
+    here.slide("query", "ArrowRight")
+    client = kernel(folder)
+    said = [value(client, f"recall.describe({query})") for query in (1, 2)]
+    client.stop_channels()
+    here.says(said[0])
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function(f"!{NOW}.context.model.dirty")
+    saved = json.loads((folder / NOTEBOOK).read_text("utf-8"))
+    assert "application/vnd.jupyter.widget-state+json" in saved["metadata"]["widgets"]
+    page.evaluate(f"{NOW}.sessionContext.shutdown()")
+    page.close()
+    again = opened(context, lab, NOTEBOOK)
+    again.wait_for_function(f"{LIVE} === 2")
+    assert "model not found" not in again.locator(".jp-Notebook").text_content()
+    shown = In(again, again.locator(".nsa-explorer").first)
+    shown.says(said[0])
+    shown.slide("query", "ArrowRight")  # and it is no picture
+    shown.says(said[1])
+    again.close()
+
+
+def test_notebook_14_shows_its_pictures_and_then_its_explorers(context, lab):
+    stored = json.loads((ROOT / "notebooks" / COURSE).read_text("utf-8"))["cells"]
+    outputs = [o for cell in stored for o in cell.get("outputs", [])]
+    said = ["".join(o.get("data", {}).get("text/plain", "")) for o in outputs]
+    explorers = sum(words.startswith("query ") for words in said)
+    assert explorers >= 3
+    course = opened(context, lab, COURSE)
+    idle(course)
+    course.wait_for_timeout(500)
+    assert not course.evaluate(f"{NOW}.context.model.dirty")
+    assert course.locator(".jp-OutputArea-output img").count() >= explorers
+    assert "model not found" not in course.locator(".jp-Notebook").text_content()
+    course.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    course.wait_for_function(f"{LIVE} === {explorers}", timeout=180_000)
+    course.close()

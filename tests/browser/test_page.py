@@ -4,79 +4,19 @@ import dataclasses
 import json
 import re
 import statistics
-import time
 
 import pytest
 import torch
 
 from nsa_lite import DecoderLM, ModelConfig, NSAConfig, Trace, choose_blocks
 from nsa_lite.rivals.attentions import ATTENTIONS
-from nsa_lite.show.explorer import SelectionExplorer, load_traces
+from nsa_lite.show.explorer import SelectionExplorer
 from tests.browser.conftest import ROOT, SCREENSHOTS
-from tests.browser.drawn import map_kinds, strip_kinds, true_kinds
+from tests.browser.drawn import MARGINS, map_kinds, strip_kinds, true_kinds
+from tests.browser.driving import sentence, settled, slide, wait
 
 SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
 AXE = ROOT / ".venv/axe/node_modules/axe-core/axe.min.js"
-READY = "document.querySelector('.nsa-explorer')?.explorer && true"
-
-
-@pytest.fixture(scope="module")
-def two_layers():
-    """An explorer of two layers and two groups, with random weights."""
-    torch.manual_seed(0)
-    model = DecoderLM(ModelConfig(256, 2, nsa=NSAConfig.small()))
-    return SelectionExplorer.of_model(model, "def f(x):\n    return (x, x)\n" * 4)
-
-
-@pytest.fixture(scope="module")
-def recall():
-    """The recorded run of notebook 14: nine checkpoints, sixteen questions."""
-    return SelectionExplorer(load_traces(ROOT / "notebooks/recorded/selection_recall.npz")[0])
-
-
-@pytest.fixture
-def opened(chromium, tmp_path):
-    """A function that saves an explorer and opens the file, offline; no error may be logged."""
-    context = chromium.new_context(viewport={"width": 1100, "height": 860})
-    context.set_offline(True)
-    problems = []
-    asked = []
-    context.on("request", lambda request: asked.append(request.url))
-
-    def open_page(explorer, **options):
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        page.goto(explorer.save_html(tmp_path / "page.html", **options).as_uri())
-        wait(page, READY)
-        return page
-
-    yield open_page
-    context.close()
-    assert not problems
-    assert all(url.startswith(("file:", "data:")) for url in asked), asked
-
-
-def wait(page, expression: str, seconds: float = 15) -> None:
-    """Until a JavaScript expression holds; the page's own policy forbids it to poll by itself."""
-    end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"not within {seconds} s: {expression}"
-        page.wait_for_timeout(50)
-
-
-def sentence(page) -> str:
-    page.evaluate("new Promise(requestAnimationFrame)")
-    return page.locator(".nsa-sentence").text_content()
-
-
-def slide(page, name: str, key: str) -> None:
-    page.get_by_label(name, exact=True).press(key)
-
-
-def settled(page) -> None:
-    """After the frame in which a change is drawn."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 # --- what is drawn ---
@@ -184,7 +124,8 @@ def test_scrubbing_through_training_shows_the_answers_found(opened, recall):
         label = page.locator("label", has=page.get_by_label("checkpoint")).text_content()
         assert f": {found} of 16 answers' blocks selected" in label
         assert strip_kinds(page, s) == true_kinds(s, trace.ids[0, 0, 103], 103)
-    assert "answer in block 6: selected" in page.locator(".nsa-remarks").text_content()
+    said = page.locator(".nsa-sentence").text_content()
+    assert said.endswith("; answer in block 6: selected; checkpoint step 1500")
     # The README's picture is a copy of this one: notebooks/explorer.png.
     page.evaluate(
         "document.querySelector('.nsa-explorer').explorer.look({ focus: 6 });"
@@ -305,12 +246,13 @@ def test_every_control_reaches_both_ends(opened, recall, two_layers):
 def test_the_mouse_shows_and_chooses(opened, two_layers):
     page = opened(two_layers)
     area = page.locator(".nsa-map").bounding_box()
-    tall = area["height"] - 22 - 6
-    page.mouse.move(area["x"] + 100, area["y"] + 22 + tall * 40.5 / 112)
+    left, top, _, bottom = MARGINS
+    tall = area["height"] - top - bottom
+    page.mouse.move(area["x"] + 100, area["y"] + top + tall * 40.5 / 112)
     assert sentence(page) == two_layers.describe(40)
     page.mouse.move(area["x"] + 100, area["y"] - 30)
     assert sentence(page) == two_layers.describe(111)  # it was only shown
-    page.mouse.click(area["x"] + 100, area["y"] + 22 + tall * 60.5 / 112)
+    page.mouse.click(area["x"] + 100, area["y"] + top + tall * 60.5 / 112)
     page.mouse.move(area["x"] + 100, area["y"] - 30)
     assert sentence(page) == two_layers.describe(60)
     strip = page.locator(".nsa-strip").bounding_box()
@@ -362,9 +304,14 @@ def test_a_redraw_of_4096_tokens_and_64_blocks_takes_less_than_16_ms(opened):
     assert statistics.median(times) < 16
 
 
-def test_axe_finds_no_serious_violation(opened, recall):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", ["", "#beside=0.0.0"])
+def test_axe_finds_no_serious_violation(opened, recall, scheme, address):
     assert AXE.exists(), "axe-core is not here: make test-browser installs it"
-    page = opened(recall)
+    page = opened(recall, address)
+    page.emulate_media(color_scheme=scheme)
+    page.get_by_role("button", name="?", exact=True).click()
+    settled(page)
     page.evaluate(AXE.read_text("utf-8"))
     found = page.evaluate("axe.run()")["violations"]
     serious = [

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nsa_lite import Trace
+from nsa_lite import NSAConfig, Trace
+from nsa_lite.blocks import overlap_in_strides
 from nsa_lite.show.explorer.gates import GATE_LEVELS, NO_GATE, gate_hundredths, gate_levels
 from nsa_lite.show.explorer.ranking import Ranking
 from nsa_lite.show.explorer.sequence import TracedSequence
@@ -72,12 +73,12 @@ DETAILS = (
 def arrays_of(sequence: TracedSequence, detail: Detail = DETAILS[0]) -> Arrays:
     """Everything that the browser draws, each array by its name.
 
-    Shapes: positions, begun, seen, window_first, answer_block, answer_at (Q,) int32; order (K, L,
-    G, Q, ranks) uint8 or uint16, steps (K, L, G, Q, ranks) uint16, score_scale (K, L, G, Q)
-    float32; taken, forced (K, L, G, Q) uint16; gates (K, L, G, R, Q, 3) and gate_hundredths (K, L,
-    G, Q, 3) uint8; with p "heads" or "group" p (K, L, G, R or 1, Q, N) uint8 with p_scale (K, L, G,
-    R or 1, Q) float32; where it is known and sent, beyond (K, L, G, Q, J) uint8 with beyond_scale
-    (K, L, G, Q) float32.
+    Shapes: positions, begun, seen, summarised, window_first, answer_block, answer_at (Q,) int32;
+    order (K, L, G, Q, ranks) uint8 or uint16, steps (K, L, G, Q, ranks) uint16, score_scale (K, L,
+    G, Q) float32; taken, forced (K, L, G, Q) uint16; gates (K, L, G, R, Q, 3) and gate_hundredths
+    (K, L, G, Q, 3) uint8; with p "heads" or "group" p (K, L, G, R or 1, Q, N) uint8 with p_scale
+    (K, L, G, R or 1, Q) float32; where it is known and sent, beyond (K, L, G, Q, J) uint8 with
+    beyond_scale (K, L, G, Q) float32.
     """
     sent = detail.of(sequence)
     each = _of_queries(sequence)
@@ -118,6 +119,7 @@ def _of_queries(sequence: TracedSequence) -> Arrays:
         "positions": np.array(queries, "<i4"),
         "begun": np.array([sequence.begun(t) for t in queries], "<i4"),
         "seen": np.array([sequence.seen(t) for t in queries], "<i4"),
+        "summarised": np.array([sequence.summarised(t) for t in queries], "<i4"),
         "window_first": np.array([sequence.window_first(t) for t in queries], "<i4"),
         "answer_block": np.array([-1 if j is None else j for j in answers], "<i4"),
         "answer_at": sequence.answer_at.numpy().astype("<i4"),
@@ -201,6 +203,7 @@ def facts_of(sequence: TracedSequence, detail: Detail) -> dict:
         "ranks": sent.ranks,
         "select_block_size": c.select_block_size,  # a block's width on the strip
         "bars": {"first": (c.block_size - c.stride) / 2, "step": c.stride},  # in tokens
+        "pooling": pooling_of(c),
         "traced_n": c.num_selected,
         "levels": {"scores": sent.levels, "gates": GATE_LEVELS},
         "nan": {"scores": NAN, "gates": NO_GATE},
@@ -210,6 +213,20 @@ def facts_of(sequence: TracedSequence, detail: Detail) -> dict:
         "ranges": ranges | {"n": (low, sequence.largest_n(sent.ranks))},
         "about": " ".join(filter(None, [sequence.about, *left_out(sequence, sent)])),
     }
+
+
+def pooling_of(config: NSAConfig) -> dict:
+    """Eq. 9 as weights: block j gets weights[m] of compressed block j step + first + m.
+
+    With l=32, d=16, l'=64: 1 2 2 2 1 of blocks 4j - 1 .. 4j + 3.
+    """
+    sizes = config.block_size, config.stride, config.select_block_size
+    inside = config.select_block_size // config.stride
+    covering = config.block_size // config.stride
+    block = covering  # far enough from the text's beginning
+    first = block * inside - (covering - 1)
+    column = overlap_in_strides((block + 1) * inside, block + 1, *sizes)[first:, block]
+    return {"first": 1 - covering, "step": inside, "weights": column.int().tolist()}
 
 
 def left_out(sequence: TracedSequence, detail: Detail) -> list[str]:

@@ -3,13 +3,11 @@
 import base64
 import json
 from html import escape
-from pathlib import Path
 
 from nsa_lite.checks import require
 from nsa_lite.show.explorer.packing import packed_within, page_limit
+from nsa_lite.show.explorer.script import script, style
 from nsa_lite.show.explorer.sequence import TracedSequence
-
-HERE = Path(__file__).parent
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -20,8 +18,10 @@ PAGE = """<!doctype html>
  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
 <style>
-body {{ margin: 0 auto; max-width: 72rem; padding: 1rem; font-family: system-ui, sans-serif;
-       color: #222; background: #fff; }}
+body {{ margin: 0 auto; max-width: 86rem; padding: 0.5rem; font-family: system-ui, sans-serif;
+       color: #222; background: #fff; color-scheme: light dark; }}
+h1 {{ font-size: 1.3rem; margin: 0.3rem 0; }}
+@media (prefers-color-scheme: dark) {{ body {{ color: #ececec; background: #1b1b1d; }} }}
 {css}
 </style>
 </head>
@@ -53,8 +53,8 @@ def page_of(
     text = {
         "title": escape(title),
         "sentence": escape(sentence),
-        "css": (HERE / "explorer.css").read_text("utf-8"),
-        "module": (HERE / "explorer.js").read_text("utf-8"),
+        "css": style(),
+        "module": script(),
         "picture": base64.b64encode(picture).decode(),
     }
     limit = page_limit(sequence.length)

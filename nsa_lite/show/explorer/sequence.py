@@ -168,6 +168,11 @@ class TracedSequence:
         """How many compressed blocks end at or before query t."""
         return num_compressed(t + 1, self.config.block_size, self.config.stride)
 
+    def summarised(self, t: int) -> int:
+        """How many tokens, from the first on, lie in a compressed block that query t sees."""
+        seen = self.seen(t)
+        return (seen - 1) * self.config.stride + self.config.block_size if seen else 0
+
     def window_first(self, t: int) -> int:
         """The first token of query t's window."""
         return max(0, t - self.config.window + 1)
@@ -223,11 +228,22 @@ class TracedSequence:
         forced, free = self.taken(place, t)
         how = "by score" if self.by_score[place.checkpoint][place.layer] else "not by score"
         ids = forced + free
-        selected = f"{_list(ids)} ({_list(free)} {how})" if ids else "none"
+        selected = f"{id_list(ids)} ({id_list(free)} {how})" if ids else "none"
         return (
             f"query {t}: compressed blocks {_range(0, self.seen(t) - 1)}, selected {selected}, "
             f"window {_range(self.window_first(t), t)}, gates {self.gates(place, t)}"
+            f"{self._answer_words(t, ids)}{self._checkpoint_words(place)}"
         )
+
+    def _answer_words(self, t: int, selected: list[int]) -> str:
+        block = self.answer_block(t)
+        if block is None:
+            return ""
+        return f"; answer in block {block}: {'' if block in selected else 'not '}selected"
+
+    def _checkpoint_words(self, place: Place) -> str:
+        names = list(self.checkpoints)
+        return f"; checkpoint {names[place.checkpoint]}" if len(names) > 1 else ""
 
     def gates(self, place: Place, t: int) -> str:
         """The three gates of query t, each the mean over the group's heads: ".41 .88 .52"."""
@@ -283,5 +299,6 @@ def _range(first: int, last: int) -> str:
     return str(first) if last == first else f"{first}-{last}"
 
 
-def _list(ids: list[int]) -> str:
+def id_list(ids: Iterable[int]) -> str:
+    """Block ids as a reader sees them, ascending: "0 3 12"; "none" if there are none."""
     return " ".join(map(str, sorted(ids))) or "none"

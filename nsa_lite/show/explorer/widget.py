@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from nsa_lite import DecoderLM
-from nsa_lite.checks import require, require_instance
+from nsa_lite.checks import require, require_instance, require_int
 from nsa_lite.show.explorer.arguments import Traces
 from nsa_lite.show.explorer.packing import packed_within
 from nsa_lite.show.explorer.page import page_of
 from nsa_lite.show.explorer.picture import draw_queries, four_queries
-from nsa_lite.show.explorer.sequence import Place, TracedSequence
+from nsa_lite.show.explorer.script import script, style
+from nsa_lite.show.explorer.sequence import Place, TracedSequence, id_list
 
 HERE = Path(__file__).parent
 WIDGET_LIMIT = 32_000_000  # bytes sent to the notebook, at most, unless the scores alone are more
@@ -30,11 +31,12 @@ class SelectionExplorer(anywidget.AnyWidget):
     traces: a Trace, a list of them (one a layer), a dict of such (one a checkpoint of a training
     run), or what load_traces gives. tokens: a string, bytes or one string a position. answer_at
     (T,): where the answer of each query stands, -1 for none. row: which sequence of the batch.
+    beside: None, or the checkpoint, layer and group of a second pane, {"checkpoint": 0, ...}.
     Errors: ValueError or TypeError that names the argument.
     """
 
-    _esm = HERE / "explorer.js"
-    _css = HERE / "explorer.css"
+    _esm = script()
+    _css = style()
     data = traitlets.Bytes().tag(sync=True)
     facts = traitlets.Dict().tag(sync=True)
     query = traitlets.Int().tag(sync=True)
@@ -42,6 +44,7 @@ class SelectionExplorer(anywidget.AnyWidget):
     layer = traitlets.Int().tag(sync=True)
     group = traitlets.Int().tag(sync=True)
     n = traitlets.Int().tag(sync=True)
+    beside = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
 
     def __init__(
         self,
@@ -95,6 +98,19 @@ class SelectionExplorer(anywidget.AnyWidget):
             self.sequence.require_query(value)
         return value
 
+    @traitlets.validate("beside")
+    def _beside_in_range(self, proposal: dict) -> dict[str, int] | None:
+        beside = proposal["value"]
+        if beside is None:
+            return None
+        names = ["checkpoint", "group", "layer"]
+        require(sorted(beside) == names, "beside", beside, f"must be None or hold {names}")
+        for name, value in beside.items():
+            low, high = self.facts["ranges"][name]
+            require_int(f"beside[{name!r}]", value, at_least=low)
+            require(value <= high, f"beside[{name!r}]", value, f"must lie in {low} .. {high}")
+        return beside
+
     @property
     def place(self) -> Place:
         """The checkpoint, layer, group and n that are shown."""
@@ -107,6 +123,20 @@ class SelectionExplorer(anywidget.AnyWidget):
     def selected(self, t: int | None = None) -> list[int]:
         """The blocks that query t selects, ascending; the query that is shown, if none is named."""
         return self.sequence.selected(self.place, self.query if t is None else t)
+
+    def difference(self, t: int | None = None) -> str:
+        """Which blocks query t selects in both panes and in one alone, as one sentence.
+
+        Errors: ValueError when there is no second pane.
+        """
+        require(self.beside is not None, "beside", self.beside, "names no second pane to compare")
+        at = self.query if t is None else t
+        here = set(self.sequence.selected(self.place, at))
+        there = set(self.sequence.selected(Place(n=self.n, **self.beside), at))
+        return (
+            f"query {at}: {len(here & there)} blocks in both ({id_list(here & there)}), "
+            f"only in the first {id_list(here - there)}, only beside {id_list(there - here)}"
+        )
 
     def picture(self) -> bytes:
         """The query that is shown and three more, as a PNG of few colours: notebooks keep it."""
@@ -124,7 +154,7 @@ class SelectionExplorer(anywidget.AnyWidget):
 
         Errors: ValueError when the scores alone are larger than that.
         """
-        state = {"query": self.query, **self.place._asdict()}
+        state = {"query": self.query, **self.place._asdict(), "beside": self.beside}
         page = page_of(self.sequence, state, title, self.describe(), self.picture())
         written = Path(path)
         written.write_text(page, "utf-8")

@@ -1,10 +1,12 @@
 """Keep the tables of INSTRUCTOR.md and README.md true: exercises, and what checks say to mistakes.
 
-python -m exercises.guide    writes them anew; the text around them is written by hand
+python -m exercises.guide          writes them anew; the text around them is written by hand
+python -m exercises.guide 03 12    those of these sets only: all of them take minutes
 """
 
 import argparse
 import re
+from collections.abc import Collection
 
 import nbformat
 
@@ -47,12 +49,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
-def renewed(text: str, judge=judge) -> str:
-    """The guide with the tables of each set between its two marks."""
+def renewed(text: str, judge=judge, only: Collection[str] = ()) -> str:
+    """The guide with the tables of each set, or of some, between its two marks."""
 
     def block(found: re.Match) -> str:
         number = found[1]
-        if number not in sets():
+        if number not in (only or sets()):
             return found[0]
         return f"<!-- set {number} -->\n{tables(number, judge)}\n<!-- end of set -->"
 
@@ -79,8 +81,12 @@ def listed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m exercises.guide", description="Fill the tables of INSTRUCTOR.md anew."
-    ).parse_args()
+    )
+    parser.add_argument("sets", nargs="*", metavar="SET", help="all sets if none is named")
+    only = parser.parse_args().sets
+    if unknown := set(only) - set(sets()):
+        parser.error(f"there is no set {sorted(unknown)[0]!r}: they are {', '.join(sets())}")
     README.write_text(listed(README.read_text("utf-8")), "utf-8")
-    GUIDE.write_text(renewed(GUIDE.read_text("utf-8")), "utf-8")
+    GUIDE.write_text(renewed(GUIDE.read_text("utf-8"), only=only), "utf-8")

@@ -6,7 +6,6 @@ No test here looks at a time: only `make bench`, on a GPU, does.
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,6 +20,8 @@ from benchmarks.cases import (
 from kernels import block_sparse_attention, decode, flash_attention, importance
 from nsa_lite import NSAConfig
 from nsa_lite.lab.coherence import kept
+from nsa_lite.lab.selection_runs import text_model
+from nsa_lite.show.explorer import load_traces
 
 TINY = CONFIGS["tiny"]
 SIX = CONFIGS["A"]
@@ -295,13 +296,18 @@ def test_the_notes_table_gives_times_and_floors():
     assert lines["whole, coherent .75"] == lines["cuDNN"] == ["-", "", ""]
 
 
-@pytest.mark.parametrize("task, size, keep", [("text", 32, 0.36), ("recall", 8, 0.34)])
-def test_the_notes_give_the_recorded_models_coherence(task, size, keep):
+def test_the_notes_give_the_coherence_of_the_course_s_models():
     root = Path(__file__).parents[2]
-    with np.load(root / f"notebooks/recorded/selection_{task}.npz") as recorded:
-        ids = torch.from_numpy(recorded["ids"][-1].astype(int))
-    assert kept(ids[None], size) == pytest.approx(keep, abs=0.005)
-    assert f"{keep} ({task}" in (root / "benchmarks/NOTES.md").read_text("utf-8")
+    notes = " ".join((root / "benchmarks/NOTES.md").read_text("utf-8").split())
+    sequence, _ = load_traces(root / "notebooks/recorded/selection_recall.npz")
+    recall = list(sequence.checkpoints.values())[-1]
+    model, about = text_model()
+    with torch.no_grad():
+        _, text = model(torch.tensor([[*about["passage"].encode()]]), return_traces=True)
+    for traces, first, second, task in ((text, 0.40, 0.35, "text"), (recall, 0.31, 0.42, "recall")):
+        found = [kept(trace.ids, trace.config.select_block_size) for trace in traces]
+        assert found == pytest.approx([first, second], abs=0.01)
+        assert f"{first:.2f} and {second:.2f} ({task}" in notes
 
 
 def test_the_chosen_tiles_are_among_those_tried():

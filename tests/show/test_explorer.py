@@ -36,10 +36,11 @@ from nsa_lite.show.explorer.arrays import (
 )
 from nsa_lite.show.explorer.gates import GATE_LEVELS, NO_GATE, words
 from nsa_lite.show.explorer.packing import packed, packed_within, page_limit
-from nsa_lite.show.explorer.picture import draw_tokens
+from nsa_lite.show.explorer.picture import draw_queries
 from nsa_lite.show.explorer.ranking import Ranking, rank_blocks
 from nsa_lite.show.explorer.script import PARTS
 from nsa_lite.show.explorer.sequence import Place, TracedSequence
+from nsa_lite.show.explorer.tokens import draw_tokens, lines_of, visible
 
 ROOT = Path(__file__).parents[2]
 SMALL_MODEL = ModelConfig(256, 1, NSAConfig.small())
@@ -382,6 +383,28 @@ def test_tokens_are_drawn_as_text_with_a_box_at_the_query(explorer):
     box = figure.axes[0].patches[-1]
     # Line 1 holds 10 signs, line 2 wraps after 12: token 30 is in "def f(x)" again, sign 2.
     assert box.get_xy() == (explorer.sequence.tokens[28:].index("e") + 0 + 1, 3)
+
+
+def test_lines_end_where_the_text_does_and_words_keep_apart():
+    assert lines_of(list("ab\ncdefg\n"), columns=4) == [range(3), range(3, 7), range(7, 9)]
+    # Words of 2, 3 and 2 signs with a space behind each: two fit into 6 columns, or a clipped one.
+    assert lines_of(["k1", "v10", "k2"], columns=6) == [range(2), range(2, 3)]
+    assert lines_of(["a" * 50, "b", "c"], columns=6) == [range(1), range(1, 3)]
+    assert visible("a\u202eb\u200bc d") == "a\u25a1b\u25a1c d"
+
+
+def test_the_still_picture_shows_the_text_that_ends_with_the_query_s_line(explorer):
+    sequence = explorer.sequence
+    figure = draw_queries(sequence, explorer.place, [10, 30], shown=30)
+    text = figure.axes[0]
+    assert len(figure.axes) == 3
+    assert [p.get_xy()[1] for p in text.patches][-1] <= 10
+    lines = lines_of(sequence.tokens)
+    own = next(i for i, line in enumerate(lines) if 30 in line)
+    letters = [t.get_text() for t in text.texts]
+    shown = [sequence.tokens[s].strip() for line in lines[: own + 1][-10:] for s in line]
+    assert "".join(letters).startswith("".join(shown)[:20])
+    assert "query 30" in text.get_title()
 
 
 # --- what it missed, which queries and how many blocks are sent ---

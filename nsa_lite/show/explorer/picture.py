@@ -1,47 +1,56 @@
-"""Four queries as a still picture, for readers without a running kernel."""
+"""A still picture for readers without a running kernel: the text, and what two queries select."""
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from nsa_lite.show import plots
 from nsa_lite.show.explorer.sequence import Place, TracedSequence
+from nsa_lite.show.explorer.tokens import lines_of, mark_tokens
 
 MANY = 300  # blocks: up to so many are drawn one by one
+LINES = 10  # of the text
 
 
-def four_queries(sequence: TracedSequence, shown: int) -> list[int]:
-    """The query that is shown and up to three more: ones that ask something, or evenly spread."""
+def two_queries(sequence: TracedSequence, shown: int) -> list[int]:
+    """The query that is shown and another: one that asks something too, or one halfway."""
     asked = sequence.positions[sequence.answer_at >= 0]
-    pool = asked if len(asked) >= 4 else sequence.positions
-    spread = pool[torch.linspace(len(pool) - 1, 0, 5).long()].tolist()
-    others = [t for t in dict.fromkeys(spread) if t != shown]
-    return sorted([shown, *others[:3]])
+    pool = asked if len(asked) >= 2 else sequence.positions
+    others = [t for t in pool[[len(pool) // 2, 0, -1]].tolist() if t != shown]
+    return sorted({shown, *others[:1]})
 
 
-def draw_queries(sequence: TracedSequence, place: Place, queries: list[int]) -> Figure:
-    """The importance of each block to each of a few queries, and below it what the query reads."""
+def draw_queries(sequence: TracedSequence, place: Place, queries: list[int], shown: int) -> Figure:
+    """The text as one query reads it; each block's importance to a few queries, and what they read.
+
+    Below the bars stand the blocks, and below these the window.
+    """
+    rows = -(-len(queries) // 2)
+    lines = min(LINES, len(lines_of(sequence.tokens)))
     with plt.rc_context():
         plots.use_style()
-        columns = min(2, len(queries))
-        rows = -(-len(queries) // columns)
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(plots.WIDTH, 0.6 + 1.9 * rows), squeeze=False
-        )
-        for ax in axes.flat[len(queries) :]:
-            ax.axis("off")
-        for ax, t in zip(axes.flat, queries, strict=False):
+        figure = plt.figure(figsize=(plots.WIDTH, 1.0 + 0.22 * lines + 1.9 * rows))
+        grid = figure.add_gridspec(rows + 1, 2, height_ratios=[0.3 + 0.22 * lines, *[1.9] * rows])
+        _draw_text(figure.add_subplot(grid[0, :]), sequence, place, shown)
+        for i, t in enumerate(queries):
+            ax = figure.add_subplot(grid[1 + i // 2, i % 2])
             _draw_query(ax, sequence, place, t)
-        for ax in axes[-1]:
-            ax.set_xlabel(f"selection block (of {sequence.config.select_block_size} tokens)")
-        for ax in axes[:, 0]:
-            ax.set_ylabel("importance")
+            if i + 2 >= len(queries):
+                ax.set_xlabel(f"selection block (of {sequence.config.select_block_size} tokens)")
+            if i % 2 == 0:
+                ax.set_ylabel("importance")
         plots.legend(figure, ["forced", "selected", "unused", "window"])
         figure.canvas.draw()
     return figure
+
+
+def _draw_text(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> None:
+    mark_tokens(ax, sequence, place, t, rows=LINES)
+    missed = sequence.missed(place, t)
+    said = "" if missed is None else f"; {missed:.2f} of dense attention's mass is missed"
+    ax.set_title(f"the tokens as query {t} reads them{said}", fontsize=10)
 
 
 def _draw_query(ax: Axes, sequence: TracedSequence, place: Place, t: int) -> None:
@@ -91,76 +100,3 @@ def _title(sequence: TracedSequence, chosen: list[int], t: int) -> str:
         words.pop()
     more = " ..." if len(words) < len(chosen) else ""
     return f"query {t}: {' '.join(words) + more or 'nothing selected'}{asks}"
-
-
-def draw_tokens(sequence: TracedSequence, place: Place, t: int, columns: int = 84) -> Figure:
-    """The tokens of a text in lines, each underlined by how query t reads its block.
-
-    A box marks the query. Tokens must be single characters; a longer line goes on in the next.
-    """
-    kinds = _kinds_of_tokens(sequence, place, t)
-    where = _positions(sequence.tokens, columns)
-    rows = where[-1][1] + 1
-    with plt.rc_context():
-        plots.use_style()
-        figure, ax = plt.subplots(figsize=(plots.WIDTH, 0.5 + 0.24 * rows))
-        for token, kind, corner in zip(sequence.tokens, kinds, where, strict=True):
-            _draw_token(ax, token.strip(), kind, corner)
-        ax.add_patch(Rectangle(where[t], 1, 0.7, facecolor="none", edgecolor="black", linewidth=2))
-        ax.set(xlim=(0, columns), ylim=(rows, 0))
-        ax.axis("off")
-        plots.legend(figure, ["forced", "selected", "window", "unused", "masked"])
-        figure.canvas.draw()
-    return figure
-
-
-def _kinds_of_tokens(sequence: TracedSequence, place: Place, t: int) -> list[str]:
-    """How query t reads each token: through its block first, else through the window."""
-    chosen = sequence.selected(place, t)
-    forced = sequence.forced(t)
-    kinds = []
-    for s in range(sequence.length):
-        j = s // sequence.config.select_block_size
-        if s > t:
-            kinds.append("masked")
-        elif j in forced:
-            kinds.append("forced")
-        elif j in chosen:
-            kinds.append("selected")
-        elif s >= sequence.window_first(t):
-            kinds.append("window")
-        else:
-            kinds.append("unused")
-    return kinds
-
-
-def _draw_token(ax: Axes, sign: str, kind: str, corner: tuple[int, int]) -> None:
-    x, y = corner
-    line = Rectangle(
-        (x, y + 0.7),
-        1,
-        0.3,
-        facecolor=plots.COLOURS[kind],
-        linewidth=0,
-        edgecolor="white",
-        hatch=plots.HATCHES.get(kind),
-    )
-    ax.add_patch(line)
-    ax.text(x + 0.5, y + 0.4, sign, ha="center", va="center", family="monospace", fontsize=9)
-
-
-def _positions(tokens: list[str], columns: int) -> list[tuple[int, int]]:
-    """Column and row of each character; a line end stands at the end of its own line."""
-    places = []
-    x = 0
-    y = 0
-    for token in tokens:
-        if x == columns:
-            x = 0
-            y += 1
-        places.append((x, y))
-        x += 1
-        if token == "\n":
-            x = 0
-            y += 1
-    return places

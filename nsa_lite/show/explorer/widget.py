@@ -17,7 +17,7 @@ from nsa_lite.checks import require, require_instance, require_int
 from nsa_lite.show.explorer.arguments import Traces
 from nsa_lite.show.explorer.packing import packed_within
 from nsa_lite.show.explorer.page import page_of
-from nsa_lite.show.explorer.picture import draw_queries, four_queries
+from nsa_lite.show.explorer.picture import draw_queries, two_queries
 from nsa_lite.show.explorer.script import script, style
 from nsa_lite.show.explorer.sequence import Place, TracedSequence, id_list
 
@@ -139,14 +139,14 @@ class SelectionExplorer(anywidget.AnyWidget):
         )
 
     def picture(self) -> bytes:
-        """The query that is shown and three more, as a PNG of few colours: notebooks keep it."""
-        queries = four_queries(self.sequence, self.query)
-        figure = draw_queries(self.sequence, self.place, queries)
+        """The text and two queries as a PNG of few colours, which notebooks keep."""
+        queries = two_queries(self.sequence, self.query)
+        figure = draw_queries(self.sequence, self.place, queries, self.query)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", dpi=96)
         plt.close(figure)
         small = io.BytesIO()
-        Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+        Image.open(drawn).convert("RGB").quantize(32).save(small, format="png", optimize=True)
         return small.getvalue()
 
     def save_html(self, path: str | Path, title: str = "What a query selects") -> Path:

@@ -97,23 +97,25 @@ def contents() -> str:
 
 
 def write_explorers() -> list[str]:
-    """One page for each recorded selection, as `save_html` writes it; their names."""
+    """A page for each recorded selection, and for the text model's passage; their names."""
+    from nsa_lite.lab.selection_runs import text_model
     from nsa_lite.show.explorer import SelectionExplorer, load_traces
 
     folder = SOURCE / "extra/explorers"
     folder.mkdir(parents=True)
-    names = []
-    for path in sorted(ROOT.glob("notebooks/recorded/selection_*.npz")):
-        sequence, _ = load_traces(path)
-        words = f"What a query selects: {lessons.about(path.stem)}"
-        SelectionExplorer(sequence).save_html(folder / f"{path.stem}.html", title=words)
-        names.append(path.stem)
-    return names
+    paths = sorted(ROOT.glob("notebooks/recorded/selection_*.npz"))
+    shown = {path.stem: SelectionExplorer(load_traces(path)[0]) for path in paths}
+    model, origin = text_model()
+    shown["selection_text"] = SelectionExplorer.of_model(model, origin["passage"])
+    for name, explorer in shown.items():
+        words = f"What a query selects: {lessons.about(name)}"
+        explorer.save_html(folder / f"{name}.html", title=words)
+    return list(shown)
 
 
 def explorers_page(names: list[str]) -> str:
     """All explorers on one page."""
-    text = "# Explorers\n\nWhat trained models select, recorded, and live here without a kernel. "
+    text = "# Explorers\n\nWhat trained models select, live here without a kernel. "
     text += "[14](notebooks/14_see_the_selection.ipynb) says how to read them.\n"
     for name in names:
         text += f"\n## {lessons.about(name).capitalize()}\n\n{lessons.framed(name)}"

@@ -24,7 +24,6 @@ MARKS = {
     "# Checkpoint": "checkpoint",
     "# Break it": "break-it",
 }
-WIDGET = "application/vnd.jupyter.widget-view+json"
 SOLUTION = re.compile(r"^ *### (?:BEGIN|END) SOLUTION\n?", re.M)
 
 
@@ -34,8 +33,9 @@ def lesson(path: Path) -> NotebookNode:
     found = explorers_of(nb)
     for cell in nb.cells:
         for output in cell.get("outputs", []):
-            if WIDGET in output.get("data", {}):
-                show_explorer(output, found.get(shown_name(cell.source), ""))
+            recording = found.get(shown_name(cell.source))
+            if recording and "image/png" in output.get("data", {}):
+                show_explorer(output, recording)
     return nb
 
 
@@ -89,7 +89,7 @@ def ways_to_open(path: Path) -> str:
 def explorers_of(nb: NotebookNode) -> dict[str, str]:
     """The names that hold recorded traces, each with the name of its recording.
 
-    A notebook says `recorded, about = load_traces("recorded/selection_recall.npz")`, and later
+    A notebook says `recorded, about = load_traces(RECORDED / "selection_recall.npz")`, and later
     `SelectionExplorer(recorded)`: the explorer of that name shows that recording.
     """
     found: dict[str, str] = {}
@@ -97,8 +97,9 @@ def explorers_of(nb: NotebookNode) -> dict[str, str]:
         if cell.cell_type == "code":
             for names, call in assigned(alt_text.parsed(cell.source)):
                 first = call.args[0] if call.args else None
-                if isinstance(first, ast.Constant) and called(call) == "load_traces":
-                    found[names[0]] = Path(first.value).stem
+                if first is not None and called(call) == "load_traces":
+                    file = [x.value for x in ast.walk(first) if isinstance(x, ast.Constant)][-1]
+                    found[names[0]] = Path(file).stem
                 if isinstance(first, ast.Name) and called(call) == "SelectionExplorer":
                     found[names[0]] = found.get(first.id, "")
     return found
@@ -127,10 +128,7 @@ def shown_name(source: str) -> str:
 
 
 def show_explorer(output: NotebookNode, recording: str) -> None:
-    """Put the page of a recording in a widget's place; without one its picture stays."""
-    del output.data[WIDGET]
-    if not recording:
-        return
+    """Put the page of a recording in the place of its picture, which stays for want of scripts."""
     picture = f"data:image/png;base64,{output.data.pop('image/png')}"
     sentence = html.escape(output.data.get("text/plain", ""))
     fallback = f'<noscript><img alt="{sentence}" src="{picture}"></noscript>'

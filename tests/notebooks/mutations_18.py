@@ -165,8 +165,8 @@ MUTATIONS = [
     (
         "the same token, not the one before",
         "cell",
-        "its = free_choice(before)[: 640 - lag]",
-        "its = free_choice(before)[lag:]",
+        "its = free_choice(before)[:, : LENGTH - lag]",
+        "its = free_choice(before)[:, lag:]",
         "# Checkpoint 5",
     ),
 ]

@@ -97,7 +97,10 @@ def planted(sources: list[str], fault: list, words: str) -> Fault:
 
 def sources_of(path: Path) -> list[str]:
     """The cells that are run: no checkpoint reads what 08 compiles, which takes half a minute."""
-    return ["" if "subprocess.run" in cell.source else cell.source for cell in code_of(path)]
+    sources = [cell.source for cell in code_of(path)]
+    if path.name.startswith("08"):
+        sources = ["" if "subprocess.run" in source else source for source in sources]
+    return sources
 
 
 @pytest.fixture(scope="module")

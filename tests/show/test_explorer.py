@@ -68,17 +68,6 @@ def made_trace(config: NSAConfig, length: int, seed: int = 0) -> Trace:
     return Trace(c, 0, ids, p * (ends <= now[:, None]), importance, gates, {})
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return DecoderLM(ModelConfig(256, 2, nsa=NSAConfig.small()))
-
-
-@pytest.fixture
-def explorer(model):
-    return SelectionExplorer.of_model(model, "def f(x):\n    return (x, x)\n" * 4)
-
-
 # --- what it says ---
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nsa_lite import DecoderLM, ModelConfig, NSAConfig
+from nsa_lite import NSAConfig
 from nsa_lite.show.explorer import SelectionExplorer
 from nsa_lite.show.explorer import script as script_module
 from nsa_lite.show.explorer.arrays import pooling_of
@@ -16,17 +16,6 @@ from nsa_lite.show.explorer.sequence import TracedSequence
 
 FOLDER = Path(script_module.__file__).parent
 TEXT = "def f(x):\n    return (x, x)\n" * 4
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return DecoderLM(ModelConfig(256, 2, nsa=NSAConfig.small()))
-
-
-@pytest.fixture
-def explorer(model):
-    return SelectionExplorer.of_model(model, TEXT)
 
 
 # --- the files ---

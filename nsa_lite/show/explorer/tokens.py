@@ -36,13 +36,12 @@ def mark_tokens(
     own = next(i for i, line in enumerate(lines) if t in line)
     lines = lines[max(0, own + 1 - rows) :][:rows]
     spaced = _are_words(sequence.tokens)
-    chosen = sequence.selected(place, t)
+    kinds = _kinds(sequence, place, t, range(lines[0][0], lines[-1][-1] + 1))
     for y, line in enumerate(lines):
         x = 0
         for s in line:
             sign = visible(sequence.tokens[s])[:columns]
-            kind = _kind(sequence, chosen, s, t)
-            _draw_token(ax, sign, kind, (x, y))
+            _draw_token(ax, sign, kinds[s], (x, y))
             if s == t:
                 box = Rectangle((x, y), len(sign), 0.7, fill=False, edgecolor="black", linewidth=2)
             x += len(sign) + spaced
@@ -80,14 +79,17 @@ def _are_words(tokens: list[str]) -> bool:
     return any(len(token) > 1 for token in tokens)
 
 
-def _kind(sequence: TracedSequence, chosen: list[int], s: int, t: int) -> str:
-    """How query t reads token s: through its block first, else through the window."""
-    j = s // sequence.config.select_block_size
-    if s > t:
-        return "masked"
-    if j in chosen:
-        return "forced" if j in sequence.forced(t) else "selected"
-    return "window" if s >= sequence.window_first(t) else "unused"
+def _kinds(sequence: TracedSequence, place: Place, t: int, tokens: range) -> dict[int, str]:
+    """How query t reads each of these tokens: through its block first, else through the window."""
+    forced = sequence.forced(t)
+    blocks = {j: "forced" if j in forced else "selected" for j in sequence.selected(place, t)}
+    first = sequence.window_first(t)
+    kinds = {}
+    for s in tokens:
+        outside = "window" if s >= first else "unused"
+        j = s // sequence.config.select_block_size
+        kinds[s] = "masked" if s > t else blocks.get(j, outside)
+    return kinds
 
 
 def _draw_token(ax: Axes, sign: str, kind: str, corner: tuple[int, int]) -> None:

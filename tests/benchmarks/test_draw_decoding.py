@@ -84,6 +84,9 @@ def test_host_time_has_two_bars_for_each_that_was_measured(record):
 def test_the_record_that_is_kept_fills_every_curve():
     record = draw.records.load("decode")
     for ax in draw.draw_decoding(record, RATE).axes:
-        assert all(len(line.get_xdata()) >= 2 for line in ax.lines)
-    contexts = draw.find_steps(record, "A", "NSA", "graph_us", "length", 1)
-    assert {4096, 8192, 65536} <= set(contexts)
+        assert all(len(line.get_xdata()) >= 4 for line in ax.lines)
+    for name in draw.STEPS:
+        contexts = draw.find_steps(record, "A", name, "graph_us", "length", 1)
+        batches = draw.find_steps(record, "A", name, "graph_us", "batch", 65536)
+        assert list(contexts) == [4096 * 2**i for i in range(7)], name  # 4k to 256k
+        assert list(batches) == [1, 4, 16, 32], name

@@ -106,6 +106,13 @@ MUTATIONS = [
     ("head 0 only", "nsa_lite.selection.importance_of", first_head_only, "# Checkpoint 4"),
     ("gates", "kernels.decode_step", gates_of_one_head, "# Checkpoint 4"),
     ("a record too fast", "benchmarks.records.load", a_hundred_times_as_fast, "# Checkpoint 5"),
+    (
+        "beside the slower dense one",
+        "cell",
+        "dense = min(graph_us(name, batch, length)",
+        "dense = max(graph_us(name, batch, length)",
+        "# Checkpoint 5",
+    ),
     ("greedy", "nsa_lite.generation.next_tokens", least_likely, "# Checkpoint 5"),
     (
         "top-p without the token that crosses",

@@ -236,9 +236,6 @@ def test_the_steps_compile_with_the_installed_triton(tmp_path, monkeypatch):
     check_compiled(json.loads(path.read_text()), ["dq"])
 
 
-@pytest.mark.skipif(
-    not (records.RESULTS / "steps.json").exists(), reason="no times of the steps are recorded yet"
-)
 def test_the_recorded_times_are_of_every_step_and_of_right_results():
     record = records.load("steps")
     for kind in case.KINDS:

@@ -17,6 +17,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
@@ -181,10 +182,8 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
             launch_copy(k, v, k[:, :, :tokens], v[:, :, :tokens], torch.zeros(1, tokens).long())
 
 
-def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):
-    """Every launch of run_all, compiled. Call once a process, before kernels is imported."""
-    import_kernels_to_compile(arch)
-    from kernels import tile_sizes
+def compiled_by(run: Callable[[], object]) -> list[Compiled]:
+    """Every launch of run(), compiled and not started."""
     from kernels.launching import launching_by
 
     launches = []
@@ -193,10 +192,19 @@ def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.b
         code = kernel.warmup(*arguments, grid=grid, **options)
         launches.append(Compiled(kernel.__name__, variant(arguments, options), code))
 
-    shared = SHARED_KIB[arch] * 1024 - tile_sizes.BESIDE
-    with mock.patch.object(tile_sizes, "SHARED", shared), launching_by(compile_only):
-        run_all(heads, groups, width, value, dtype)
+    with launching_by(compile_only):
+        run()
     return launches
+
+
+def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):
+    """Every launch of run_all, compiled. Call once a process, before kernels is imported."""
+    import_kernels_to_compile(arch)
+    from kernels import tile_sizes
+
+    shared = SHARED_KIB[arch] * 1024 - tile_sizes.BESIDE
+    with mock.patch.object(tile_sizes, "SHARED", shared):
+        return compiled_by(lambda: run_all(heads, groups, width, value, dtype))
 
 
 def table(**sizes) -> list[dict]:

@@ -192,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = CONFIGS[args.config]
     x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
     runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
-    record = about(arguments, "benchmarks.tune") | {"config": args.config, "rows": []}
+    words = [x for x in arguments if x not in ("--out", str(args.out))]  # no part of what was run
+    record = about(words, "benchmarks.tune") | {"config": args.config, "rows": []}
     for row in args.rows or tried:
         branch, kernel = KERNELS[row]
         chosen = dict(table)

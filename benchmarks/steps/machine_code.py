@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.compiled import (
     Compiled,
+    compiled_by,
     disassembled,
     import_kernels_to_compile,
     resources,
@@ -115,21 +116,6 @@ def row(compiled: Compiled) -> dict:
 
 
 # --- compiling ---
-
-
-def compiled_by(run) -> list[Compiled]:
-    """Every launch of run(), compiled and not started."""
-    from kernels.launching import launching_by
-
-    found = []
-
-    def compile_only(kernel, grid, arguments, options):
-        code = kernel.warmup(*arguments, grid=grid, **options)
-        found.append(Compiled(kernel.__name__, "", code))
-
-    with launching_by(compile_only):
-        run()
-    return found
 
 
 def walking(found: list[Compiled]) -> Compiled:

@@ -4,6 +4,7 @@ No test here looks at a time: only `make bench`, on a GPU, does.
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,19 @@ def test_the_chosen_tiles_are_among_those_tried():
     (half, tried), (_, of_small_groups), (wide, of_wide) = tune.TABLES.values()
     assert set(half) == set(tried) | set(of_small_groups)
     assert set(wide) == set(of_wide) | {"selected_dkdv_small"}  # no config is wide and small
+
+
+def test_of_the_tiles_timed_again_the_fastest_is_the_chosen_one():
+    record = records.load("tune")
+    table, tried = tune.TABLES[record["config"]]
+    for kernel in {row["row"] for row in record["rows"]}:
+        rows = [row for row in record["rows"] if row["row"] == kernel]
+        tiles = [
+            tune.TileSizes(**{x.name: row[x.name] for x in fields(tune.TileSizes)}) for row in rows
+        ]
+        assert tiles == tried[kernel]
+        fastest = min(range(len(rows)), key=lambda i: rows[i]["ms"])
+        assert rows[fastest]["chosen"] and tiles[fastest] == table[kernel]
 
 
 def test_trying_more_rows_gives_them_to_both_kernels_of_a_union():

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import counters
+from benchmarks import counters, records
 
 REPORT = """==PROF== Connected to process 1
   forward (16384, 4, 1)x(128, 1, 1), Context 1, Stream 7, Device 0, CC 9.0
@@ -53,3 +53,10 @@ def test_one_launch_of_the_right_kernel_is_looked_at():
     words = counters.command("dkdv_shipped")
     assert "regex:^selected_dkdv$" in words and words[-2:] == ["--once", "dkdv_shipped"]
     assert "regex:^dq$" in counters.command("dq_1_walk")
+
+
+def test_the_recorded_report_is_of_every_kernel_shown():
+    reports = records.load("counters")["reports"]
+    assert list(reports) == list(counters.SHOWN)
+    for name, lines in reports.items():
+        assert sum("Section:" in line for line in lines) == len(counters.SECTIONS), name

@@ -59,6 +59,7 @@ RECORDED = sorted(path.stem for path in records.RESULTS.glob("*.json"))
 def test_every_record_names_its_device_command_and_versions(name):
     record = records.load(name)
     assert record["device"] and record["command"]
+    assert "--out" not in record["command"]  # where it was written is no part of what was run
     assert {"torch", "triton"} <= set(record["versions"])
     assert not record["device"].startswith("cpu")
 

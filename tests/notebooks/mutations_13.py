@@ -6,8 +6,8 @@ def spilled(old):
 
     def load(name):
         record = old(name)
-        for row in record["rows"][:1]:
-            row["spills"] = 4
+        if name == "steps_compiled":
+            record["rows"][0]["spills"] = 4
         return record
 
     return load
@@ -18,9 +18,49 @@ def slow_step_shipped(old):
 
     def load(name):
         record = old(name)
-        for row in record["rows"]:
-            if row["name"] == "dq_shipped":
-                row["from_registers"] = 4
+        if name == "steps_compiled":
+            row = next(row for row in record["rows"] if row["name"] == "dq_shipped")
+            row["from_registers"] = 4
+        return record
+
+    return load
+
+
+def three_programs_fit(old):
+    """A report of ncu that has room for a third program."""
+
+    def load(name):
+        record = old(name)
+        if name == "counters":
+            lines = record["reports"]["forward_shipped"]
+            place = next(i for i, line in enumerate(lines) if "Block Limit Shared Mem" in line)
+            lines[place] = lines[place].replace("2", "3")
+        return record
+
+    return load
+
+
+def slower_tile_chosen(old):
+    """A record in which a tile that was not chosen is faster."""
+
+    def load(name):
+        record = old(name)
+        if name == "tune":
+            record["rows"][1]["ms"] = 0.9 * record["rows"][0]["ms"]
+        return record
+
+    return load
+
+
+def held_is_faster(old):
+    """A record in which q in registers gains what its floor does."""
+
+    def load(name):
+        record = old(name)
+        if name == "steps":
+            for row in record["rows"]:
+                if row["name"] == "forward_6_held":
+                    row["times"] = [0.8 * ms for ms in row["times"]]
         return record
 
     return load
@@ -69,10 +109,22 @@ MUTATIONS = [
     ),
     ("a kernel that spills", "benchmarks.records.load", spilled, "# Checkpoint 2"),
     (
+        "the counters have room for a third program",
+        "benchmarks.records.load",
+        three_programs_fit,
+        "# Checkpoint 2",
+    ),
+    (
         "a second program does not help",
         "cell",
         "min(1.0, programs * work / (work + wait))",
         "min(1.0, work / (work + wait))",
+        "# Checkpoint 3",
+    ),
+    (
+        "a faster tile was not chosen",
+        "benchmarks.records.load",
+        slower_tile_chosen,
         "# Checkpoint 3",
     ),
     (
@@ -100,5 +152,18 @@ MUTATIONS = [
         "benchmarks.records.load",
         slow_step_shipped,
         "# Checkpoint 5",
+    ),
+    (
+        "q in registers gains time",
+        "benchmarks.records.load",
+        held_is_faster,
+        "# Checkpoint 5",
+    ),
+    (
+        "runs one after the other called turns",
+        "cell",
+        "runs[0::4] + runs[3::4], runs[1::4] + runs[2::4]",
+        "runs[:20], runs[20:]",
+        "# Checkpoint 1",
     ),
 ]

@@ -2,10 +2,11 @@
 
     python -m nsa_lite.lab.experiments border
 
-All share one task: facts gathered in 14 blocks of 16 positions (32 where l is 32), of which a query
-may choose three freely, so that chance hits .21. What changes from arm to arm: the tokens that one
-compressed key sums up (l, with d = l/2), the facts in a block, noise beside them, phi, the width of
-values, and what trains the choice.
+All share one task: 16 facts anywhere among 1,024 positions of noise, in 64 blocks of 16 positions (32
+blocks of 32 where l is 32). A query reads 256 tokens of them; of what it chooses freely chance hits
+.21 (.17 where l is 32). A fact takes `span` positions in a row. What changes from arm to arm: the
+tokens that one compressed key sums up (l, with d = l/2), the span, noise, phi, the width of values,
+the start, and what trains the choice.
 """
 
 from collections.abc import Iterator
@@ -13,14 +14,20 @@ from dataclasses import dataclass
 
 from nsa_lite.config import NSAConfig
 from nsa_lite.lab.haystack import Stage
+from nsa_lite.lab.positions import smallest_rope_base
 from nsa_lite.lab.rule_runs import steps_to
 from nsa_lite.lab.runs import Run, training_run
 from nsa_lite.lab.training import TrainConfig
 from nsa_lite.show.tables import Column, table
 
 SEEDS = (0, 1, 2, 3, 4)
-BLOCKS = 14  # that hold facts
-STARTED_AT = 0.5  # held-out accuracy from which a run has started, far above a guess's 1 in 64
+LENGTH = 1024
+READ = 256  # tokens that are selected, n l'
+BLOCK = 16  # l', where l is not larger
+FACTS = 16
+WINDOW = 32
+STEPS = 600
+STARTED_AT = 0.5  # held-out accuracy from which a run has started, far above a guess's 1 in 16
 REMEDIES = (
     "nsa-own-kl-first",
     "nsa-own-kl",
@@ -36,7 +43,6 @@ KEYS = (
     "nsa-moba-shut",
     "nsa-quest",
     "nsa-quest-shut",
-    "nsa-kl",
     "nsa-kl-shut",
     "nsa-own-kl-first-shut",
 )
@@ -46,52 +52,61 @@ KEYS = (
 class Arm:
     """One setting, trained with several seeds.
 
-    block_size is l, facts are those of a block, select is l' where it is not the facts' block: a
-    query then reads as many tokens as before.
+    block_size is l. span: the positions that say one fact. facts: how many stand together in one
+    block of 16, None where they fall anywhere. select is l' where it is not the usual one: a query
+    then reads as many tokens as before. starts_whole: whether a first stage is so short that all
+    of it is selected.
     """
 
-    block_size: int = 16
-    facts: int = 2
+    block_size: int = 8
+    span: int = 2
     noise: float = 1.0
     phi: str = "mean+mlp"
     value_dim: int = 32
+    facts: int | None = None
     select: int | None = None
+    starts_whole: bool = True
+    lr: float = 2e-3
     attention: str = "nsa"
 
     @property
     def name(self) -> str:
-        """All that sets it apart: 'nsa-l16-f2-noise1-mean+mlp-v32'."""
-        sizes = f"l{self.block_size}-f{self.facts}-noise{self.noise:g}"
+        """All that sets it apart: 'nsa-l8-span2-noise1-mean+mlp-v32'."""
+        sizes = f"l{self.block_size}-span{self.span}-noise{self.noise:g}"
+        together = "" if self.facts is None else f"-together{self.facts}"
         cut = "" if self.select is None else f"-select{self.select}"
-        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}{cut}"
+        start = "" if self.starts_whole else "-long"
+        rate = "" if self.lr == Arm.lr else f"-lr{self.lr:g}"
+        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}{together}{cut}{start}{rate}"
 
     def config(self, seed: int, device: str) -> TrainConfig:
         """The training of one seed."""
-        block = max(16, self.block_size)
-        select = self.select or block
+        select = self.select or max(BLOCK, self.block_size)
         nsa = NSAConfig.small(
+            dim=128,
+            heads=8,
             kv_heads=1,
             head_dim=32,
             value_dim=self.value_dim,
             block_size=self.block_size,
             stride=self.block_size // 2,
             select_block_size=select,
-            num_selected=6 * block // select,
-            window=16,
+            num_selected=READ // select,
+            window=WINDOW,
+            rope_theta=smallest_rope_base(LENGTH, head_dim=32, slow_pairs=8),
             phi=self.phi,
         )
-        # A first block and the last two hold no fact: they are read whatever the scores say.
-        edge = -(-select // block) * block
+        whole = Stage(READ, noise=0.0, batch=LENGTH // READ, until=0.95)
+        long = Stage(LENGTH, self.noise, self.facts, weight=3.0)
         sizes = dict(
-            stages=(Stage(BLOCKS * block + 3 * edge, self.noise, self.facts),),
-            keys=2 * BLOCKS * self.facts,
-            values=64,
-            facts=BLOCKS * self.facts,
-            questions=BLOCKS,
-            block=block,
-            before=edge,
-            gap=2 * edge - BLOCKS,
-            held_out_size=32,
+            stages=(whole, long) if self.starts_whole else (long,),
+            facts=FACTS,
+            questions=FACTS,
+            block=BLOCK,
+            before=2 * BLOCK,
+            gap=4 * BLOCK,
+            span=self.span,
+            held_out_size=16,
             evaluate_every=50,
         )
         return TrainConfig.preset(
@@ -100,31 +115,37 @@ class Arm:
             seed,
             nsa=nsa,
             sizes=sizes,
-            steps=1500,
-            batch_size=32,
-            lr=4e-3,
+            steps=STEPS,
+            batch_size=8,
+            lr=self.lr,
             threads=1,
             device=device,
         )
 
 
 def arms() -> Iterator[Arm]:
-    """Every arm: the grid of l and facts a block, one axis at a time, remedies, keys, and l'."""
+    """Every arm: the grid of l and span, then one axis at a time, remedies, what trains keys."""
     for block_size in (4, 8, 16, 32):
-        for facts in (1, 2, 4):
-            yield Arm(block_size, facts)
-        yield Arm(block_size, noise=0.0)
-    for phi in ("mean", "mlp"):
-        yield Arm(phi=phi)
+        for span in (1, 2, 4, 8):
+            yield Arm(block_size, span)
+    for span in (2, 4):
+        yield Arm(span=span, noise=0.0)
+        yield Arm(span=span, starts_whole=False)
+        yield Arm(span=span, lr=4e-3)
+        for phi in ("mean", "mlp"):
+            yield Arm(span=span, phi=phi)
+    for facts in (2, 4):
+        yield Arm(facts=facts)
     for value_dim in (8, 128):
         yield Arm(value_dim=value_dim)
+    for select in (8, 32):
+        yield Arm(select=select)
     for attention in REMEDIES:
-        for facts in (1, 2):
-            yield Arm(facts=facts, attention=attention)
+        for block_size in (8, 16):
+            yield Arm(block_size, attention=attention)
     for attention in KEYS:
-        yield Arm(block_size=8, attention=attention)
-    for select in (8, 24):
-        yield Arm(block_size=8, select=select)
+        yield Arm(attention=attention)
+    yield Arm(attention="dense")
 
 
 def runs(device: str = "cuda") -> list[Run]:

@@ -71,19 +71,20 @@ LAPTOP = 16_384  # the preset's longest stage
 TOKENS = 8192  # that a step of the preset reads, where a sequence is not longer
 
 
-def curriculum(length: int, tokens: int = TOKENS) -> tuple[Stage, ...]:
-    """Stages of 256, 512, 1024 .. tokens, the last one `length`: the first without noise.
+def curriculum(length: int, tokens: int = TOKENS, first: int = SHORTEST) -> tuple[Stage, ...]:
+    """Stages of first, 2 first, 4 first .. tokens, the last one `length`; the first has no noise.
 
     Short stages are cheap a step and teach the choice, long ones make it hold among more blocks. A
     step reads about so many tokens, at most those of a thousandth as many sequences; from 512
     tokens a sequence on the learning rate falls as one over the root of the length.
     """
-    require_int("length", length, at_least=SHORTEST)
+    require_int("first", first, at_least=SHORTEST)
+    require_int("length", length, at_least=first)
     require_int("tokens", tokens, at_least=1)
     most = max(1, tokens // 1024)
-    doubled = [SHORTEST << i for i in range(length.bit_length()) if SHORTEST << i < length]
-    first, *others = [*doubled, length]
-    stages = [Stage(first, noise=0.0, batch=most, weight=2.0, until=0.97)]
+    doubled = [first << i for i in range(length.bit_length()) if first << i < length]
+    shortest, *others = [*doubled, length]
+    stages = [Stage(shortest, noise=0.0, batch=most, weight=2.0, until=0.97)]
     for each in others:
         batch = max(1, min(most, tokens // each))
         stages.append(Stage(each, batch=batch, until=0.985, rate=min(1.0, (512 / each) ** 0.5)))
@@ -116,6 +117,7 @@ class Haystack(Common):
     block: int = 8
     before: int = 8
     gap: int = 64
+    span: int = 1
     held_out_size: int = 8
     evaluate_every: int = 100
     device: str = "cpu"
@@ -124,7 +126,7 @@ class Haystack(Common):
     preset: ClassVar[dict] = dict(nsa=SIZES, layers=1, steps=1000, batch_size=1, lr=3e-3)
 
     def __post_init__(self) -> None:
-        for name in ("values", "facts", "questions", "block"):
+        for name in ("values", "facts", "questions", "block", "span"):
             require_int(name, getattr(self, name), at_least=1)
         for name in ("before", "gap"):
             require_int(name, getattr(self, name), at_least=0)
@@ -141,11 +143,13 @@ class Haystack(Common):
         first, end = self.reach(stage)
         together = stage.facts_a_block
         if together is None:
-            rule = f"leaves {end - first} positions for facts = {self.facts}"
-            require(end - first >= self.facts, "length", stage.length, rule)
+            places = len(self.places_of(first, end))
+            rule = f"leaves {places} places of span = {self.span} for facts = {self.facts}"
+            require(places >= self.facts, "length", stage.length, rule)
             return
-        rule = f"must divide facts = {self.facts} and not exceed block = {self.block}"
-        fits = self.facts % together == 0 and together <= self.block
+        places = self.block // self.span
+        rule = f"must divide facts = {self.facts} and not exceed the {places} places of a block"
+        fits = self.facts % together == 0 and together <= places
         require(fits, "facts_a_block", together, rule)
         count = self.facts // together
         whole = self.whole_blocks(stage)
@@ -184,6 +188,10 @@ class Haystack(Common):
         """The first position that may hold a fact, and the one behind the last."""
         return self.before, stage.length - self.questions - self.gap
 
+    def places_of(self, first: int, end: int) -> range:
+        """The multiples of a span at which a fact may begin that lies inside first .. end - 1."""
+        return range(-(-first // self.span), end // self.span)
+
     def whole_blocks(self, stage: Stage) -> range:
         """The blocks that lie wholly where facts may be."""
         first, end = self.reach(stage)
@@ -202,7 +210,9 @@ class Haystack(Common):
         tokens = self.noise(key[:, self.facts :], stage, rng)
         at = self.places(stage, size, rng)
         row = torch.arange(size, device=rng.device)[:, None]
-        tokens[row, at] = torch.stack([key[:, : self.facts], value], dim=-1)
+        fact = torch.stack([key[:, : self.facts], value], dim=-1)
+        for i in range(self.span):
+            tokens[row, at + i] = fact
         asked = some_of(self.facts, self.questions, size, rng)
         tokens[:, -self.questions :, 0] = key.gather(1, asked)
         tokens[:, -self.questions :, 1] = 1
@@ -224,14 +234,16 @@ class Haystack(Common):
         return pairs * kept[..., None]
 
     def places(self, stage: Stage, size: int, rng: torch.Generator) -> Tensor:
-        """(B, facts): where the facts stand, no place twice."""
+        """(B, facts): where the facts begin, no place twice."""
         if stage.facts_a_block is None:
-            first, end = self.reach(stage)
-            return first + some_of(end - first, self.facts, size, rng)
+            among = self.places_of(*self.reach(stage))
+            return self.span * (among.start + some_of(len(among), self.facts, size, rng))
         whole = self.whole_blocks(stage)
         count = self.facts // stage.facts_a_block
         blocks = whole.start + some_of(len(whole), count, size, rng)
-        inside = some_of(self.block, stage.facts_a_block, size * count, rng)
+        inside = self.span * some_of(
+            self.block // self.span, stage.facts_a_block, size * count, rng
+        )
         return (blocks[..., None] * self.block + inside.view(size, count, -1)).flatten(1)
 
 

@@ -18,7 +18,7 @@ from nsa_lite.lab import distributed
 from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.coherence import kept_by_layer
 from nsa_lite.lab.depths import by_depth
-from nsa_lite.lab.haystack import LONGEST, Haystack, curriculum
+from nsa_lite.lab.haystack import LONGEST, SHORTEST, Haystack, curriculum
 from nsa_lite.lab.logs import evaluations, read_log
 from nsa_lite.lab.positions import smallest_rope_base
 from nsa_lite.lab.runs import Run
@@ -26,11 +26,15 @@ from nsa_lite.lab.training import Progress, TrainConfig, autocast_of, build, one
 
 SEEDS = (0, 1, 2)
 LAPTOP = ("dense", "nsa-kl", "window")
-GPU = ("dense", "nsa-kl", "nsa", "nsa-own-kl-first", "window", "nsa-no-selection", "nsa-random")
+GPU = ("dense", "nsa-kl", "nsa-own-kl-first", "nsa")
+CONTROLS = ("window", "nsa-no-selection", "nsa-random")  # one seed each
 LENGTHS = (4096, 16_384, 65_536, 131_072, LONGEST)
 LENGTH = 65_536
 ASKED = 2**19  # tokens that are read at each length to draw a needle map; two sequences at least
+ASKED_ON_GPU = 2**20
 TIMED = 5  # steps, after as many to warm up
+NEEDLES = 16
+SENTENCE = 16  # tokens of a needle: half of what a compressed key sums up
 # The paper's blocks and budget, one group of 16 heads.
 SIZES = NSAConfig(
     dim=128,
@@ -56,8 +60,20 @@ def laptop_configs() -> list[TrainConfig]:
 
 
 def gpu_runs() -> list[Run]:
-    """Two layers that attend from every position of up to 65,536."""
-    return [long_run(gpu_config(name, seed), minutes=3) for seed in SEEDS for name in GPU]
+    """Two layers that attend from every position of up to 65,536; then what their steps cost."""
+    trained = [gpu_config(name, seed) for seed in SEEDS for name in GPU]
+    trained += [gpu_config(name, 0) for name in CONTROLS]
+    costs = [cost_run(gpu_config(name, 0)) for name in GPU + CONTROLS]
+    return [long_run(config, minutes=3, asked=ASKED_ON_GPU) for config in trained] + costs
+
+
+def cost_run(config: TrainConfig) -> Run:
+    """cost_of_step as a run of its own, best done with nothing else on the GPU."""
+
+    def work(folder: Path) -> Generator[dict, None, None]:  # noqa: ARG001  there is nothing to keep
+        yield cost_of_step(config)
+
+    return Run(f"{config.attention}-cost", 1, work, config.everything(), 0.2)
 
 
 def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
@@ -68,8 +84,15 @@ def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
         seed,
         nsa=SIZES,
         layers=2,
-        sizes=dict(stages=curriculum(LENGTH, tokens=LENGTH), held_out_size=4),
-        steps=1250,
+        sizes=dict(
+            stages=curriculum(LENGTH, tokens=LENGTH, first=2 * SHORTEST),
+            facts=NEEDLES,
+            questions=NEEDLES,
+            span=SENTENCE,
+            held_out_size=8,
+            evaluate_every=50,
+        ),
+        steps=600,
         batch_size=batch_size,
         lr=2e-3,
         threads=1,
@@ -79,10 +102,12 @@ def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
     )
 
 
-def long_run(config: TrainConfig, minutes: float) -> Run:
-    """A training, then what it finds at every length and depth, how coherent its choices are, and
-    what a step costs.
+def long_run(config: TrainConfig, minutes: float, asked: int | None = None) -> Run:
+    """A training, what it then finds at each length and depth, and how coherent its choices are.
+
+    asked: tokens that are read at each length, ASKED unless given.
     """
+    asked = asked or ASKED
 
     def work(folder: Path) -> Generator[dict, None, None]:
         yield from steps(config, folder, resume=True)
@@ -92,7 +117,7 @@ def long_run(config: TrainConfig, minutes: float) -> Run:
         task = config.made_task()
         assert isinstance(task, Haystack)
         with autocast_of(config):
-            maps = [by_depth(model, task, n, max(2, ASKED // n)) for n in LENGTHS]
+            maps = [by_depth(model, task, n, max(2, asked // n)) for n in LENGTHS]
             kept = kept_by_layer(model, task.held_out(1))
         result = {
             "seconds": round(state["seconds"], 1),
@@ -100,11 +125,9 @@ def long_run(config: TrainConfig, minutes: float) -> Run:
             "depths": maps,
             "kept": kept,
         }
-        if config.device != "cpu":  # a laptop has other things to do, too
-            result["cost"] = cost_of_step(config)
         yield result
 
-    settings = {**config.everything(), "lengths": list(LENGTHS), "asked": ASKED}
+    settings = {**config.everything(), "lengths": list(LENGTHS), "asked": asked}
     return Run(config.name, config.steps, work, settings, minutes)
 
 

@@ -2,8 +2,8 @@
 
     python -m nsa_lite.lab.experiments border
 
-All share one task: 16 facts anywhere among 1,024 positions of noise, in 64 blocks of 16 positions (32
-blocks of 32 where l is 32). A query reads 256 tokens of them; of what it chooses freely chance hits
+All share one task: 16 facts anywhere among 1,024 positions of noise, in 64 blocks of 16 positions
+(32 blocks of 32 where l is 32). A query reads 256 tokens of them; of what it chooses freely chance hits
 .21 (.17 where l is 32). A fact takes `span` positions in a row. What changes from arm to arm: the
 tokens that one compressed key sums up (l, with d = l/2), the span, noise, phi, the width of values,
 the start, and what trains the choice.
@@ -131,7 +131,8 @@ def arms() -> Iterator[Arm]:
     for span in (2, 4):
         yield Arm(span=span, noise=0.0)
         yield Arm(span=span, starts_whole=False)
-        yield Arm(span=span, lr=4e-3)
+        for lr in (1e-3, 4e-3):
+            yield Arm(span=span, lr=lr)
         for phi in ("mean", "mlp"):
             yield Arm(span=span, phi=phi)
     for facts in (2, 4):

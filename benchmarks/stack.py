@@ -42,7 +42,6 @@ def step_of(name: str, config: str, length: int, device: str) -> tuple[Callable[
         )
         tokens = torch.randint(VOCABULARY, (1, length + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device != "cpu")
-    held = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if "cuDNN" in name else nullcontext()
 
     def step() -> None:
         optimizer.zero_grad()
@@ -52,7 +51,8 @@ def step_of(name: str, config: str, length: int, device: str) -> tuple[Callable[
         optimizer.step()
 
     def held_step() -> None:
-        with held if device != "cpu" else nullcontext():
+        cudnn = "cuDNN" in name and device != "cpu"
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if cudnn else nullcontext():
             step()
 
     return held_step, sum(p.numel() for p in model.parameters())

@@ -156,9 +156,13 @@ def runs(device: str = "cuda") -> list[Run]:
 
 def few_runs() -> list[Run]:
     """What a CPU can do in half an hour: three spans, NSA's own choice, a taught one, and none."""
+    return [run(arm, seed, "cpu") for seed in SEEDS[:2] for arm in few_arms()]
+
+
+def few_arms() -> list[Arm]:
+    """The arms of few_runs; some of them are not among arms()."""
     who = ("nsa", "nsa-own-kl-first", "nsa-no-selection")
-    few = [Arm(span=span, attention=attention) for span in (2, 4, 8) for attention in who]
-    return [run(arm, seed, "cpu") for seed in SEEDS[:2] for arm in few]
+    return [Arm(span=span, attention=attention) for span in (2, 4, 8) for attention in who]
 
 
 def run(arm: Arm, seed: int, device: str) -> Run:
@@ -169,7 +173,7 @@ def run(arm: Arm, seed: int, device: str) -> Run:
 def results(record: dict) -> dict[Arm, list[list[dict]]]:
     """Each arm's evaluations, one list a seed, of what the experiment recorded."""
     found = {}
-    for arm in arms():
+    for arm in dict.fromkeys([*arms(), *few_arms()]):
         names = [f"{arm.name}-seed{seed}" for seed in SEEDS]
         seeds = [record["runs"][name]["evaluations"] for name in names if name in record["runs"]]
         if seeds:
@@ -177,22 +181,83 @@ def results(record: dict) -> dict[Arm, list[list[dict]]]:
     return found
 
 
+def chance(arm: Arm) -> float:
+    """The hit rate of a random choice, by a question at the end."""
+    c = arm.config(0, "cpu").nsa
+    forced = c.num_initial + c.num_local
+    return (c.num_selected - forced) / (LENGTH // c.select_block_size - forced)
+
+
+def label(arm: Arm) -> str:
+    """An arm in a table: attention, l and span, then what is not as in most arms."""
+    usual = Arm(arm.block_size, arm.span, attention=arm.attention)
+    changed = {
+        f"noise {arm.noise:g}": arm.noise != usual.noise,
+        f"phi {arm.phi}": arm.phi != usual.phi,
+        f"values of {arm.value_dim}": arm.value_dim != usual.value_dim,
+        f"{arm.facts} together": arm.facts != usual.facts,
+        f"l' {arm.select}": arm.select != usual.select,
+        "one stage": arm.starts_whole != usual.starts_whole,
+        f"lr {arm.lr:g}": arm.lr != usual.lr,
+    }
+    words = [f"{arm.attention} l {arm.block_size} span {arm.span}"]
+    return ", ".join(words + [what for what, differs in changed.items() if differs])
+
+
 COLUMNS = (
-    Column("arm", 44),
-    Column("started", 8),
-    Column("at step", 14),
-    Column("accuracy", 9, ".2f"),
-    Column("hit rate", 9, ".2f"),
+    Column("arm", 42),
+    Column("accuracy", 19),
+    Column("peak", 5, ".2f"),
+    Column("hits", 5, ".2f"),
+    Column("started", 7),
+    Column("at step", 10),
 )
 
 
 def border_table(results: dict[Arm, list[list[dict]]]) -> str:
-    """One line an arm: how many seeds started and when, and their mean scores at the end."""
+    """One line an arm: accuracy at the end and its spread, the mean of the seeds' best, hits.
+
+    Then how many seeds started, and when.
+    """
+    return table(COLUMNS, [row_of(arm, seeds) for arm, seeds in results.items()])
+
+
+def row_of(arm: Arm, seeds: list[list[dict]]) -> list:
+    """An arm's line in the table; no hit rate where nothing is selected."""
+    begun = sorted(step for step in (steps_to(s, STARTED_AT) for s in seeds) if step)
+    when = f"{begun[0]} to {begun[-1]}" if begun else None
+    accuracy = at_the_end(seeds, "test_accuracy")
+    hits = at_the_end(seeds, "hit_rate")
+    peaks = [max(r["test_accuracy"] for r in seed) for seed in seeds]
+    spread = f"{mean(accuracy):.2f} ({spread_of(accuracy)})"
+    hit = mean(hits) if hits else None
+    return [label(arm), spread, mean(peaks), hit, f"{len(begun)} of {len(seeds)}", when]
+
+
+def grid_table(results: dict[Arm, list[list[dict]]], key: str = "test_accuracy") -> str:
+    """NSA's own choice: a line an l, a column a span, the lowest to the highest seed."""
+    sizes = sorted({arm.block_size for arm in results if arm == Arm(arm.block_size, arm.span)})
+    spans = sorted({arm.span for arm in results if arm == Arm(arm.block_size, arm.span)})
+    columns = [Column("", 6), *(Column(f"span {span}", 12) for span in spans)]
     rows = []
-    for arm, seeds in results.items():
-        begun = sorted(step for step in (steps_to(s, STARTED_AT) for s in seeds) if step)
-        when = f"{begun[0]} to {begun[-1]}" if begun else None
-        last = [evaluations[-1] for evaluations in seeds]
-        scores = [sum(r[key] for r in last) / len(last) for key in ("test_accuracy", "hit_rate")]
-        rows.append([arm.name, f"{len(begun)} of {len(seeds)}", when, *scores])
-    return table(COLUMNS, rows)
+    for size in sizes:
+        cells = [results.get(Arm(size, span)) for span in spans]
+        rows.append(
+            [f"l {size}", *(seeds and spread_of(at_the_end(seeds, key)) for seeds in cells)]
+        )
+    return table(columns, rows)
+
+
+def at_the_end(seeds: list[list[dict]], key: str) -> list[float]:
+    """The last recorded value of each seed that has one."""
+    return [seed[-1][key] for seed in seeds if key in seed[-1]]
+
+
+def mean(values: list[float]) -> float:
+    """Their arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def spread_of(values: list[float]) -> str:
+    """The lowest and the highest."""
+    return f"{min(values):.2f} to {max(values):.2f}"

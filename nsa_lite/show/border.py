@@ -6,58 +6,105 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nsa_lite.rivals.attentions import Line
+from nsa_lite.show.curves import by_seed, draw_band
 from nsa_lite.show.plots import WIDTH
 
-FACTS = {1: ("#0072B2", "o", "-"), 2: ("#D55E00", "s", "--"), 4: ("#009E73", "^", ":")}
+SPANS = {
+    1: Line("#0072B2", "-", "o"),
+    2: Line("#D55E00", "--", "s"),
+    4: Line("#009E73", ":", "^"),
+    8: Line("#CC79A7", "-.", "D"),
+}
+LINES = tuple(SPANS.values())
+QUIET = "#444444"
 JITTER = 0.05  # seeds of one value stand beside each other
 
-Points = Mapping[int, Mapping[int, Sequence[float]]]  # facts a block -> l -> one value a seed
+Points = Mapping[int, Mapping[int, Sequence[float]]]  # span -> l -> one value a seed
+Runs = Mapping[str, Sequence[Sequence[dict]]]  # label -> one list of evaluations a seed
 
 
-def draw_hits(hits: Points, chance: float, ax: Axes) -> None:
-    """The hit rate at the end over l, a line for each number of facts in a block, a dot a seed."""
-    for facts, by_size in hits.items():
-        colour, marker, dashes = FACTS[facts]
-        sizes = list(by_size)
-        means = [sum(by_size[size]) / len(by_size[size]) for size in sizes]
-        label = f"{facts} fact{'s' * (facts > 1)} a block"
-        ax.plot(sizes, means, color=colour, linestyle=dashes, marker=marker, label=label)
-        for size in sizes:
-            values = by_size[size]
-            shift = [size * (1 + JITTER * (i - len(values) / 2)) for i in range(len(values))]
-            ax.plot(shift, values, color=colour, marker=marker, linestyle="", alpha=0.4)
-    ax.axhline(chance, color="#444444", linewidth=0.8, linestyle=(0, (1, 2)))
-    ax.text(40, chance, "chance", fontsize=9, color="#444444", va="center")
+def draw_hits(hits: Points, chance: Mapping[int, float], ax: Axes) -> None:
+    """The hit rate at the end over l, a line for each span of a fact, a dot a seed.
+
+    chance: for each l the hit rate of a random choice.
+    """
+    for span, by_size in hits.items():
+        draw_span(span, by_size, ax)
+    sizes = list(chance)
+    ax.plot(sizes, list(chance.values()), color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
+    ax.text(sizes[-1] * 1.12, chance[sizes[-1]], "chance", fontsize=9, color=QUIET, va="center")
     ax.set_xscale("log", base=2)
-    ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
-    ax.set_xlim(3.2, 80)
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.minorticks_off()
+    ax.set_xlim(sizes[0] / 1.3, sizes[-1] * 2.2)
     ax.set(xlabel="l, tokens in a compressed key", ylabel="hit rate at the end", ylim=(0, 1.05))
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
+def draw_span(span: int, by_size: Mapping[int, Sequence[float]], ax: Axes) -> None:
+    """The means of one span over l, and beside each mean its seeds."""
+    line = SPANS[span]
+    means = [sum(values) / len(values) for values in by_size.values()]
+    style = dict(color=line.colour, linestyle=line.dashes, marker=line.marker)
+    ax.plot(list(by_size), means, label=f"span {span}", **style)
+    for size, values in by_size.items():
+        beside = [size * (1 + JITTER * (i - (len(values) - 1) / 2)) for i in range(len(values))]
+        ax.plot(beside, values, line.marker, color=line.colour, markersize=4, alpha=0.4)
+
+
 def draw_starts(starts: Mapping[str, Sequence[int | None]], steps: int, ax: Axes) -> None:
-    """For each arm the step at which each seed began to find answers.
+    """For each arm the step at which each seed first gave half of the answers.
 
     A cross behind the last of `steps` stands for seeds that never did.
     """
     for row, begun in enumerate(starts.values()):
         found = [step for step in begun if step is not None]
         never = len(begun) - len(found)
-        ax.plot(found, [row] * len(found), "o", color="#0072B2", alpha=0.6)
+        ax.plot(found, [row] * len(found), "o", color="#0072B2", alpha=0.5)
         ax.plot([1.06 * steps] * (never > 0), [row] * (never > 0), "x", color="#D55E00")
         if never:
-            ax.text(1.1 * steps, row, f"{never} of {len(begun)}", va="center", fontsize=9)
+            ax.text(1.12 * steps, row, f"{never} never", va="center", fontsize=9)
     ax.set_yticks(range(len(starts)), list(starts))
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.3 * steps)
+    ax.set_xlim(0, 1.45 * steps)
+    ax.set_xticks(range(0, steps + 1, steps // 3))
     ax.set_xlabel("first step with half of the answers")
 
 
 def draw_border(
-    hits: Points, chance: float, starts: Mapping[str, Sequence[int | None]], steps: int
+    hits: Points,
+    chance: Mapping[int, float],
+    starts: Mapping[str, Sequence[int | None]],
+    steps: int,
 ) -> Figure:
     """Where NSA's own choice starts, and what gets it started, in two panels."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), width_ratios=(1, 1.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.8), width_ratios=(1.15, 1))
     draw_hits(hits, chance, left)
     draw_starts(starts, steps, right)
     return figure
+
+
+def draw_over_steps(panels: Mapping[str, Runs], ends: Mapping[str, int]) -> Figure:
+    """Accuracy over the steps: a panel for each title, a line and a band of seeds for each label.
+
+    ends: for a title the step at which its teacher stops, drawn as a line.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), sharey=True, squeeze=False)
+    for ax, (title, runs) in zip(axes[0], panels.items(), strict=True):
+        draw_labelled(runs, ax)
+        ax.set(title=title, xlabel="step", ylim=(0, 1.05))
+        if title in ends:
+            ax.axvline(ends[title], color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
+            ax.text(ends[title] + 8, 0.03, "the teacher stops", fontsize=9, color=QUIET)
+    axes[0][0].set_ylabel("held-out accuracy")
+    return figure
+
+
+def draw_labelled(runs: Runs, ax: Axes) -> None:
+    """One panel: each label's mean over seeds, and a band from the lowest to the highest."""
+    for line, (label, seeds) in zip(LINES, runs.items(), strict=False):
+        step, values = by_seed([list(seed) for seed in seeds], "test_accuracy")
+        draw_band(ax, line, step, values)
+        ax.lines[-1].set(label=label, marker=line.marker, markersize=4, markevery=2)
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))

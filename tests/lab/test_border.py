@@ -1,9 +1,19 @@
 """What the border experiment recorded, told by hand-made evaluations."""
 
 import matplotlib.pyplot as plt
+import pytest
 
-from nsa_lite.lab.border_runs import Arm, border_table, results
-from nsa_lite.show.border import draw_border
+from nsa_lite.lab.border_runs import (
+    Arm,
+    arms,
+    border_table,
+    chance,
+    few_runs,
+    grid_table,
+    label,
+    results,
+)
+from nsa_lite.show.border import SPANS, draw_border, draw_over_steps
 
 
 def evaluations(*accuracies):
@@ -14,37 +24,111 @@ def evaluations(*accuracies):
 
 
 ARM = Arm(4, 1)
-RECORD = {
-    "runs": {
-        f"{ARM.name}-seed0": {"evaluations": evaluations(0.1, 0.6, 1.0)},
-        f"{ARM.name}-seed1": {"evaluations": evaluations(0.1, 0.2, 0.4)},
-        f"{ARM.name}-seed2": {"evaluations": evaluations(0.9)},
-    }
-}
+SEEDS = [evaluations(0.1, 0.6, 1.0), evaluations(0.1, 0.7, 0.4), evaluations(0.4, 0.2)]
+RECORD = {"runs": {f"{ARM.name}-seed{i}": {"evaluations": e} for i, e in enumerate(SEEDS)}}
 
 
 def test_seeds_are_gathered_by_arm_and_missing_ones_left_out():
     found = results(RECORD)
     assert list(found) == [ARM]
-    assert [len(seed) for seed in found[ARM]] == [3, 3, 1]
+    assert [len(seed) for seed in found[ARM]] == [3, 3, 2]
 
 
-def test_the_table_counts_the_seeds_that_started():
+def test_what_the_small_runs_record_is_found_too():
+    runs = {run.name: {"evaluations": evaluations(0.5)} for run in few_runs()}
+    found = results({"runs": runs})
+    assert sum(len(seeds) for seeds in found.values()) == len(runs) == 18
+    assert {arm.attention for arm in found} == {"nsa", "nsa-own-kl-first", "nsa-no-selection"}
+
+
+def test_the_table_says_the_spread_the_peak_and_how_many_started():
     heading, line = border_table(results(RECORD)).splitlines()
-    assert heading.split() == ["arm", "started", "at", "step", "accuracy", "hit", "rate"]
-    assert line.split() == [ARM.name, "2", "of", "3", "50", "to", "100", "0.77", "0.38"]
-    never = {"runs": {f"{ARM.name}-seed0": {"evaluations": evaluations(0.1)}}}
-    assert border_table(results(never)).splitlines()[1].split()[1:5] == ["0", "of", "1", "-"]
+    assert heading.split() == ["arm", "accuracy", "peak", "hits", "started", "at", "step"]
+    # At the end 1, .4, .2; the best on the way 1, .7, .4; two had half, both at step 100.
+    assert line.removeprefix(label(ARM)).split() == [
+        "0.53", "(0.20", "to", "1.00)", "0.70", "0.27", "2", "of", "3", "100", "to", "100",
+    ]  # fmt: skip
 
 
-def test_the_picture_shows_every_seed_and_those_that_never_started():
-    hits = {1: {4: [0.9, 0.2], 16: [0.2, 0.2]}, 2: {4: [1.0, 1.0], 16: [0.3, 0.9]}}
-    figure = draw_border(hits, 0.21, {"nsa": [100, None, None], "nsa-kl": [50, 60, 70]}, 1500)
-    left, right = figure.axes
+def test_where_nothing_starts_or_is_selected_the_table_has_a_dash():
+    dense = [{"step": 50, "test_accuracy": 0.1}]
+    line = border_table({Arm(attention="dense"): [dense]}).splitlines()[1]
+    assert line.split()[-5:] == ["-", "0", "of", "1", "-"]
+
+
+def test_the_grid_has_a_line_an_l_and_leaves_other_arms_out():
+    found = {
+        Arm(16, 4): [evaluations(0.3), evaluations(0.9)],
+        Arm(4, 2): [evaluations(0.25)],
+        Arm(4, 4, phi="mlp"): [evaluations(1.0)],
+        Arm(4, 8, attention="nsa-kl"): [evaluations(1.0)],
+    }
+    heading, *lines = grid_table(found).splitlines()
+    assert heading.split() == ["span", "2", "span", "4"]
+    assert lines[0].split() == ["l", "4", "0.25", "to", "0.25", "-"]
+    assert lines[1].split() == ["l", "16", "-", "0.30", "to", "0.90"]
+    assert grid_table(found, "hit_rate").splitlines()[2].split()[-1] == "0.45"
+
+
+def test_a_label_says_what_is_not_as_usual_and_no_two_arms_share_one():
+    assert label(Arm(8, 4)) == "nsa l 8 span 4"
+    assert label(Arm(phi="mean", lr=1e-3)) == "nsa l 8 span 2, phi mean, lr 0.001"
+    every = list(arms())
+    assert len({label(arm) for arm in every}) == len(every) == 54
+
+
+@pytest.mark.parametrize(("arm", "expected"), [(Arm(), 13 / 61), (Arm(32, 4), 5 / 29)])
+def test_chance_is_the_share_of_free_blocks_that_are_chosen(arm, expected):
+    assert chance(arm) == pytest.approx(expected)
+
+
+def drawn():
+    hits = {1: {4: [0.9, 0.2], 16: [0.2, 0.2]}, 8: {4: [1.0, 1.0], 16: [0.3, 0.9]}}
+    starts = {"nsa": [100, None, None], "nsa-kl": [50, 60, 70]}
+    return hits, draw_border(hits, {4: 0.21, 16: 0.17}, starts, 600)
+
+
+def test_the_picture_shows_every_seed_and_each_spans_mean():
+    hits, figure = drawn()
+    left = figure.axes[0]
     dots = [line for line in left.get_lines() if line.get_alpha() == 0.4]
     assert sorted(y for line in dots for y in line.get_ydata()) == sorted(
         value for by_size in hits.values() for values in by_size.values() for value in values
     )
-    assert [t.get_text() for t in right.texts] == ["2 of 3"]
-    assert [t.get_text() for t in right.get_yticklabels()] == ["nsa", "nsa-kl"]
+    means = {line.get_label(): line for line in left.get_lines() if line.get_alpha() is None}
+    assert means["span 1"].get_ydata() == pytest.approx([0.55, 0.2])
+    assert means["span 8"].get_ydata() == pytest.approx([1.0, 0.6])
+    named = [text.get_text() for text in left.get_legend().get_texts()]
+    assert named == ["span 1", "span 8"]
+    assert any(list(line.get_ydata()) == [0.21, 0.17] for line in left.get_lines())
+    plt.close(figure)
+
+
+def test_the_picture_says_how_many_seeds_never_started():
+    _, figure = drawn()
+    right = figure.axes[1]
+    assert [text.get_text() for text in right.texts] == ["2 never"]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["nsa", "nsa-kl"]
+    found = [list(line.get_xdata()) for line in right.get_lines() if line.get_marker() == "o"]
+    assert found == [[100], [50, 60, 70]]
+    plt.close(figure)
+
+
+def test_no_two_spans_look_alike_even_without_colour():
+    looks = [(line.dashes, line.marker) for line in SPANS.values()]
+    assert len({dashes for dashes, _ in looks}) == len({marker for _, marker in looks}) == 4
+    assert len({line.colour for line in SPANS.values()}) == 4
+
+
+def test_over_the_steps_a_band_reaches_from_the_lowest_to_the_highest_seed():
+    runs = {"quick": SEEDS, "slow": [evaluations(0.1, 0.1, 0.3)]}
+    figure = draw_over_steps({"one": runs, "two": {"quick": SEEDS}}, {"two": 75})
+    first, second = figure.axes
+    quick, slow = first.get_lines()
+    assert list(quick.get_ydata()) == pytest.approx([0.2, 0.5, 1.6 / 3])  # the last seed keeps .2
+    assert (quick.get_label(), slow.get_label()) == ("quick", "slow")
+    band = first.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0.1, 1.0)
+    assert not first.texts
+    assert [text.get_text() for text in second.texts] == ["the teacher stops"]
     plt.close(figure)

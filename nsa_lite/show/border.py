@@ -33,11 +33,11 @@ def draw_hits(hits: Points, chance: Mapping[int, float], ax: Axes) -> None:
         draw_span(span, by_size, ax)
     sizes = list(chance)
     ax.plot(sizes, list(chance.values()), color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
-    ax.text(sizes[-1] * 1.12, chance[sizes[-1]], "chance", fontsize=9, color=QUIET, va="center")
+    ax.text(sizes[0], chance[sizes[0]] - 0.06, "chance", fontsize=9, color=QUIET, va="top")
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
-    ax.set_xlim(sizes[0] / 1.3, sizes[-1] * 2.2)
+    ax.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     ax.set(xlabel="l, tokens in a compressed key", ylabel="hit rate at the end", ylim=(0, 1.05))
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
@@ -79,7 +79,7 @@ def draw_border(
     steps: int,
 ) -> Figure:
     """Where NSA's own choice starts, and what gets it started, in two panels."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.8), width_ratios=(1.15, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), width_ratios=(1.15, 1))
     draw_hits(hits, chance, left)
     draw_starts(starts, steps, right)
     return figure
@@ -90,7 +90,7 @@ def draw_over_steps(panels: Mapping[str, Runs], ends: Mapping[str, int]) -> Figu
 
     ends: for a title the step at which its teacher stops, drawn as a line.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.2), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), sharey=True, squeeze=False)
     for ax, (title, runs) in zip(axes[0], panels.items(), strict=True):
         draw_labelled(runs, ax)
         ax.set(title=title, xlabel="step", ylim=(0, 1.05))

@@ -1,6 +1,10 @@
-"""Faults that notebook 06 must notice: in the top n, the importance, the teachers, the rules."""
+"""Faults that notebook 06 must notice: in the top n, the importance, the teachers, the records."""
+
+from collections.abc import Callable
 
 from torch import Tensor
+
+from nsa_lite.lab.border_runs import Arm
 
 
 def worst_blocks(best_blocks):
@@ -39,6 +43,39 @@ def two_rules_swapped(results):
     return wrong
 
 
+def swapped(one: Arm, other: Arm) -> Callable:
+    """The border's records of two arms under each other's name."""
+
+    def fault(results):
+        def wrong(record):
+            found = results(record)
+            found[one], found[other] = found[other], found[one]
+            return found
+
+        return wrong
+
+    return fault
+
+
+def taught(attention: str, block_size: int = 8) -> Arm:
+    """The arm of span 2 with this attention."""
+    return Arm(block_size, attention=attention)
+
+
+BORDER = "nsa_lite.lab.border_runs.results"
+SWAPPED = {
+    "spans": (Arm(8, 1), Arm(8, 8)),
+    "half and an eighth": (Arm(4, 2), Arm(16, 2)),
+    "the teacher and none": (taught("nsa-own-kl-first", 16), taught("nsa-all-first", 16)),
+    "bce and none": (taught("nsa-bce"), Arm()),
+    "all blocks first": (taught("nsa-all-first"), taught("nsa-own-kl")),
+    "whose keys": (taught("nsa-shut"), taught("nsa-moba-shut")),
+    "taught, gate shut": (taught("nsa-kl-shut"), taught("nsa-quest-shut")),
+    "the rates": (Arm(span=4, lr=1e-3), Arm(span=4, lr=4e-3)),
+    "the short stage": (Arm(starts_whole=False), Arm(noise=0.0)),
+    "phi": (Arm(span=4, phi="mlp"), Arm(span=4, phi="mean")),
+}
+
 SHARED_OUT = "nsa_lite.selection.shared_out"
 MUTATIONS = [
     ("the worst blocks", "nsa_lite.selection.best_blocks", worst_blocks, "# Checkpoint 1"),
@@ -47,5 +84,10 @@ MUTATIONS = [
     ("no control", "cell", "answer_at.roll(1, 0)", "answer_at.roll(0, 0)", "# Checkpoint 2"),
     ("BCE", "nsa_lite.rivals.taught.bce_over_softmax", targets_only, "# Checkpoint 3"),
     ("records", "nsa_lite.lab.rule_runs.results", two_rules_swapped, "# Checkpoint 4"),
-    ("a rule's worst", "cell", "products.amax(-1)", "products.amin(-1)", "# Checkpoint 5"),
+    ("no teacher", "cell", "choose = starters.OwnKL(plan.nsa)", "choose = None", "# Checkpoint 5"),
+    *(
+        (f"border: {name}", BORDER, swapped(*pair), "# Checkpoint 5")
+        for name, pair in SWAPPED.items()
+    ),
+    ("a rule's worst", "cell", "products.amax(-1)", "products.amin(-1)", "# Checkpoint 6"),
 ]

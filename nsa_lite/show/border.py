@@ -33,7 +33,7 @@ def draw_hits(hits: Points, chance: Mapping[int, float], ax: Axes) -> None:
         draw_span(span, by_size, ax)
     sizes = list(chance)
     ax.plot(sizes, list(chance.values()), color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
-    ax.text(sizes[0], chance[sizes[0]] - 0.06, "chance", fontsize=9, color=QUIET, va="top")
+    ax.text(sizes[0], chance[sizes[0]] - 0.03, "chance", fontsize=9, color=QUIET, va="top")
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()

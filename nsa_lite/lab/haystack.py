@@ -144,7 +144,7 @@ class Haystack(Common):
         together = stage.facts_a_block
         if together is None:
             places = len(self.places_of(first, end))
-            rule = f"leaves {places} places of span = {self.span} for facts = {self.facts}"
+            rule = f"leaves {places} places for facts = {self.facts} of span = {self.span}"
             require(places >= self.facts, "length", stage.length, rule)
             return
         places = self.block // self.span

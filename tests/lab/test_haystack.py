@@ -42,6 +42,20 @@ def test_answers_are_the_values_beside_their_keys(stage):
             assert int(targets[t]) == int(row[places[0], 1])
 
 
+@pytest.mark.parametrize("stage", [SCATTERED, Stage(512, facts_a_block=2)])
+def test_a_fact_of_several_positions_says_the_same_at_each(stage):
+    task = Haystack(stages=(stage,), facts=16, questions=16, span=4)
+    batch = task.batch(5, seed=1)
+    for row, targets, at in zip(batch.tokens, batch.targets, batch.answer_at, strict=True):
+        for t in (targets != IGNORE).nonzero().flatten().tolist():
+            places = (row[: 512 - 16, 0] == row[t, 0]).nonzero().flatten().tolist()
+            first = int(at[t])
+            assert places == [first, first + 1, first + 2, first + 3]
+            assert first % 4 == 0
+            assert all(int(row[place, 1]) == int(targets[t]) for place in places)
+            assert task.before <= first and first + 3 < 512 - 16 - task.gap
+
+
 @pytest.mark.parametrize("stage", range(3))
 def test_no_fact_stands_in_the_initial_block_the_window_or_a_local_block(stage):
     batch = TASK.batch(20, seed=2, stage=stage)
@@ -184,7 +198,13 @@ def test_the_preset_reaches_the_longest_haystack():
         (lambda: Haystack(stages=()), r"stages = \(\): must hold at least one"),
         (lambda: Haystack(keys=32), "keys = 32: must exceed facts = 32"),
         (lambda: Haystack(questions=33), "questions = 33: must not exceed facts = 32"),
-        (lambda: Haystack(gap=190), "length = 256: leaves 26 positions for facts = 32"),
+        (lambda: Haystack(gap=190), "length = 256: leaves 26 places for facts = 32 of span = 1"),
+        (lambda: Haystack(span=5), "length = 256: leaves 30 places for facts = 32 of span = 5"),
+        (lambda: Haystack(span=0), "span = 0: must be at least 1"),
+        (
+            lambda: Haystack(stages=(Stage(512, facts_a_block=4),), span=4),
+            "facts_a_block = 4: must divide facts = 32 and not exceed the 2 places of a block",
+        ),
         (
             lambda: Haystack(stages=(Stage(256, facts_a_block=3),)),
             "facts_a_block = 3: must divide facts = 32",

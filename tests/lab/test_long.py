@@ -45,6 +45,9 @@ def test_a_curriculum_doubles_up_to_its_length():
     assert [s.length for s in curriculum(2048)] == [256, 512, 1024, 2048]
     assert [s.length for s in curriculum(1500)] == [256, 512, 1024, 1500]
     assert [s.length for s in curriculum(256)] == [256]
+    assert [s.length for s in curriculum(2048, first=512)] == [512, 1024, 2048]
+    with pytest.raises(ValueError, match="length = 500: must be at least 512"):
+        curriculum(500, first=512)
     first, *others = curriculum(65_536)
     assert first.noise == 0.0 and all(stage.noise == 1.0 for stage in others)
     assert [s.batch for s in curriculum(65_536)] == [8, 8, 8, 4, 2, 1, 1, 1, 1]

@@ -44,12 +44,13 @@ def two_rules_swapped(results):
 
 
 def swapped(one: Arm, other: Arm) -> Callable:
-    """The border's records of two arms under each other's name."""
+    """The border's records of two arms under each other's name, in a record that has both."""
 
     def fault(results):
         def wrong(record):
             found = results(record)
-            found[one], found[other] = found[other], found[one]
+            if one in found and other in found:
+                found[one], found[other] = found[other], found[one]
             return found
 
         return wrong
@@ -69,6 +70,7 @@ SWAPPED = {
     "the teacher and none": (taught("nsa-own-kl-first", 16), taught("nsa-all-first", 16)),
     "bce and none": (taught("nsa-bce"), Arm()),
     "all blocks first": (taught("nsa-all-first"), taught("nsa-own-kl")),
+    "no selection": (taught("nsa-no-selection"), Arm()),
     "whose keys": (taught("nsa-shut"), taught("nsa-moba-shut")),
     "taught, gate shut": (taught("nsa-kl-shut"), taught("nsa-quest-shut")),
     "the rates": (Arm(span=4, lr=1e-3), Arm(span=4, lr=4e-3)),

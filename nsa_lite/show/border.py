@@ -1,6 +1,7 @@
 """When a choice starts: hit rates over the sizes that decide it, and what helps, seed by seed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def draw_span(span: int, by_size: Mapping[int, Sequence[float]], ax: Axes) -> No
     """The means of one span over l, and beside each mean its seeds."""
     line = SPANS[span]
     means = [sum(values) / len(values) for values in by_size.values()]
-    style = dict(color=line.colour, linestyle=line.dashes, marker=line.marker)
+    style: dict[str, Any] = dict(color=line.colour, linestyle=line.dashes, marker=line.marker)
     ax.plot(list(by_size), means, label=f"span {span}", **style)
     for size, values in by_size.items():
         beside = [size * (1 + JITTER * (i - (len(values) - 1) / 2)) for i in range(len(values))]

@@ -44,6 +44,9 @@ from kernels.rows import row_offsets, rows, rows_contiguous
 from kernels.tile_sizes import cdiv, power_of_two, tile_for, widths_of
 from kernels.visible_keys import Keys, may_read
 
+MOST_SCORES = 2**30  # float32 numbers that are held at a time: 4 GiB
+STRETCH = 128  # queries: a multiple of every tile's, so that no tile is cut
+
 
 class Choice(NamedTuple):
     """Compile-time: the size of a selection block, and how many a query reads, forced included."""
@@ -285,9 +288,22 @@ def choose_blocks(
 ) -> Tensor:
     """Eq. 8-11: ids (B, G, T, n)."""
     keys = Keys(block_size, stride, None)
-    score = importance_scores(q, k, lse, keys, select_block_size, scale, start)
     choice = Choice(select_block_size, num_selected, num_initial, num_local)
-    return best_blocks(score, choice, start)
+    chosen = []
+    for part in stretches(q.shape[2], 2 * k.shape[0] * k.shape[1], start, select_block_size):
+        some = q[:, :, part.start : part.stop]
+        lse_of_some = lse[:, :, part.start : part.stop]
+        first = start + part.start
+        score = importance_scores(some, k, lse_of_some, keys, select_block_size, scale, first)
+        chosen.append(best_blocks(score, choice, first))
+    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=2)
+
+
+def stretches(length: int, rows: int, start: int, select_block_size: int) -> list[range]:
+    """Queries 0 .. length - 1 in stretches whose scores, `rows` for each, memory can hold."""
+    blocks = cdiv(start + length, select_block_size)
+    count = max(STRETCH, MOST_SCORES // max(1, rows * blocks) // STRETCH * STRETCH)
+    return [range(first, min(first + count, length)) for first in range(0, max(length, 1), count)]
 
 
 @choose_blocks.register_fake

@@ -80,6 +80,12 @@ EXPERIMENTS = {
         ),
         Experiment("border_small", border_runs.few_runs, "border_small.json", write_results),
         Experiment("haystack", long_runs.laptop_runs, "haystack.json", write_results),
+        Experiment(
+            "haystack_controls",
+            long_runs.laptop_controls,
+            "haystack_controls.json",
+            write_results,
+        ),
         Experiment("border", border_runs.runs, "border.json", write_results, on_gpu=True),
         Experiment("haystack_64k", long_runs.gpu_runs, "haystack_64k.json", write_results, True),
     )

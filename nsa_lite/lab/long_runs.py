@@ -1,6 +1,6 @@
 """The long runs: trained up to 16,384 tokens on a laptop, up to 65,536 on a GPU, asked up to 256k.
 
-    python -m nsa_lite.lab.experiments haystack
+    python -m nsa_lite.lab.experiments haystack haystack_controls
     python -m nsa_lite.lab.experiments haystack_64k        on a GPU
 
 Each run's result holds its evaluations, its needle map at lengths it was never trained on too, and
@@ -50,6 +50,14 @@ SIZES = NSAConfig(
 def laptop_runs() -> list[Run]:
     """The trainer's preset, every seed; needle maps up to 256k too."""
     return [long_run(config, minutes=12) for config in laptop_configs()]
+
+
+def laptop_controls() -> list[Run]:
+    """The same without a choice, and with a random one: is the choice what answers?"""
+    names = ("nsa-no-selection", "nsa-random")
+    return [
+        long_run(TrainConfig.preset("haystack", name, 0, threads=1), minutes=6) for name in names
+    ]
 
 
 def laptop_configs() -> list[TrainConfig]:

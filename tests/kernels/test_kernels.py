@@ -16,7 +16,7 @@ from jaxtyping import jaxtyped
 
 import kernels
 import nsa_lite
-from kernels import block_sparse_attention, descriptors, flash_attention
+from kernels import block_sparse_attention, descriptors, flash_attention, importance
 from kernels.tile_sizes import FLOAT32, HALF, WIDE, WIDEST
 from nsa_lite.blocks import num_compressed, num_select_blocks
 
@@ -207,6 +207,30 @@ def test_select_blocks_in_float32_is_the_reference_exactly(c, n):
     got = kernels.select_blocks(q, k, lse, **choice(c, n))
     assert got.dtype == torch.int32
     assert torch.equal(got, nsa_lite.select_blocks(q, k, lse, **choice(c, n)))
+
+
+@pytest.mark.parametrize("start", [0, 9])
+def test_select_blocks_holds_the_scores_of_some_queries_at_a_time(start, monkeypatch):
+    c = case(T=300, start=start)
+    q, k, _ = short(c)
+    blocks = {"block_size": c["l"], "stride": c["d"], "start": c["start"]}
+    lse = nsa_lite.compressed_attention(q, k, k, **blocks)[1]
+    whole = kernels.select_blocks(q, k, lse, **choice(c))
+    held = []
+    best_blocks = importance.best_blocks
+
+    def watched(score, *rest):
+        held.append(score.numel())
+        return best_blocks(score, *rest)
+
+    monkeypatch.setattr(importance, "best_blocks", watched)
+    rows = 2 * k.shape[0] * k.shape[1]
+    most = rows * 200 * num_select_blocks(start + 300, c["L"])  # 200 queries: one stretch of 128
+    monkeypatch.setattr(importance, "MOST_SCORES", most)
+    assert torch.equal(kernels.select_blocks(q, k, lse, **choice(c)), whole)
+    assert len(held) == 3 and max(held) <= most
+    assert [len(part) for part in importance.stretches(300, rows, start, c["L"])] == [128, 128, 44]
+    assert importance.stretches(0, rows, start, c["L"]) == [range(0)]
 
 
 @pytest.mark.parametrize("initial, local", [(0, 0), (0, 2), (3, 0)])

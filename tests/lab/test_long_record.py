@@ -46,6 +46,15 @@ def test_the_readme_gives_what_was_found_with_and_without_selection():
     assert f"a step takes {steps[0]:.0f} ms and {steps[1]:.0f}" in readme
 
 
+def test_the_readme_gives_the_laptops_controls():
+    controls = recorded("haystack_controls")["runs"]
+    without, random = (
+        next(x["accuracy"] for x in controls[f"{name}-seed0"]["depths"] if x["length"] == 16_384)
+        for name in ("nsa-no-selection", "nsa-random")
+    )
+    assert f"stays at chance too, {without:.2f} and {random:.2f} (one seed" in text_of("README.md")
+
+
 def test_the_notes_give_the_coherence_of_every_choice_that_was_trained():
     kept = [
         LONG[f"{attention}-seed{seed}"]["kept"]

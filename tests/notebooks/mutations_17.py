@@ -93,6 +93,13 @@ MUTATIONS = [
         "# Checkpoint 4",
     ),
     (
+        "the controls of 64k for the laptop's",
+        "cell",
+        'laptop = runs.recorded("haystack_controls")',
+        'laptop = {**far, "runs": {"nsa-no-selection": arms["nsa-no-selection"][0]}}',
+        "# Checkpoint 4",
+    ),
+    (
         "the first evaluation's step for the last one's",
         "cell",
         'ended[kind] = [result["evaluations"][-1]["step"]',

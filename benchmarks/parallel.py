@@ -149,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         measured = rows(words.config, words.length or list(LENGTHS), device)
         if distributed.rank() == 0:
             print(f"at {checked} tokens the ranks' outputs differ from one process's by {off:.1e}")
-            header = about(given, "benchmarks.parallel") | {"difference": off}
+            command = [x for x in given if x not in ("--out", str(words.out))]  # no part of it
+            header = about(command, "benchmarks.parallel") | {"difference": off}
             torchrun = f"torchrun --nproc-per-node {distributed.world()} -m"
             header["command"] = header["command"].replace("python -m", torchrun)
             replaced = {(words.config, length) for length in words.length or LENGTHS}

@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-from benchmarks import parallel
+from benchmarks import parallel, records
 
 
 def test_two_ranks_on_a_cpu_leave_a_record_and_agree_with_one(tmp_path):
@@ -16,7 +17,8 @@ def test_two_ranks_on_a_cpu_leave_a_record_and_agree_with_one(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("context parallel, 2 ranks") == 1  # one rank prints
     record = json.loads(out.read_text())
-    assert record["command"].startswith("torchrun --nproc-per-node 2 -m benchmarks.parallel")
+    given = "--config tiny --length 256"  # where it is written is no part of what was run
+    assert record["command"] == f"torchrun --nproc-per-node 2 -m benchmarks.parallel {given}"
     assert 0 <= record["difference"] < 1e-6
     (row,) = record["rows"]
     assert row["length"] == 256 and row["forward_ms"] > 0 and row["backward_ms"] > 0
@@ -35,3 +37,26 @@ def test_the_worst_rank_is_told_and_a_refusal_is_everyones(monkeypatch):
 def test_without_torchrun_it_says_what_to_do(capsys):
     assert parallel.main(["--config", "tiny", "--length", "256"]) == 2
     assert "start it with torchrun" in capsys.readouterr().err
+
+
+def test_the_notes_and_the_readme_give_the_recorded_ranks():
+    root = Path(__file__).parents[2]
+    record = records.load("parallel")
+    assert record["difference"] == 0.0
+    rows = {row["length"]: row for row in record["rows"]}
+    assert list(rows) == [65_536, 262_144]  # the notes say that no other length was recorded
+    layers = records.load("layer")["rows"]
+    (one,) = (r for r in layers if r["name"] == "NSA" and r["length"] == 65_536)
+    notes = " ".join((root / "benchmarks/NOTES.md").read_text("utf-8").split())
+    alone = f"{one['forward_ms']:.1f} / {one['backward_ms']:.1f}, {one['peak_gib']:.1f} GiB"
+    assert f"| 64k | {alone} | {ranks(rows[65_536])} |" in notes
+    assert f"| 256k | not recorded | {ranks(rows[262_144])} |" in notes
+    forward, backward = (one[k] / rows[65_536][k] for k in ("forward_ms", "backward_ms"))
+    assert f"{forward:.2f} and {backward:.2f} times less" in notes
+    readme = " ".join((root / "README.md").read_text("utf-8").split())
+    for row in rows.values():
+        assert f"{row['forward_ms']:.0f} / {row['backward_ms']:.0f} ms" in readme
+
+
+def ranks(row):
+    return f"{row['forward_ms']:.1f} / {row['backward_ms']:.1f}, {row['peak_gib']:.1f} GiB"

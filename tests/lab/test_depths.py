@@ -83,5 +83,30 @@ def test_the_map_has_a_cell_for_each_length_and_depth():
     figure = draw_needle_maps({"dense-seed0": results})
     ax = figure.axes[0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["300", "4k"]
-    assert sorted(t.get_text() for t in ax.texts) == ["0.10", "0.10", "0.90", "0.90"]
+    assert sorted(t.get_text() for t in ax.texts) == [".10", ".10", ".90", ".90"]
     assert spoken(262_144) == "256k"
+
+
+def test_a_cell_says_1_only_for_what_rounds_to_it():
+    results = [{"length": 4096, "accuracy_by_depth": [1.0, 0.9951, 0.9949, 0.0]}]
+    ax = draw_needle_maps({"dense-seed0": results}).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["1", "1", ".99", ".00"]
+
+
+def test_each_column_of_maps_names_its_lengths_once_and_every_map_its_run():
+    results = [{"length": 4096, "accuracy_by_depth": [1.0, 0.5]}]
+    names = ["a-seed0", "b-seed0", "c-seed0"]
+    figure = draw_needle_maps(dict.fromkeys(names, results))
+    figure.canvas.draw()
+    assert [ax.get_title() for ax in figure.axes] == [*names, ""]
+    told = [bool(ax.get_xlabel()) for ax in figure.axes[:3]]
+    shown = [ax.xaxis.get_tick_params()["labelbottom"] for ax in figure.axes[:3]]
+    assert told == shown == [False, True, True]  # c stands below a, nothing below b
+    assert all("accuracy" in ax.get_xlabel() for ax in figure.axes[1:3])
+
+
+def test_a_map_of_hits_says_so():
+    results = [{"length": 300, "accuracy_by_depth": [1.0, 1.0], "hit_rate_by_depth": [0.25, None]}]
+    ax = draw_needle_maps({"nsa-seed0": results}, key="hit_rate").axes[0]
+    assert [t.get_text() for t in ax.texts] == [".25"]
+    assert "hit rate" in ax.get_xlabel()

@@ -1,4 +1,4 @@
-"""Faults that notebook 17 must notice: in the task, the record, the count, the balance."""
+"""Faults that notebook 17 must notice: in task, records and control, in counts, in the balance."""
 
 from dataclasses import replace
 
@@ -21,6 +21,19 @@ def answers_lost(recorded):
         record = recorded(name)
         for run, result in record["runs"].items():
             for found in result["depths"] if run.startswith("nsa-kl") else []:
+                found["accuracy"] /= 2
+        return record
+
+    return wrong
+
+
+def control_lost(recorded):
+    """The run without a choice is said to find half of what it finds."""
+
+    def wrong(name):
+        record = recorded(name)
+        for run, result in record["runs"].items():
+            for found in result.get("depths", []) if "no-selection-seed" in run else []:
                 found["accuracy"] /= 2
         return record
 
@@ -66,12 +79,81 @@ MUTATIONS = [
         "free / (1024 // c.select_block_size - forced)",
         "# Checkpoint 3",
     ),
-    ("summaries forgotten", "nsa_lite.cost.tokens_read", summaries_forgotten, "# Checkpoint 4"),
+    (
+        "a needle of one position",
+        "cell",
+        "inside = min(first + blocks.block_size, start + needles.span)",
+        "inside = min(first + blocks.block_size, start + 1)",
+        "# Checkpoint 4",
+    ),
+    (
+        "the control lost",
+        "nsa_lite.lab.runs.recorded",
+        control_lost,
+        "# Checkpoint 4",
+    ),
+    (
+        "the controls of 64k for the laptop's",
+        "cell",
+        'laptop = runs.recorded("haystack_controls")',
+        'laptop = {**far, "runs": {"nsa-no-selection": arms["nsa-no-selection"][0]}}',
+        "# Checkpoint 4",
+    ),
+    (
+        "the first evaluation's step for the last one's",
+        "cell",
+        'ended[kind] = [result["evaluations"][-1]["step"]',
+        'ended[kind] = [result["evaluations"][0]["step"]',
+        "# Checkpoint 4",
+    ),
+    (
+        "one step's cost for all",
+        "cell",
+        'far["runs"][f"{kind}-cost"]',
+        'far["runs"]["dense-cost"]',
+        "# Checkpoint 4",
+    ),
+    (
+        "chance of one layer where two choose",
+        "cell",
+        "return 1 - missed**layers",
+        "return 1 - missed",
+        "# Checkpoint 4",
+    ),
+    (
+        "the seeds' coherence added up",
+        "cell",
+        "most = max(max(values) for values in kept.values())",
+        "most = max(sum(values) for values in kept.values())",
+        "# Checkpoint 4",
+    ),
+    ("summaries forgotten", "nsa_lite.cost.tokens_read", summaries_forgotten, "# Checkpoint 5"),
     (
         "neighbours for a rank",
         "cell",
         "both = [(rank, 2 * world - 1 - rank) for rank in range(world)]",
         "both = [(2 * rank, 2 * rank + 1) for rank in range(world)]",
-        "# Checkpoint 4",
+        "# Checkpoint 5",
+    ),
+    (
+        "how much shorter for how much longer",
+        "cell",
+        'longer = rows["dense, cuDNN"]["step_ms"] / rows["NSA"]["step_ms"]',
+        'longer = rows["NSA"]["step_ms"] / rows["dense, cuDNN"]["step_ms"]',
+        "# Checkpoint 5",
+    ),
+    (
+        "the longest sequence on two GPUs for the one on one",
+        "cell",
+        'both_gpus["rows"][0][key]',
+        'both_gpus["rows"][-1][key]',
+        "# Checkpoint 5",
+    ),
+    (
+        "the layer of 8k for the one of 64k",
+        "cell",
+        'if row["length"] == 65_536]',
+        'if row["length"] == 8192]',
+        "# Checkpoint 5",
     ),
 ]

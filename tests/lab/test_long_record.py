@@ -1,0 +1,75 @@
+"""What the pages tell of the recorded runs at 65,536 tokens is what the record holds."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from nsa_lite.lab.runs import recorded
+
+ROOT = Path(__file__).parents[2]
+LONG = recorded("haystack_64k")["runs"]
+
+
+def text_of(page: str) -> str:
+    return " ".join((ROOT / page).read_text("utf-8").split())
+
+
+def found(attention: str, length: int) -> list[float]:
+    """The share of the answers that each seed finds at a length, the lowest first."""
+    results = [result for name, result in LONG.items() if name.startswith(f"{attention}-seed")]
+    return sorted(
+        depth["accuracy"] for r in results for depth in r["depths"] if depth["length"] == length
+    )
+
+
+def between(scores: list[float]) -> str:
+    return f"{scores[0]:.2f} to {scores[-1]:.2f}"
+
+
+@pytest.mark.parametrize(("attention", "seeds"), [("nsa", 3), ("dense", 3), ("window", 1)])
+def test_every_run_was_asked_at_five_lengths(attention, seeds):
+    for length in (4096, 16_384, 65_536, 131_072, 262_144):
+        assert len(found(attention, length)) == seeds
+
+
+def test_the_readme_gives_what_was_found_with_and_without_selection():
+    readme = text_of("README.md")
+    ours, dense = found("nsa", 65_536), found("dense", 65_536)
+    assert f"NSA finds {between(ours)} of the facts with its own choice" in readme
+    assert f"dense attention {between(dense)} (three seeds)" in readme
+    ours, dense = found("nsa", 262_144), found("dense", 262_144)
+    assert f"NSA still finds {between(ours)}, dense attention {between(dense)}" in readme
+    (here,), (far,) = found("nsa-no-selection", 65_536), found("nsa-no-selection", 262_144)
+    assert f"without any selection it is {here:.2f}, and {far:.2f} at 262,144" in readme
+    steps = [LONG[f"{name}-cost"]["milliseconds"] for name in ("nsa", "dense")]
+    assert f"a step takes {steps[0]:.0f} ms and {steps[1]:.0f}" in readme
+
+
+def test_the_readme_gives_the_laptops_controls():
+    controls = recorded("haystack_controls")["runs"]
+    without, random = (
+        next(x["accuracy"] for x in controls[f"{name}-seed0"]["depths"] if x["length"] == 16_384)
+        for name in ("nsa-no-selection", "nsa-random")
+    )
+    assert f"stays at chance too, {without:.2f} and {random:.2f} (one seed" in text_of("README.md")
+
+
+def test_the_notes_give_the_coherence_of_every_choice_that_was_trained():
+    kept = [
+        LONG[f"{attention}-seed{seed}"]["kept"]
+        for attention in ("nsa", "nsa-kl", "nsa-own-kl-first")
+        for seed in range(3)
+    ]
+    first, second = zip(*kept, strict=True)
+    told = " and ".join(
+        f"{min(layer):.2f} to {max(layer):.2f} in the {place}"
+        for place, layer in (("first layer", first), ("second", second))
+    )
+    assert told in text_of("benchmarks/NOTES.md")
+    assert max(first + second) < 0.75
+
+
+def test_blocks_at_random_are_as_coherent_as_chance():
+    assert all(abs(share) < 0.01 for share in LONG["nsa-random-seed0"]["kept"])
+    assert all(math.isnan(share) for share in LONG["nsa-no-selection-seed0"]["kept"])

@@ -10,7 +10,7 @@ for that step at 64k tokens.
     warm-up      the first runs are not counted: they compile, and fill memory pools
     events       on a GPU the device itself says when it began and ended; on a CPU the clock does
     cold cache   before each run something larger than the cache is written (not with --warm-cache)
-    turns        A B, B A, A B ..: what drifts, as the clock of a card at its power limit, meets both
+    turns        A B, B A, A B ..: what drifts, as a clock at its power limit, meets both alike
     verdict      from the ratio B / A of each turn: their median, and the range that holds the true
                  median in 95 of 100 such runs, if turns do not depend on each other
 

@@ -3,7 +3,7 @@
     python -m benchmarks.stack
     python -m benchmarks.stack --config tiny --length 64     on a CPU: tries the script
 
-Ten blocks of config A (attention and MLP, 1.05 billion weights) read 65,536 random tokens under
+Ten blocks of config A (attention and MLP, about a billion weights) read 65,536 random tokens under
 bfloat16 autocast; each block keeps its input only and computes the rest anew in the backward;
 AdamW updates. NSA beside dense attention held to cuDNN. Rows hold the step's median milliseconds,
 tokens a second and the peak memory in GiB. Writes benchmarks/results/stack.json.

@@ -68,8 +68,8 @@ notebooks: $(READY)
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
 		--ExecutePreprocessor.store_widget_state=False \
 		notebooks/*.ipynb
-	@$(VENV_PYTHON) notebooks/finish.py
 	@$(ONE_THREAD) $(VENV_PYTHON) -m exercises.release
+	@$(VENV_PYTHON) notebooks/finish.py
 
 # SET=03, say: the student's files of one exercise set, without its solutions, in build/.
 assignment: $(READY)

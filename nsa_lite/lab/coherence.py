@@ -1,5 +1,7 @@
 """How much of a token's choice the token before it made too: what a kernel's union can save."""
 
+import math
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -30,10 +32,11 @@ def kept(ids: Int[Tensor, "B G T n"], select_block_size: int, start: int = 0) ->
 
 
 @torch.no_grad()
-def kept_by_layer(model: DecoderLM, batch: Batch, queries: int = 1024) -> list[float]:
+def kept_by_layer(model: DecoderLM, batch: Batch, queries: int = 1024) -> list[float | None]:
     """kept of a model's newest queries in a batch, one number for each layer that chooses blocks.
 
-    What stands before them is read first, so that memory holds the traces of these queries only.
+    None where no query had a choice, as JSON has no NaN. What stands before them is read first, so
+    that memory holds the traces of these queries only.
     """
     size, length = batch.tokens.shape[:2]
     start = length - queries
@@ -41,4 +44,5 @@ def kept_by_layer(model: DecoderLM, batch: Batch, queries: int = 1024) -> list[f
         caches = model.new_caches(size, length, dtype=dtype_of_rows(batch.tokens.device))
         model(batch.tokens[:, :start], caches, last=1)
         _, traces = model(batch.tokens[:, start:], caches, return_traces=True)
-    return [round(kept(t.ids, t.config.select_block_size, start), 4) for t in traces]
+    shares = [kept(t.ids, t.config.select_block_size, start) for t in traces]
+    return [None if math.isnan(share) else round(share, 4) for share in shares]

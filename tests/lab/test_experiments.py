@@ -220,6 +220,14 @@ def test_every_record_is_of_an_experiment_and_every_experiment_has_its_record():
     assert files == {experiment.file for experiment in EXPERIMENTS.values()}
 
 
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_record_is_json_for_any_reader(path):
+    def refuse(word):
+        raise ValueError(word)
+
+    json.loads(path.read_text("utf-8"), parse_constant=refuse)  # NaN and Infinity are Python's own
+
+
 def test_an_experiment_that_needs_a_gpu_is_left_out_without_one(tmp_path, capsys, monkeypatch):
     experiment = Experiment("small", list, "small.json", write_results, on_gpu=True)
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"small": experiment})

@@ -42,6 +42,12 @@ def runs() -> list[Run]:
     return [trained_on_recall(name, seed, minutes=5) for seed in SEEDS for name in RULES]
 
 
+def successor_runs() -> list[Run]:
+    """The rules that came after NSA (notebook 18), trained in the same way."""
+    names = ("nsa-infllm", "nsa-msa", "nsa-qsa")
+    return [trained_on_recall(name, seed, minutes=2) for seed in SEEDS for name in names]
+
+
 def trained_on_recall(attention: str, seed: int, minutes: float) -> Run:
     """A training with the task's own sizes."""
     config = TrainConfig.preset("recall", attention, seed, threads=1)

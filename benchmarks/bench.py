@@ -21,7 +21,7 @@ from torch import Tensor
 import kernels
 from benchmarks import peers
 from benchmarks.cases import CONFIGS, Sizes, coherent_ids, inputs, random_ids
-from benchmarks.records import RESULTS, about, begin, save
+from benchmarks.records import RESULTS, about, begin, save, what_was_run
 from nsa_lite import BRANCHES
 
 LENGTHS = {
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--ids", choices=IDS, action="append", help="repeat for several")
     p.add_argument("--out", type=Path, default=RESULTS / "bench.json")
     a = p.parse_args(arguments)
-    arguments = [x for x in arguments if x not in ("--out", str(a.out))]  # no part of what was run
+    arguments = what_was_run(arguments, a.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     configs = a.config or ["A", "B", "paper"]
     if device == "cpu" and configs != ["tiny"]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.records import RESULTS, about, save
+from benchmarks.records import RESULTS, about, save, what_was_run
 from benchmarks.steps import chain
 
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy")
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     if shutil.which("ncu") is None:
         print("Nsight Compute (ncu) is not installed here: nothing is recorded", file=sys.stderr)
         return 3
-    words = [x for x in arguments if x not in ("--out", str(args.out))]
+    words = what_was_run(arguments, args.out)
     record = about(words, "benchmarks.counters") | {"reports": {}}
     for name in args.steps or SHOWN:
         done = subprocess.run(command(name), capture_output=True, text=True)

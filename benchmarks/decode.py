@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import kernels
 from benchmarks.bench import NO_DEVICE, keep_each, refusal
 from benchmarks.cases import CONFIGS, Sizes
-from benchmarks.records import RESULTS, about
+from benchmarks.records import RESULTS, about, what_was_run
 from nsa_lite import NSAttention
 from nsa_lite.blocks import num_compressed
 
@@ -291,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device == "cpu" and a.config != "tiny":
         print(NO_DEVICE, file=sys.stderr)
         return 2
-    command = [x for x in arguments if x not in ("--out", str(a.out))]  # no part of what was run
+    command = what_was_run(arguments, a.out)
     cases = [(batch, length) for batch in a.batch or (1,) for length in a.length or (64,)]
     cases = cases if a.batch or a.length or a.config == "tiny" else list(CASES)
     record = about(command, "benchmarks.decode") | {"rows": []}

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.bench import HEADING, NO_DEVICE, keep_each, refusal
 from benchmarks.cases import CONFIGS, Sizes
-from benchmarks.records import RESULTS, about, begin
+from benchmarks.records import RESULTS, about, begin, what_was_run
 from nsa_lite import DenseAttention, NSAConfig, NSAttention
 from nsa_lite.show import tables
 from nsa_lite.show.tables import Column
@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name}, config {a.config}, {length} tokens, {device}")
                 print(profile_table(case_of(name, CONFIGS[a.config], length, device)))
         return 0
-    command = [x for x in arguments if x not in ("--out", str(a.out))]  # no part of what was run
+    command = what_was_run(arguments, a.out)
     replaced = {(a.config, length) for length in lengths}
     record = begin(a.out, about(command, "benchmarks.layer"), replaced)
     print(HEADING)

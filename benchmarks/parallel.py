@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from benchmarks.bench import keep_each, refusal
 from benchmarks.cases import CONFIGS
-from benchmarks.records import RESULTS, about, begin
+from benchmarks.records import RESULTS, about, begin, what_was_run
 from nsa_lite import NSAConfig, NSAttention
 from nsa_lite.lab import distributed, long_runs
 from nsa_lite.lab.context_parallel import ContextParallel, in_order, own_part
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         measured = rows(words.config, words.length or list(LENGTHS), device)
         if distributed.rank() == 0:
             print(f"at {checked} tokens the ranks' outputs differ from one process's by {off:.1e}")
-            command = [x for x in given if x not in ("--out", str(words.out))]  # no part of it
+            command = what_was_run(given, words.out)
             header = about(command, "benchmarks.parallel") | {"difference": off}
             torchrun = f"torchrun --nproc-per-node {distributed.world()} -m"
             header["command"] = header["command"].replace("python -m", torchrun)

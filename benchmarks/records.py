@@ -27,6 +27,11 @@ def installed(package: str) -> str:
         return "not installed"
 
 
+def what_was_run(arguments: list[str], out: Path | None) -> list[str]:
+    """A command's words without `--out` and its path: where a record goes is no part of the run."""
+    return [word for word in arguments if word not in ("--out", str(out))]
+
+
 def about(arguments: list[str], module: str) -> dict:
     """Where and how a record was made."""
     cuda = torch.cuda.is_available()

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.bench import NO_DEVICE, keep_each, refusal
 from benchmarks.cases import CONFIGS
-from benchmarks.records import RESULTS, about
+from benchmarks.records import RESULTS, about, what_was_run
 from nsa_lite import DenseAttention, NSAttention
 from nsa_lite.model import DecoderLM, ModelConfig
 
@@ -43,19 +43,17 @@ def step_of(name: str, config: str, length: int, device: str) -> tuple[Callable[
         tokens = torch.randint(VOCABULARY, (1, length + 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device != "cpu")
 
+    cudnn = "cuDNN" in name and device != "cpu"
+
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16):
+        held = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if cudnn else nullcontext()
+        with held, torch.autocast(device, torch.bfloat16):
             logits = model(tokens[:, :-1], recompute=True)
             F.cross_entropy(logits.flatten(0, 1).float(), tokens[0, 1:]).backward()
         optimizer.step()
 
-    def held_step() -> None:
-        cudnn = "cuDNN" in name and device != "cpu"
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if cudnn else nullcontext():
-            step()
-
-    return held_step, sum(p.numel() for p in model.parameters())
+    return step, sum(p.numel() for p in model.parameters())
 
 
 def measure(name: str, config: str, length: int, device: str) -> dict[str, float]:
@@ -112,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device == "cpu" and a.config != "tiny":
         print(NO_DEVICE, file=sys.stderr)
         return 2
-    command = [x for x in arguments if x not in ("--out", str(a.out))]  # no part of what was run
+    command = what_was_run(arguments, a.out)
     record = about(command, "benchmarks.stack") | {"rows": []}
     keep_each(rows(a.config, a.length, device), record, a.out, show)
     return 0

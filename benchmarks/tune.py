@@ -25,7 +25,7 @@ import kernels
 from benchmarks.bench import ours
 from benchmarks.cases import CONFIGS, Sizes, inputs, random_ids
 from benchmarks.decode import Held
-from benchmarks.records import about, save
+from benchmarks.records import about, save, what_was_run
 from kernels.launching import Starter, launching_by, on_the_device
 from kernels.tile_sizes import HALF, WIDE, TileSizes
 from nsa_lite import BRANCHES
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = CONFIGS[args.config]
     x = inputs(sizes, LENGTH, "cuda", torch.bfloat16)
     runs = branches(x, sizes, random_ids(sizes, LENGTH, "cuda"))
-    words = [x for x in arguments if x not in ("--out", str(args.out))]  # no part of what was run
+    words = what_was_run(arguments, args.out)
     record = about(words, "benchmarks.tune") | {"config": args.config, "rows": []}
     for row in args.rows or tried:
         branch, kernel = KERNELS[row]

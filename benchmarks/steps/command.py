@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import benchmarks.steps
-from benchmarks.records import RESULTS, about, save
+from benchmarks.records import RESULTS, about, save, what_was_run
 from benchmarks.steps import chain
 
 
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
-    words = [x for x in arguments if x not in ("--out", str(args.out))]  # no part of what was run
+    words = what_was_run(arguments, args.out)
     printed: dict[bool, Callable] = {args.list: listed, args.difference: differences}
     if True in printed:
         print("\n".join(printed[True]()))

@@ -17,10 +17,19 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 
+
+def _set_default_device(device: torch.device) -> None:
+    """Without a default, tensors are made on the CPU; naming the CPU would leave a mode behind.
+
+    PyTorch follows every function while such a mode is there, and its compiler breaks graphs at it.
+    """
+    torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
 # What is read and set. The device and the grad mode belong to a thread, the others to all.
 SETTINGS: dict[str, tuple[Callable, Callable]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's default device": (torch.get_default_device, torch.set_default_device),
+    "torch's default device": (torch.get_default_device, _set_default_device),
     "torch's grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's deterministic mode": (
         torch.get_deterministic_debug_mode,

@@ -233,6 +233,14 @@ def test_a_check_works_whatever_the_notebook_has_set_and_leaves_it(name):
         outside.put_back(before)
 
 
+def test_a_default_device_that_is_put_back_leaves_nothing_for_the_compiler_to_break_at():
+    before = outside.settings()
+    torch.set_default_device("meta")
+    outside.put_back(before)
+    halves = torch.compile(lambda x: x.unflatten(-1, (2, -1)), backend="eager", fullgraph=True)
+    assert halves(torch.ones(4)).shape == (2, 2)
+
+
 # --- answers that do not let go ---
 
 

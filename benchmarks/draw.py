@@ -29,7 +29,7 @@ LINES = {  # (name, ids) -> label, colour, dashes, marker
     ("cuDNN", "random"): ("cuDNN", "#7F7F7F", "--", "^"),
     ("fla-core NSA", "random"): ("fla-core NSA", "#D55E00", "-.", "v"),
     ("NSA", "random"): ("NSA, random blocks", "#0072B2", "-", "o"),
-    ("NSA", "coherent .75"): ("NSA, coherent blocks", "#56B4E9", "-", "D"),
+    ("NSA", "coherent .36"): ("NSA, coherent blocks", "#56B4E9", "-", "D"),
 }
 PIECES = ("window", "compressed", "scores + top-n", "selected")
 COLOURS = {
@@ -227,7 +227,7 @@ TIMES = {  # label -> name, ids
     "cuDNN": ("cuDNN", "random"),
     "fla-core NSA, less compression and no window": ("fla-core NSA", "random"),
     "NSA, blocks chosen at random": ("NSA", "random"),
-    "NSA, neighbours keep 75% of their blocks": ("NSA", "coherent .75"),
+    "NSA, neighbours keep .36 of their blocks": ("NSA", "coherent .36"),
 }
 PEERS = ("FlashAttention-2", "cuDNN")
 KEYS = ("forward_ms", "backward_ms")

@@ -5,16 +5,16 @@ copied (os.fork). If the cell is the first to call what some fault replaces, the
 puts the fault in and goes on from there. Files that cells wrote are put back with it.
 """
 
+import cProfile
 import json
 import os
 import shutil
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests.notebooks.running import CellError, run_cell, untouched
 
@@ -122,18 +122,9 @@ def put_back(folder: Path, files: Files) -> None:
 
 def calls_of(wanted: Collection[object], work: Callable[[], object]) -> set[object]:
     """Which of some code objects are called while work runs."""
-    called = set()
-
-    def note(frame: Any, event: str, _: object) -> None:
-        if event == "call" and frame.f_code in wanted:
-            called.add(frame.f_code)
-
-    sys.setprofile(note)
-    try:
+    with cProfile.Profile(builtins=False) as profile:  # in C: a hook in Python halves the speed
         work()
-    finally:
-        sys.setprofile(None)
-    return called
+    return {entry.code for entry in profile.getstats()} & set(wanted)
 
 
 def copy_of_this_process(

@@ -14,8 +14,15 @@ import torch
 
 from kernels.block_sparse_attention import reader_row, reader_tile, union_tile
 from kernels.flash_attention import row_tile, token_chunks
-from kernels.importance import blocks_in_a_tile
-from kernels.tile_sizes import TileSizes, columns, padded, row_name, tile_sizes, widest
+from kernels.tile_sizes import (
+    TileSizes,
+    blocks_in_a_tile,
+    columns,
+    padded,
+    row_name,
+    tile_sizes,
+    widest,
+)
 from kernels.union_and_readers import CHUNK
 from kernels.visible_keys import Keys
 from nsa_lite.blocks import num_compressed, num_select_blocks

@@ -675,7 +675,8 @@ def selected_attention(
 
     Eq. 12: out_t = softmax(scale q_t k_s) v_s over s <= t with s // select_block_size in ids[t].
     ids are distinct, -1 is padding, and so is an id beyond the last block. On a GPU they are not
-    looked at, for that would wait: a block named twice there counts twice.
+    looked at, for that would wait: a block named twice is read once there, but the gradients of its
+    keys and values are then twice as large, which is wrong.
     Errors: ValueError or TypeError that names the argument.
     """
     check_inputs(q, k, v)

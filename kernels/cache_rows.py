@@ -8,13 +8,17 @@ places lie on the device, so that a CUDA graph of a step writes a row further at
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.library import custom_op
 
-from kernels.checks import check_range, check_write
+from kernels.checks import check_range, check_write, require
 from kernels.launching import Again, kept, launch, looks_of
+from kernels.operations import watched
 from kernels.rows import load_rows, row_offsets, rows, rows_contiguous, store_rows
 from kernels.tile_sizes import cdiv, power_of_two
 
@@ -59,23 +63,49 @@ def write_rows(
     """Write row i of sequence b of each new tensor into row places[b, i] of its buffer.
 
     The places of a GPU are not read here, so they must fit, and no two may be equal.
-    No gradient flows. Errors: ValueError or TypeError that names the argument.
+    No gradient flows: a buffer may require none, and one that a graph has saved is known to have
+    changed. Errors: ValueError or TypeError that names the argument.
     """
     try:
         tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
     except (AttributeError, TypeError):  # of something that is no tensor: the check says which
         check_write(buffers, new, places)
         raise
+    if torch.is_grad_enabled():
+        for i, x in enumerate(buffers):
+            require(not x.requires_grad, f"buffers[{i}].requires_grad", True, "must be False")
+    if watched(places):
+        check_write(buffers, new, places)
+        with torch.no_grad():
+            write_all(tensors[: len(buffers)], tensors[len(buffers) : -1], places)
+        return
 
     def checked() -> Again:
         check_write(buffers, new, places)
         return Again()
 
-    again = kept(known, looks_of(tensors), checked)
+    copy_all(kept(known, looks_of(tensors), checked), tensors)
+    increment_version([x for x in buffers if not x.is_inference()])
+
+
+def copy_all(again: Again, tensors: Sequence[Tensor]) -> None:
+    """The launch for buffers, new tensors and places, once their places are known to fit."""
+    *both, places = tensors
     if not places.is_cuda:
-        room = min((x.shape[2] for x in buffers), default=0)
+        room = min(x.shape[2] for x in both[: len(both) // 2])
         check_range("places", places, 0, room - 1, f"must be rows of a buffer, 0 .. {room - 1}")
     again(launch_copy, tensors)
+
+
+@custom_op("nsa::write_rows", mutates_args=("buffers",))
+def write_all(buffers: Sequence[Tensor], new: Sequence[Tensor], places: Tensor) -> None:
+    """write_rows, as an operation of torch."""
+    copy_all(Again(), (*buffers, *(rows_contiguous(x) for x in new), places.contiguous()))
+
+
+@write_all.register_fake
+def _(*_):
+    """It returns nothing."""
 
 
 def launch_copy(*tensors: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from kernels.operations import watched
-from kernels.tile_sizes import HALF, tile_for, widths_of
+from kernels.tile_sizes import HALF, blocks_in_a_tile, tile_for, widths_of
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTS = (torch.int32, torch.int64)
@@ -71,7 +71,10 @@ def check_positive(argument: str, value: float) -> None:
 
 
 def check_float_tensor(argument: str, value: object, dims: str) -> None:
-    """Raise unless value is a floating-point tensor with one dimension per word of `dims`."""
+    """Raise unless value is a floating-point tensor with one dimension per word of `dims`.
+
+    The kernels know its gradient, but no tangent: it may have none.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: must be a torch.Tensor ({dims}), got {type(value).__name__}")
     if value.dtype not in FLOATS:
@@ -80,6 +83,10 @@ def check_float_tensor(argument: str, value: object, dims: str) -> None:
     require(dense, f"{argument}.layout", value.layout, "must be torch.strided")
     shape = tuple(value.shape)
     require(len(shape) == len(dims.split(", ")), f"{argument}.shape", shape, f"must be ({dims})")
+    if not torch.compiler.is_compiling() and unpack_dual(value).tangent is not None:
+        raise NotImplementedError(
+            f"{argument}: the kernels have no derivative in forward mode; nsa_lite has one"
+        )
 
 
 def check_int_tensor(argument: str, value: object, dims: str) -> None:
@@ -160,6 +167,7 @@ def why_not(
     head_dim: int,
     value_dim: int,
     select_block_size: int,
+    stride: int,
     num_selected: int,
 ) -> str | None:
     """Why the kernels cannot run on such tensors and sizes, or None if they can."""
@@ -179,7 +187,8 @@ def why_not(
         return f"{device}: they take CUDA devices from compute capability 8.0 on"
     if torch.compiler.is_compiling():
         return None  # while it traces, torch.compile can only compare
-    return why_no_tile_fits(device, dtype, group_size, head_dim, value_dim, select_block_size)
+    widths = head_dim, value_dim
+    return why_no_tile_fits(device, dtype, group_size, *widths, select_block_size, stride)
 
 
 @cache
@@ -190,26 +199,25 @@ def why_no_tile_fits(
     head_dim: int,
     value_dim: int,
     select_block_size: int,
+    stride: int,
 ) -> str | None:
-    """What tile_for says where a kernel's tiles are too large for the device's fast memory."""
+    """What the host says of tiles too large for the device's fast memory, or too small a block."""
     q = torch.empty(1, group_size, 1, head_dim, dtype=dtype, device=device)
     widths = widths_of(q, q[:, :1], q.new_empty(1, 1, 1, value_dim))
     try:
         for kernel in HALF:
             block = select_block_size if kernel.startswith("selected") else None
             window = 1 if kernel.endswith("_window") else None
-            tile_for(kernel.removesuffix("_window"), widths, q, window=window, block=block)
+            tile = tile_for(kernel.removesuffix("_window"), widths, q, window=window, block=block)
+            if kernel in ("block_scores", "decode"):
+                blocks_in_a_tile(tile.BLOCK_N, select_block_size, stride)
     except ValueError as error:
         return str(error)
     return None
 
 
 def check_runs_here(argument: str, x: Tensor) -> None:
-    """Raise unless the kernels run on x's device and with its type, and in backward mode."""
-    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
-        raise NotImplementedError(
-            f"{argument}: the kernels have no derivative in forward mode; nsa_lite has one"
-        )
+    """Raise unless the kernels run on x's device and with its type."""
     if x.dtype == torch.float64:
         raise TypeError(
             f"{argument}.dtype = {x.dtype}: the kernels take float16, bfloat16 and float32; "
@@ -456,6 +464,16 @@ def check_gates(gates: Tensor, x: Tensor, name: str = "q") -> None:
     require(gates.shape == expected, "gates.shape", tuple(gates.shape), rule, expected)
     here = gates.device == x.device
     require(here, "gates.device", gates.device, "must be {}.device = {}", name, x.device)
+
+
+def check_no_gate_below_0(gates: Tensor) -> None:
+    """Raise if a gate on a CPU is negative; elsewhere they are not read: that would wait.
+
+    dk and dv get the logarithm of a gate (online_softmax.prepare_gradient).
+    """
+    if gates.is_cpu and not watched(gates) and (lowest := float(gates.detach().min())) < 0:
+        rule = "must be at least 0, or the gradients of keys and values would be NaN"
+        require(False, "gates", lowest, rule)
 
 
 def scale_or_default(scale: float | None, width: int) -> float:

@@ -46,7 +46,7 @@ from kernels.checks import (
     require,
     scale_or_default,
 )
-from kernels.importance import best_of, blocks_in_a_tile, sums_of_blocks
+from kernels.importance import best_of, sums_of_blocks
 from kernels.launching import Again, kept, launch, looks_of
 from kernels.online_softmax import LOG2E, fold_in, fold_in_with_weights
 from kernels.operations import MOST_PROGRAMS, in_batches, operation, watched
@@ -60,7 +60,16 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
 )
-from kernels.tile_sizes import Tile, TileSizes, Widths, cdiv, power_of_two, tile_for, widths_of
+from kernels.tile_sizes import (
+    Tile,
+    TileSizes,
+    Widths,
+    blocks_in_a_tile,
+    cdiv,
+    power_of_two,
+    tile_for,
+    widths_of,
+)
 from kernels.visible_keys import Keys, keys_seen, may_read
 
 PROGRAMS = 264  # that the shares of all sequences make together: two for each multiprocessor
@@ -227,12 +236,12 @@ def compressed_share(
         k_tile = load_pieces(k.ptr, k_at, key_mask, D, WIDTHS.BLOCK_D)  # [N, D]
         v_tile = load_pieces(v.ptr, v_at, key_mask, DV, WIDTHS.BLOCK_DV)  # [N, DV]
         mask = key_mask[None, :] & may_read(key[None, :], t[:, None], count, KEYS)
-        m_i, l_i, acc, p, m = fold_in_with_weights(
+        m_i, l_i, acc, p = fold_in_with_weights(
             q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc
         )
         own = sums_of_blocks(p, i, 0, J, KEYS, SELECT_BLOCK_SIZE)
         passed_on = sums_of_blocks(p, i, 1, J, KEYS, SELECT_BLOCK_SIZE)
-        store_sums(block_sums, number, tile, own, passed_on, m, at.mask, sizes, J)
+        store_sums(block_sums, number, tile, own, passed_on, m_i, at.mask, sizes, J)
     store_part(parts, tl.program_id(0), at, acc, m_i, l_i, sizes, WIDTHS)
 
 
@@ -554,6 +563,7 @@ class Step(NamedTuple):
 class Prepared(NamedTuple):
     """What steps whose tensors look alike have in common; numbers: of the Room's memory."""
 
+    plan: Plan  # its window is no longer than the cache
     cut: Cut
     shapes: list[tuple]
     numbers: int
@@ -562,8 +572,9 @@ class Prepared(NamedTuple):
     launches: Again
 
 
-def launch_all(step: Step, plan: Plan, known: Prepared) -> None:
+def launch_all(step: Step, known: Prepared) -> None:
     """The four kernels, one after the other."""
+    plan = known.plan
     batch, heads, tokens, _ = step.q.shape
     groups = step.k_c.shape[1]
     widths = widths_of(step.q, step.k_c, step.v_c)
@@ -648,11 +659,14 @@ def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepa
     """Cut a step of such tensors."""
     q, _, k, v, k_s, *_ = tensors
     groups = k.shape[1]
-    cut = cut_of(q, widths_of(q, k, v), groups, k_s.shape[2], plan)
+    room = k_s.shape[2]
+    plan = plan._replace(window_size=min(plan.window_size, room))
+    cut = cut_of(q, widths_of(q, k, v), groups, room, plan)
     shapes = shapes_of_room(q, groups, v.shape[3], cut, plan)
     numbers = sum(in_room(shape) for shape in shapes)
     copies = any(x.stride(-1) != 1 for x in tensors)
-    return Prepared(cut, shapes, numbers, scale_or_default(scale, q.shape[3]), copies, Again())
+    scale = scale_or_default(scale, q.shape[3])
+    return Prepared(plan, cut, shapes, numbers, scale, copies, Again())
 
 
 def check(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> None:
@@ -672,11 +686,12 @@ def check(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> None:
     scale_or_default(scale, q.shape[3])
 
 
-def check_held(lengths: Tensor, q: Tensor, pairs: Sequence[Tensor], plan: Plan) -> None:
+def check_held(tensors: Sequence[Tensor], plan: Plan) -> None:
     """Raise unless the cache holds the new tokens, no more than it has rows for, and their blocks.
 
     It reads the lengths: ask on a CPU only.
     """
+    q, _, *pairs, lengths = tensors
     new = q.shape[2]
     room = min(pairs[2].shape[2], pairs[4].shape[2])
     rule = f"must lie between the {new} new tokens and the {room} rows of the cache"
@@ -725,11 +740,17 @@ def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> 
         return prepare(tensors, plan, scale)
 
     types = tuple(map(type, (*plan, scale)))  # 5.0 and True are keys like 5 and 1, and refused
-    return kept(prepared, (looks_of(tensors), plan, scale, types), checked)
+    try:
+        return kept(prepared, (looks_of(tensors), plan, scale, types), checked)
+    except TypeError:  # of something that can be no key, a list, say: the check says which
+        check(tensors, plan, scale)
+        raise
 
 
-def attend(tensors: Sequence[Tensor], plan: Plan, known: Prepared) -> Attended:
+def attend(tensors: Sequence[Tensor], known: Prepared) -> Attended:
     """decode_step of q, gates, three pairs and lengths."""
+    if not tensors[0].is_cuda:
+        check_held(tensors, known.plan)
     if known.copies:
         tensors = [rows_contiguous(x) for x in tensors]
     q = tensors[0]
@@ -737,7 +758,7 @@ def attend(tensors: Sequence[Tensor], plan: Plan, known: Prepared) -> Attended:
     memory = torch.empty(known.numbers, dtype=torch.float32, device=q.device)
 
     def run(*all_tensors: Tensor) -> None:
-        launch_all(Step(*all_tensors), plan, known)
+        launch_all(Step(*all_tensors), known)
 
     known.launches(run, (*tensors, out, memory))
     return Attended(out, memory, known.shapes)
@@ -758,8 +779,7 @@ def attend_to_cache(
 ) -> tuple[Tensor, Tensor]:
     """attend; lengths (B, G) has a column for each group, so that all tensors have both axes."""
     tensors = q, gates, *pairs, lengths[:, 0]
-    plan = Plan(*plan)
-    attended = attend(tensors, plan, prepare(tensors, plan, scale))
+    attended = attend(tensors, prepare(tensors, Plan(*plan), scale))
     return attended.out, attended.ids()
 
 
@@ -806,9 +826,7 @@ def decode_step(
             out, ids = attend_to_cache(q, gates, pairs, lengths, plan, scale)
         return (out, ids) if return_ids else out
     known = prepared_for(tensors, plan, scale)
-    if not q.is_cuda:
-        check_held(cache.lengths, q, pairs, plan)
-    attended = attend(tensors, plan, known)
+    attended = attend(tensors, known)
     return (attended.out, attended.ids()) if return_ids else attended.out
 
 

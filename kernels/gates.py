@@ -156,7 +156,7 @@ def gated_sum(
     gates: Float[Tensor, "B H T 3"],
     outputs: tuple[Float[Tensor, "B H T Dv"], Float[Tensor, "B H T Dv"], Float[Tensor, "B H T Dv"]],
 ) -> Float[Tensor, "B H T Dv"]:
-    """Each branch's output times its gate, added up.
+    """Each branch's output times its gate, added up, in the outputs' type.
 
     Eq. 5: out = sum over the branches c of gates[..., c] * outputs[c].
     Errors: ValueError or TypeError that names the argument.

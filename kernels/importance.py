@@ -41,7 +41,7 @@ from kernels.online_softmax import LOG2E, load_lse
 from kernels.operations import in_batches, operation
 from kernels.pieces import load_pieces, products
 from kernels.rows import row_offsets, rows, rows_contiguous
-from kernels.tile_sizes import cdiv, power_of_two, tile_for, widths_of
+from kernels.tile_sizes import blocks_in_a_tile, cdiv, tile_for, widths_of
 from kernels.visible_keys import Keys, may_read
 
 MOST_SCORES = 2**30  # float32 numbers that are held at a time: 4 GiB
@@ -196,19 +196,6 @@ def best_of(rank, j, own, CHOICE: tl.constexpr, BLOCK_J: tl.constexpr):
             rank = tl.where(j == best, -2.0, rank)
         taken = rank == -2.0
     return taken
-
-
-def blocks_in_a_tile(BLOCK_N: int, select_block_size: int, stride: int) -> int:
-    """How many selection blocks a tile of BLOCK_N keys holds, each padded to a power of two.
-
-    Errors: ValueError if it cannot hold one.
-    """
-    if select_block_size // stride > BLOCK_N:
-        raise ValueError(
-            f"select_block_size = {select_block_size}: with stride = {stride} a block "
-            f"has more than {BLOCK_N} keys; take a longer stride or smaller blocks"
-        )
-    return BLOCK_N // power_of_two(select_block_size // stride)
 
 
 def importance_scores(

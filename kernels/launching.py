@@ -101,7 +101,9 @@ class Again:
     the host longer than a small kernel runs. But if tensors have the same shapes, strides and types
     as before, and begin at multiples of 16 bytes, what fits is what fitted before: only addresses
     are new. Call it with functions that do the same launches for such tensors, and nothing else. A
-    launch gets these tensors themselves, or parts of the last one.
+    launch gets these tensors themselves, or parts of the last one. If that one began at 4096 and a
+    launch got what lies 256 bytes further, then the next time, with a last one at 8192, the launch
+    gets the address 8448.
     """
 
     def __init__(self) -> None:
@@ -110,10 +112,10 @@ class Again:
     def __call__(self, run: Callable[..., None], tensors: Sequence[Tensor]) -> None:
         addresses = [x.data_ptr() for x in tensors]
         aligned = not any(address % 16 for address in addresses)
-        if starter is not on_the_device or not aligned or not tensors[0].is_cuda:
-            run(*tensors)
-            return
         with torch.cuda.device_of(tensors[0]):
+            if starter is not on_the_device or not aligned or not tensors[0].is_cuda:
+                run(*tensors)
+                return
             if self.recorded is None:
                 self.recorded = recorded(run, tensors)
                 return
@@ -127,6 +129,8 @@ class Again:
 def recorded(run: Callable[..., None], tensors: Sequence[Tensor]) -> Recorded:
     """Run a function, and keep its launches."""
     made = []
+    # Each an object of its own: where one tensor serves twice, the next time it may be two.
+    tensors = [x.detach() for x in tensors]
 
     def start(kernel: KernelInterface, grid: Grid, arguments: tuple, options: dict) -> None:
         compiled = kernel[grid](*arguments, **options)

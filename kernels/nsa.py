@@ -32,16 +32,18 @@ from kernels.checks import (
     check_int,
     check_keys_reach,
     check_most_blocks,
+    check_no_gate_below_0,
     check_pair,
     check_pair_like,
     check_rule,
+    check_select_block_size,
     scale_or_default,
 )
 from kernels.flash_attention import Run, attend_to_keys, flash, flash_gradients, run_of
 from kernels.importance import choose_blocks
 from kernels.online_softmax import GatedBranch, Gates, Saved
 from kernels.operations import in_batches, operation
-from kernels.rows import empty_gradient, empty_output
+from kernels.rows import empty_gradient, empty_output, laid_out_as
 from kernels.union_and_readers import Union, empty_union
 
 
@@ -97,7 +99,7 @@ def attend_to_branches(
     _, blocks, run = Plan(*plan).runs(q, scale)
     window = flash(q, k_w, v_w, run)
     out = torch.empty_like(window.out)
-    mix = Mix(gates.contiguous(), compressed[0], window.out, out)
+    mix = Mix(gates.contiguous(), laid_out_as(compressed[0], out), window.out, out)
     selected, shared = block_sparse(q, k_s, v_s, ids.contiguous(), blocks, mix)
     return out, selected.out, selected.lse, window.out, window.lse, *shared
 
@@ -184,10 +186,10 @@ def nsa_attention(
 
     Eq. 5: out = sum over the branches c of gates[..., c] * attention_c(q, k_c, v_c), with gates at
     least 0, as a sigmoid gives them. `choose` may replace the choice of Eq. 8-11: it gets the
-    compressed branch's lse (B, H, T) and returns ids (B, G, T, n). With return_branches the
-    Branches come too. Keys and values behind the last query are not read. Sequences of a batch may
-    end early: padding behind one, with finite scores, changes nothing before it; leave it out of
-    the loss.
+    compressed branch's lse (B, H, T) and returns ids (B, G, T, n), distinct as selected_attention
+    takes them. With return_branches the Branches come too. Keys and values behind the last query
+    are not read. Sequences of a batch may end early: padding behind one, with finite scores,
+    changes nothing before it; leave it out of the loss.
     Errors: ValueError or TypeError that names the argument.
     """
     pairs = {"compressed": compressed, "selected": selected, "window": window}
@@ -197,12 +199,14 @@ def nsa_attention(
         if name != "compressed":
             check_keys_reach(q, pair[0], start, name=f"{name}[0]")
     check_geometry(block_size, stride, select_block_size)
+    check_select_block_size(select_block_size)
     check_every_block(q, compressed[0], block_size, stride, start, "compressed[0]")
     check_counts(num_selected, num_initial, num_local)
     check_most_blocks(num_selected)
     check_int("window_size", window_size, at_least=1)
     check_rule(choose)
     check_gates(gates, q)
+    check_no_gate_below_0(gates)
     scale = scale_or_default(scale, q.shape[3])
 
     with torch.no_grad():  # its gradient is a part of attend_to_branches

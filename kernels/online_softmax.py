@@ -76,13 +76,13 @@ def fold_in(q, k, v, mask, scale, m_i, l_i, acc):
     m_i [M] is the largest score so far, l_i [M] the sum of exp2(score - m_i), acc [M, DV] the
     weighted values. The float32 scores are scaled, not q, which would be rounded to half precision.
     """
-    m_i, l_i, acc, _, _ = fold_in_with_weights(q, k, v, mask, scale, m_i, l_i, acc)
+    m_i, l_i, acc, _ = fold_in_with_weights(q, k, v, mask, scale, m_i, l_i, acc)
     return m_i, l_i, acc
 
 
 @triton.jit
 def fold_in_with_weights(q, k, v, mask, scale, m_i, l_i, acc):
-    """fold_in, and also this tile's p [M, N] = exp2(score - m) with the m [M] that it used."""
+    """fold_in, and also this tile's p [M, N] = exp2(score - m_i), 0 where nothing was seen."""
     s = products(q, k)  # [M, N]
     if mask is not None:
         s = tl.where(mask, s, -float("inf"))
@@ -93,7 +93,7 @@ def fold_in_with_weights(q, k, v, mask, scale, m_i, l_i, acc):
     alpha = tl.exp2(m_i - m_safe)
     l_i = l_i * alpha + tl.sum(p, 1)
     acc = add_products(times(acc, alpha[:, None]), p, v)
-    return m_new, l_i, acc, p, m_safe
+    return m_new, l_i, acc, p
 
 
 @triton.jit

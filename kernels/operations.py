@@ -47,10 +47,11 @@ def of_batch(args: tuple, first: int, end: int) -> tuple:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts of a batch in one tensor, laid out as they are."""
+    """The parts of a batch in one tensor, its axes in memory in the order of theirs."""
     first = parts[0]
     shape = (sum(len(part) for part in parts), *first.shape[1:])
-    whole = torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=first.device)
+    outermost_first = sorted(range(first.dim()), key=first.stride, reverse=True)
+    whole = torch.empty_permuted(shape, outermost_first, dtype=first.dtype, device=first.device)
     return torch.cat(parts, out=whole)
 
 

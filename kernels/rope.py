@@ -9,8 +9,6 @@ It reads rows wherever they lie and writes a token's heads side by side, so what
 opposite sign.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -69,10 +67,20 @@ def rotate_rows(
         to += out.strides[1]
 
 
-@cache
+known: dict[tuple, Tensor] = {}
+
+
 def speeds(half: int, theta: float, device: torch.device) -> Tensor:
-    """How far each channel pair turns from one position to the next; made once for each size."""
-    return theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+    """How far each channel pair turns from one position to the next; made once for each size.
+
+    What is made while a CUDA graph is captured is that graph's: nothing is in it before a replay.
+    """
+    found = known.get((half, theta, device))
+    if found is None:
+        found = theta ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+        if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            known[half, theta, device] = found
+    return found
 
 
 def turned(x: Tensor, positions: Tensor, theta: float, sign: int) -> Tensor:

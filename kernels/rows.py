@@ -54,6 +54,11 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    """x, copied only if its rows lie otherwise than other's: one offset then serves both."""
+    return x if x.stride() == other.stride() else torch.empty_like(other).copy_(x)
+
+
 def rows_to_read(q: Tensor, k: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v with contiguous rows; of the keys the first `count`, those that a query may read.
 

@@ -277,3 +277,16 @@ def tile_for(
     if block is not None:
         tile = replace(tile, BLOCK_N=padded(block))
     return fit(tile, kernel, widths, q.dtype.itemsize, shared_memory(q.device))
+
+
+def blocks_in_a_tile(BLOCK_N: int, select_block_size: int, stride: int) -> int:
+    """How many selection blocks a tile of BLOCK_N keys holds, each padded to a power of two.
+
+    Errors: ValueError if it cannot hold one.
+    """
+    if select_block_size // stride > BLOCK_N:
+        raise ValueError(
+            f"select_block_size = {select_block_size}: with stride = {stride} a block "
+            f"has more than {BLOCK_N} keys; take a longer stride or smaller blocks"
+        )
+    return BLOCK_N // power_of_two(select_block_size // stride)

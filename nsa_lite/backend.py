@@ -66,7 +66,8 @@ def operations_of(backend: str, x: Tensor, config: NSAConfig) -> Operations:
     if backend == "torch" or (backend == "auto" and x.device.type != "cuda"):
         return PLAIN
     widths = (config.head_dim, config.value_dim)
-    sizes = (config.group_size, *widths, config.select_block_size, config.num_selected)
+    blocks = (config.select_block_size, config.stride, config.num_selected)
+    sizes = (config.group_size, *widths, *blocks)
     if backend == "auto" and not kernels_run(x.device, x.dtype, sizes):
         return PLAIN
     kernels = kernels_or_why_not()

@@ -30,7 +30,7 @@ def gated_sum(
     gates: Float[Tensor, "B H T 3"],
     outputs: tuple[Float[Tensor, "B H T Dv"], ...],
 ) -> Float[Tensor, "B H T Dv"]:
-    """Each branch's output times its gate, added up (Eq. 5).
+    """Each branch's output times its gate, added up (Eq. 5), in the outputs' type.
 
     Errors: ValueError or TypeError that names the argument.
     """
@@ -42,8 +42,9 @@ def gated_sum(
 def add_gated(gates: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
     """gated_sum without its checks."""
     compressed, selected, window = outputs
-    return (
+    total = (
         gates[..., 0, None] * compressed
         + gates[..., 1, None] * selected
         + gates[..., 2, None] * window
     )
+    return total.to(compressed.dtype)

@@ -213,10 +213,11 @@ class CapturedStep:
         self.shortest.require_free(1)  # a replay would write behind its end
         self.tokens.copy_(tokens[:, None])
         phi = self.caches[0].ends_blocks(1, config.block_size, config.stride)
-        if phi not in self.graphs:
-            self.graphs[phi] = self.capture()
-        graph, logits = self.graphs[phi]
-        graph.replay()
+        with torch.cuda.device_of(self.tokens):  # a graph is captured on the current device
+            if phi not in self.graphs:
+                self.graphs[phi] = self.capture()
+            graph, logits = self.graphs[phi]
+            graph.replay()
         for cache in self.caches:
             cache.lengths_on_host += 1  # the graph has only those of the device
         return logits

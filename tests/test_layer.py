@@ -339,7 +339,8 @@ def test_auto_takes_the_kernels_on_a_gpu(monkeypatch):
 
 def test_auto_is_the_reference_where_the_kernels_cannot_run(monkeypatch):
     def why_not(device, dtype, *sizes):
-        assert sizes == (2, 4, 3, 4, SMALL.num_selected)  # heads a group, D, Dv, l', n
+        blocks = (4, SMALL.stride, SMALL.num_selected)
+        assert sizes == (2, 4, 3, *blocks)  # heads a group, D, Dv, l', d, n
         return None if dtype == torch.bfloat16 else "too exact"
 
     pretend_ours(monkeypatch, why_not)

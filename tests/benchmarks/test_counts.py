@@ -12,8 +12,7 @@ from benchmarks.counts import KERNELS, Sizes, Tiles
 from benchmarks.roofline import bound_by
 from kernels import block_sparse_attention, flash_attention, importance
 from kernels.flash_attention import row_tile
-from kernels.importance import blocks_in_a_tile
-from kernels.tile_sizes import HALF, TileSizes, row_name
+from kernels.tile_sizes import HALF, TileSizes, blocks_in_a_tile, row_name
 from kernels.union_and_readers import union as union_of
 from kernels.visible_keys import Keys
 from nsa_lite import NSAConfig

@@ -96,6 +96,7 @@ def whole(**changes):
             r"compressed\[0\].shape.*width must be q's, 16",
         ),
         (lambda: whole(window_size=0), "window_size = 0: must be at least 1"),
+        (lambda: whole(select_block_size=512), "select_block_size = 512: must be at most 256"),
         (lambda: whole(num_selected=2), "num_selected = 2: must be at least"),
         (lambda: whole(choose=lambda _: ids[:, :1]), r"ids.shape = \(1, 1, 8, 1\)"),
         (lambda: kernels.gated_sum(zeros(1, 4, 8, 3), (q, q, q[:, :2])), r"outputs\[2\].shape"),
@@ -104,6 +105,15 @@ def whole(**changes):
 def test_bad_input_is_named(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is not waited for")
+def test_interpreted_negative_gates_are_refused():
+    gates = zeros(1, 4, 8, 3)
+    whole(gates=gates)
+    gates[0, 1, 2, 0] = -0.5
+    with pytest.raises(ValueError, match=r"gates = -0.5: must be at least 0"):
+        whole(gates=gates)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels take bfloat16")
@@ -196,6 +206,7 @@ def test_more_blocks_than_the_kernels_take_are_named_also_by_the_whole():
     ],
 )
 def test_why_not_names_what_the_kernels_do_not_take(change, word):
-    sizes = dict(group_size=16, head_dim=128, value_dim=128, select_block_size=64, num_selected=16)
+    sizes = dict(group_size=16, head_dim=128, value_dim=128, num_selected=16)
+    sizes |= dict(select_block_size=64, stride=16)
     plain = dict(device=torch.device("cuda"), dtype=torch.bfloat16) | sizes
     assert word in kernels.why_not(**plain | change)

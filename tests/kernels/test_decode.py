@@ -4,6 +4,7 @@ NaN stands behind each sequence's length and in blocks that are not whole, and e
 kernel is to fill starts as NaN.
 """
 
+import contextlib
 import gc
 import weakref
 from threading import Thread
@@ -15,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 import nsa_lite
 from kernels import decode
 from kernels.decode import Pair
-from kernels.launching import launch, recorded
+from kernels.launching import Again, launch, recorded
 from kernels.rows import rows
 from nsa_lite.blocks import num_compressed
 from tests.kernels.test_kernels import DEVICE, SOME, TOLERANCE, poison_new_buffers  # noqa: F401
@@ -78,7 +80,11 @@ def step(lengths, new=1, groups=2, heads=4, widths=(16, 24), room=64, sizes=SIZE
 
 def agree(lengths, new=1, dtype=torch.float32, sizes=SIZES, **shapes):
     """Equal to nsa_lite in float64; the blocks too, in float32."""
-    case = step(lengths, new, sizes=sizes, **shapes)
+    return agree_on(step(lengths, new, sizes=sizes, **shapes), sizes, dtype)
+
+
+def agree_on(case, sizes, dtype=torch.float32):
+    """The same for a step that is made already."""
     expected, chosen = case.run(nsa_lite, torch.float64, **sizes)
     out, ids = case.run(kernels, dtype, **sizes)
     if dtype == torch.float32:
@@ -251,6 +257,38 @@ def test_strided_queries_keys_and_gates():
     assert torch.equal(out, case.run(kernels, **SIZES)[0])
 
 
+def test_very_low_scores_still_choose():
+    """What a tile passes on lies far below what float32 holds, if nothing was seen would count 0.
+
+    Four new tokens, scores around -100, and no forced block: the best one gets its score from a
+    key that begins in the tile before.
+    """
+    sizes = dict(block_size=8, stride=4, select_block_size=8, num_selected=2, window_size=8)
+    sizes |= dict(num_initial=0, num_local=0)
+    length = 33 * 8  # the last block is the first of the second tile
+    case = step([length], 4, groups=1, heads=1, widths=(16, 16), room=length, sizes=sizes)
+    keys = case.cache.blocks[0]
+    keys[:, :, : length // 4 - 1] = 0.0
+    keys[:, :, : length // 4 - 1, 0] = 1.0
+    keys[:, :, 2 * 32 - 1, 0] = 0.98  # the largest score
+    case.q.zero_()
+    case.q[..., 0] = -400.0
+    _, ids = case.run(kernels, **sizes)
+    assert ids.flatten(0, 2).tolist() == [[31, 32]] * 4  # the blocks that this key reaches into
+    agree_on(case, sizes)
+
+
+@pytest.mark.parametrize("window_size", [64, 65, 2**31, 2**40])
+def test_a_window_beyond_the_cache_is_all_of_it(window_size):
+    agree([7, 60], sizes=SIZES | dict(window_size=window_size))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_that_is_a_list_is_named(name):
+    with pytest.raises(TypeError, match=rf"{name} = \[4\]: must be an int, got list"):
+        kernels.decode_step(*changed(), **SIZES | {name: [4]})
+
+
 def changed(branch=None, keep=slice(None), lengths=(5, 9)):
     """A step's arguments: of one branch's keys and values some heads, or only some channels."""
     case = step([5, 9])
@@ -287,6 +325,8 @@ def test_interpreted_lengths_beyond_the_rows_are_refused(lengths):
     said = f"cache.lengths = {min(lengths)} .. {max(lengths)}: {rule}"
     kernels.decode_step(*changed(), **SIZES)  # the shapes are known: numbers are looked at anew
     assert set(refusals(changed(lengths=lengths))) == {said}
+    with FlopCounterMode(display=False):  # as an operation of torch
+        assert set(refusals(changed(lengths=lengths))) == {said}
 
 
 # --- launches made again ---
@@ -326,6 +366,37 @@ def test_a_launch_made_again_gets_the_new_tensors_addresses():
     x, tail = addresses[0], addresses[1] + 8 * 4
     strides = (12, 12, 4), (8, 8, 4)
     assert choose(values) == (((x, strides[0]), (tail, strides[1])), tail, 7)
+
+
+def test_a_tensor_that_served_twice_may_be_two_the_next_time():
+    """A cache whose window shares the selected branch's keys, and then one with its own."""
+    kernel = Fake()
+
+    def run(*pairs):
+        launch(kernel, (1,), *pairs, SIZE=7)
+
+    shared = torch.zeros(4)
+    again = recorded(run, (shared, shared))
+    two = torch.ones(4), torch.ones(4)
+    addresses = [x.data_ptr() for x in two]
+    values = [*again.constants, *(fill(addresses) for fill in again.fills)]
+    ((_, _, choose),) = again.launches
+    assert choose(values) == (*addresses, 7)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_every_launch_is_on_the_device_of_its_tensors(offset, monkeypatch):
+    """Of tensors that begin at no multiple of 16 bytes, too: a slot's lengths, say."""
+    asked = []
+
+    def device_of(x):
+        asked.append(x)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x = torch.zeros(8, device=DEVICE)[offset:]
+    Again()(lambda y: asked.append("run") or None, [x])
+    assert asked[0] is x and asked[1] == "run"
 
 
 def test_launches_made_again_keep_no_tensor_alive():
@@ -404,6 +475,40 @@ def test_interpreted_places_beyond_the_rows_are_refused(place):
     kernels.write_rows([buffer], [new], torch.tensor([[7]]))
     with pytest.raises(ValueError, match=rf"places = {place} .. {place}: must be rows of a buffer"):
         kernels.write_rows([buffer], [new], torch.tensor([[place]]))
+
+
+def written_into(buffer):
+    new = torch.ones(1, 2, 1, 16, device=DEVICE)
+    kernels.write_rows([buffer], [new], torch.tensor([[3]], device=DEVICE))
+    return buffer
+
+
+def test_autograd_knows_that_a_buffer_has_changed():
+    buffer = torch.ones(1, 2, 8, 16, device=DEVICE)
+    x = torch.ones_like(buffer).requires_grad_()
+    product = (x * buffer).sum()  # its gradient is the buffer
+    written_into(buffer)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_a_buffer_that_wants_a_gradient_is_refused():
+    buffer = torch.zeros(1, 2, 8, 16, device=DEVICE, requires_grad=True)
+    with pytest.raises(ValueError, match=r"buffers\[0\].requires_grad = True: must be False"):
+        written_into(buffer)
+    with torch.no_grad():
+        assert written_into(buffer)[:, :, 3].sum() == 32
+    with torch.inference_mode():
+        assert written_into(torch.zeros(1, 2, 8, 16, device=DEVICE)).sum() == 32
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_rows_are_written_in_a_compiled_graph(backend):
+    torch.compiler.reset()
+    run = torch.compile(lambda x: written_into(x) + 1, backend=backend, fullgraph=True)
+    buffer = torch.zeros(1, 2, 8, 16, device=DEVICE)
+    assert run(buffer).sum() == 32 + buffer.numel()
+    assert buffer[:, :, 3].sum() == buffer.sum() == 32
 
 
 # --- the layer and the model ---

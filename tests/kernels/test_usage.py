@@ -284,11 +284,18 @@ def test_a_default_type_of_16_bits_rounds_no_sum():
     assert v.grad[0, 0, 0, 0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_derivative_in_forward_mode_is_refused():
+@pytest.mark.parametrize("name", "qkv")
+def test_a_derivative_in_forward_mode_is_refused(name):
     q, _, _, (k, v), _ = arguments()
-    tangent = torch.ones_like(q)
-    with pytest.raises(NotImplementedError, match="q: the kernels have no derivative in forward"):
-        torch.func.jvp(lambda q: kernels.window_attention(q, k, v), (q.detach(),), (tangent,))
+    given = {"q": q.detach(), "k": k.detach(), "v": v.detach()}
+
+    def of_one(x):
+        return kernels.window_attention(**{**given, name: x})
+
+    x = given[name]
+    said = f"{name}: the kernels have no derivative in forward"
+    with pytest.raises(NotImplementedError, match=said):
+        torch.func.jvp(of_one, (x,), (torch.ones_like(x),))
 
 
 # --- operations counted ---
@@ -367,6 +374,20 @@ def test_a_batch_beyond_the_limit_of_a_grid_is_cut_and_joined(monkeypatch):
     with launching.launching_by(grids_seen(seen)):
         got = [run(*inputs), *gradients(run, inputs)]
     assert max(grid[1] for grid in seen if len(grid) == 3) <= 4
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+
+
+def test_a_batch_that_is_cut_may_lie_behind_the_sequence_in_memory(monkeypatch):
+    """(T, B, H, D) in memory: the parts' batches lie side by side, and the whole's must, too."""
+    kinds = {"q": 4, "k": 2, "v": 2}
+    inputs = [
+        new(LENGTH, 3, heads, 16, seed=i).detach().permute(1, 2, 0, 3).requires_grad_()
+        for i, heads in enumerate(kinds.values())
+    ]
+    expected = torch.autograd.grad(kernels.window_attention(*inputs).sum(), inputs)
+    monkeypatch.setattr(operations, "MOST_PROGRAMS", 4)
+    got = torch.autograd.grad(kernels.window_attention(*inputs).sum(), inputs)
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride()
 

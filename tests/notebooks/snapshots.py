@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
@@ -71,7 +71,8 @@ def run_with_copies(run: Run, place: int, waiting: dict[str, Fault]) -> dict[str
     before = files_in(run.folder)
     copy = copy_of_this_process(lambda due: each_alone(run, place, waiting, due, before))
     wanted = {fault.begins for fault in waiting.values()}
-    begun = calls_of(wanted, lambda: run_cell(place, run.sources[place], run.names))
+    code = {begins for begins in wanted if isinstance(begins, CodeType)}
+    begun = calls_of(code, lambda: run_cell(place, run.sources[place], run.names))
     due = [name for name, f in waiting.items() if f.begins == place or f.begins in begun]
     after = files_in(run.folder)
     found = dict.fromkeys(due, LOST) | copy(due)
@@ -120,11 +121,14 @@ def put_back(folder: Path, files: Files) -> None:
         path.mkdir() if data is None else path.write_bytes(data)
 
 
-def calls_of(wanted: Collection[object], work: Callable[[], object]) -> set[object]:
+def calls_of(wanted: set[CodeType], work: Callable[[], object]) -> set[CodeType]:
     """Which of some code objects are called while work runs."""
+    if not wanted:
+        work()
+        return set()
     with cProfile.Profile(builtins=False) as profile:  # in C: a hook in Python halves the speed
         work()
-    return {entry.code for entry in profile.getstats()} & set(wanted)
+    return {entry.code for entry in profile.getstats()} & wanted
 
 
 def copy_of_this_process(

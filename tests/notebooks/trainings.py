@@ -1,4 +1,4 @@
-"""Trainings in the mutations of 15 and 16: each is done once, and a shorter one where it is long.
+"""Trainings in the mutations of 15, 16 and 18: done once, shortened, or read from their record.
 
 A planted fault is in what reads a trained model, or in what stops a training and goes on. What
 trains for minutes in the notebook need not do so for such a fault to be seen.
@@ -15,9 +15,11 @@ from torch.optim import AdamW
 
 from nsa_lite.lab import checkpoint, training
 from nsa_lite.lab.logs import read_log
+from nsa_lite.lab.runs import recorded
 from nsa_lite.lab.training import TrainConfig
 
 NOTEBOOKS = ("15", "16")
+OF_RECORD = {"18": "successors"}  # what is trained live there is the beginning of recorded runs
 SHORT = 100  # steps; runs of no more are about stopping and going on, and are done each time
 # Dense attention's mass teaches NSA's own scores, so that it chooses well after fewer steps.
 SHORTER = {"nsa": {"attention": "nsa-own-kl", "steps": 700}, "window": {"steps": 101}}
@@ -41,6 +43,18 @@ def once(steps: Callable, kept: Path) -> Callable:
             part.rename(folder)
         shutil.copytree(folder, directory, dirs_exist_ok=True)
         yield from read_log(directory)
+
+    return given
+
+
+def of_record(experiment: str) -> Callable:
+    """training.steps, but what a recorded run of the same name has seen, without its model."""
+    runs = recorded(experiment)["runs"]
+
+    def given(config: TrainConfig, directory: Path) -> Iterator[dict]:  # noqa: ARG001  as training.steps
+        evaluations = {r["step"]: r for r in runs[config.name]["evaluations"]}
+        for step in range(1, max(evaluations) + 1):
+            yield {"step": step} | evaluations.get(step, {})
 
     return given
 

@@ -140,7 +140,7 @@ def a_step(x: dict[str, Tensor], sizes: Sizes) -> Callable[[], object]:
     cache = Held(pairs["compressed"], pairs, torch.tensor([x["q"].shape[2]]).to(x["q"].device))
 
     def run() -> Tensor:
-        kernels.decode.prepared.clear()
+        kernels.decode.prepared_steps.clear()
         q, gates = x["q"][:, :, -1:], x["gates"][:, :, -1:]
         return kernels.decode_step(q, cache, gates, **sizes.choice(), window_size=sizes.window)
 

@@ -17,6 +17,11 @@ from kernels.tile_sizes import HALF, blocks_in_a_tile, tile_for, widths_of
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTS = (torch.int32, torch.int64)
 MOST = 2**53  # above it a float, which weighs and divides sizes, leaves whole numbers out
+MOST_HEADS = 64  # of a group: one tile holds a token's rows
+MOST_WIDTH = 256  # of a head's row, and
+MOST_BLOCK = 256  # tokens of a selected block, which a tile holds whole
+MOST_BLOCKS = 64  # that a query reads: they are compared with one another
+MOST_NEW = 8  # tokens of a sequence in one decoding step
 Pair = tuple[Tensor, Tensor]  # one branch's keys and values
 
 
@@ -171,12 +176,13 @@ def why_not(
     num_selected: int,
 ) -> str | None:
     """Why the kernels cannot run on such tensors and sizes, or None if they can."""
+    widest = max(head_dim, value_dim)
     reasons = {
         f"{dtype}: the kernels take float16, bfloat16 and float32": dtype == torch.float64,
-        f"{group_size} heads a group: they take 64": group_size > 64,
-        f"widths {head_dim} and {value_dim}: they take 256": max(head_dim, value_dim) > 256,
-        f"blocks of {select_block_size}: they take 256": select_block_size > 256,
-        f"{num_selected} blocks a query: they take 64": num_selected > 64,
+        f"{group_size} heads a group: they take {MOST_HEADS}": group_size > MOST_HEADS,
+        f"widths {head_dim} and {value_dim}: they take {MOST_WIDTH}": widest > MOST_WIDTH,
+        f"blocks of {select_block_size}: they take {MOST_BLOCK}": select_block_size > MOST_BLOCK,
+        f"{num_selected} blocks a query: they take {MOST_BLOCKS}": num_selected > MOST_BLOCKS,
         f"{device}: they take CUDA devices": device.type != "cuda",
         f"{device}: there is none here": not torch.cuda.is_available(),  # as for a FakeTensor's
     }
@@ -235,8 +241,8 @@ def check_fits_a_tile(q: Tensor, k_name: str, k: Tensor) -> None:
     """Raise unless a group's heads and the rows' width fit into a tile."""
     heads = q.shape[1]
     groups = k.shape[1]
-    rule = f"heads ({{}}) must be 1 to 64 times {k_name}'s heads ({{}})"
-    require(heads // groups <= 64, "q.shape", tuple(q.shape), rule, heads, groups)
+    rule = f"heads ({{}}) must be 1 to {MOST_HEADS} times {k_name}'s heads ({{}})"
+    require(heads // groups <= MOST_HEADS, "q.shape", tuple(q.shape), rule, heads, groups)
     check_width("q", q)
 
 
@@ -244,7 +250,8 @@ def check_width(argument: str, x: Tensor) -> None:
     """Raise unless a row of x fits into a tile."""
     shape = tuple(x.shape)
     require(shape[3] >= 1, f"{argument}.shape", shape, "width must be at least 1")
-    require(shape[3] <= 256, f"{argument}.shape", shape, "width must be 1 to 256")
+    rule = f"width must be 1 to {MOST_WIDTH}"
+    require(shape[3] <= MOST_WIDTH, f"{argument}.shape", shape, rule)
 
 
 def check_start(start: int) -> None:
@@ -294,8 +301,8 @@ def check_geometry(block_size: int, stride: int, select_block_size: int) -> None
 def check_select_block_size(select_block_size: int) -> None:
     """Raise unless a selected block fits into a tile."""
     check_int("select_block_size", select_block_size, at_least=1)
-    rule = "must be at most 256"
-    require(select_block_size <= 256, "select_block_size", select_block_size, rule)
+    rule = f"must be at most {MOST_BLOCK}"
+    require(select_block_size <= MOST_BLOCK, "select_block_size", select_block_size, rule)
 
 
 def check_counts(num_selected: int, num_initial: int, num_local: int) -> None:
@@ -310,7 +317,8 @@ def check_counts(num_selected: int, num_initial: int, num_local: int) -> None:
 
 def check_most_blocks(num_selected: int) -> None:
     """Raise unless a query reads no more blocks than the kernels take."""
-    require(num_selected <= 64, "num_selected", num_selected, "n must be 1 to 64")
+    rule = f"n must be 1 to {MOST_BLOCKS}"
+    require(num_selected <= MOST_BLOCKS, "num_selected", num_selected, rule)
 
 
 def check_lse(lse: Tensor, q: Tensor) -> None:
@@ -352,8 +360,8 @@ def check_lengths(lengths: Tensor, q: Tensor) -> None:
     require(shape == expected, "cache.lengths.shape", shape, "must be (B,) = {}", expected)
     rule = f"must be q.device = {q.device}"
     require(lengths.device == q.device, "cache.lengths.device", lengths.device, rule)
-    rule = "must hold 1 to 8 new tokens a sequence"
-    require(q.shape[2] <= 8, "q.shape", tuple(q.shape), rule)
+    rule = f"must hold 1 to {MOST_NEW} new tokens a sequence"
+    require(q.shape[2] <= MOST_NEW, "q.shape", tuple(q.shape), rule)
 
 
 def check_range(argument: str, values: Tensor, low: int, high: int, rule: str) -> None:
@@ -381,7 +389,7 @@ def check_ids(ids: Tensor, q: Tensor, k: Tensor) -> None:
     require(len(shape) == 4 and shape[:3] == expected, "ids.shape", shape, rule, expected)
     some = "must name at least one block a query, -1 for none"
     require(shape[3] >= 1, "ids.shape", shape, some)
-    require(shape[3] <= 64, "ids.shape", shape, "n must be 1 to 64")
+    require(shape[3] <= MOST_BLOCKS, "ids.shape", shape, f"n must be 1 to {MOST_BLOCKS}")
     require(ids.device == q.device, "ids.device", ids.device, f"must be q.device = {q.device}")
     if ids.is_cpu and not watched(ids):
         ordered = ids.sort(dim=-1).values

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from kernels.checks import (
+    MOST_BLOCKS,
     check_counts,
     check_gates,
     check_geometry,
@@ -75,7 +76,7 @@ from kernels.visible_keys import Keys, keys_seen, may_read
 PROGRAMS = 264  # that the shares of all sequences make together: two for each multiprocessor
 MOST_SHARES = 64  # of one branch: one tile of the combine holds them
 PAIRS = "cache.blocks", "cache.raw['selected']", "cache.raw['window']"
-MOST_SELECTED = tl.constexpr(64)  # blocks that a token reads, as check_most_blocks says
+MOST_SELECTED = tl.constexpr(MOST_BLOCKS)
 MOST_TILES = 16  # of compressed keys, whose scores one program adds up
 MOST_NUMBERS = 8192  # of a tile of scores: heads x blocks
 ROWS = 64  # of a tile at most: heads of a group x new tokens
@@ -90,7 +91,7 @@ class Cached(Protocol):
     lengths: Tensor
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """The sizes of Eq. 5 as whole numbers; where l and d are asked for it serves as Keys."""
 
     block_size: int
@@ -136,7 +137,7 @@ class BlockSums(NamedTuple):
     num_tiles: int
 
 
-class ScoreTile(NamedTuple):
+class SumsTile(NamedTuple):
     """Compile-time: heads, tiles of the shares, and the blocks of each."""
 
     BLOCK_H: int
@@ -289,8 +290,8 @@ def scores_of_blocks(
     j = tl.program_id(0) * (C * J) + tl.arange(0, C * J)
     head = tl.arange(0, TILE.BLOCK_H)
     row = (tl.program_id(1).to(tl.int64) * R + head) * sizes.T + tl.program_id(2)
-    rows = (tl.num_programs(1) * R * sizes.T).to(tl.int64)
-    lse = lse_of_parts(parts, row, rows, head < R, SHARES, BLOCK_P)
+    all_rows = (tl.num_programs(1) * R * sizes.T).to(tl.int64)
+    lse = lse_of_parts(parts, row, all_rows, head < R, SHARES, BLOCK_P)
     sums = block_sums.sums + row[:, None] * sizes.num_blocks + j[None, :]
     sums = tl.load(sums, mask=(head < R)[:, None] & (j < tiles * J)[None, :], other=0.0)
     factor = softmax_factor(block_sums, row, tile, lse, tiles, head < R)  # [H, C]
@@ -453,7 +454,7 @@ def combine(
 # --- on the host ---
 
 
-def shares_of(plan: Plan, sequences: int, tiles: int, room: int, keys: int) -> Shares:
+def shares_of(plan: StepPlan, sequences: int, tiles: int, room: int, keys: int) -> Shares:
     """How many programs share the keys of each branch, where so many groups of heads ask.
 
     Of compressed keys there are `tiles`; a tile holds so many raw `keys`, of `room` in all.
@@ -477,7 +478,7 @@ class Cut(NamedTuple):
     """How a step is cut into programs, and the sizes that follow."""
 
     tile: TileSizes
-    rows: tuple[int, int]  # heads and tokens of a tile
+    of_rows: tuple[int, int]  # heads and tokens of a tile
     blocks_of_tile: int  # selection blocks that a tile of compressed keys holds
     tiles_of_score: int  # such tiles whose scores one program adds up
     num_tiles: int  # of a sequence, where the cache is full
@@ -489,7 +490,7 @@ class Cut(NamedTuple):
         return self.num_tiles * self.blocks_of_tile
 
 
-def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: Plan) -> Cut:
+def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: StepPlan) -> Cut:
     """The Cut of a step where a sequence has room for so many tokens."""
     batch, _, tokens, _ = q.shape
     tile = tile_for("decode", widths, q)
@@ -501,8 +502,8 @@ def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: Plan) -> Cut
     tiles_of_score = min(wanted, power_of_two(num_tiles), MOST_TILES, fitting)
     shares = shares_of(plan, sequences, num_tiles, room, tile.BLOCK_N)
     num_tiles = cdiv(num_tiles, tiles_of_score) * tiles_of_score
-    rows = rows_of_a_step(tokens, widths.R)
-    return Cut(tile, rows, blocks_of_tile, tiles_of_score, num_tiles, shares)
+    of_rows = rows_of_a_step(tokens, widths.R)
+    return Cut(tile, of_rows, blocks_of_tile, tiles_of_score, num_tiles, shares)
 
 
 class Room(NamedTuple):
@@ -514,7 +515,7 @@ class Room(NamedTuple):
     ids: Tensor  # (B, G, T, n) int32
 
 
-def shapes_of_room(q: Tensor, groups: int, width: int, cut: Cut, plan: Plan) -> list[tuple]:
+def shapes_of_room(q: Tensor, groups: int, width: int, cut: Cut, plan: StepPlan) -> list[tuple]:
     """The shapes of what Room holds: acc, m, l, sums, maxima, passed on, scores, ids."""
     batch, _, tokens, _ = q.shape
     each_row = tuple(q.shape[:3])
@@ -563,7 +564,7 @@ class Step(NamedTuple):
 class Prepared(NamedTuple):
     """What steps whose tensors look alike have in common; numbers: of the Room's memory."""
 
-    plan: Plan  # its window is no longer than the cache
+    plan: StepPlan  # its window is no longer than the cache
     cut: Cut
     shapes: list[tuple]
     numbers: int
@@ -579,7 +580,7 @@ def launch_all(step: Step, known: Prepared) -> None:
     groups = step.k_c.shape[1]
     widths = widths_of(step.q, step.k_c, step.v_c)
     cut = known.cut
-    block_h, block_t = cut.rows
+    block_h, block_t = cut.of_rows
     keys = Keys(plan.block_size, plan.stride, None)
     sizes = Sizes(groups, tokens, step.k_c.shape[2], cut.num_blocks, known.scale)
     room = room_of(step.memory, known.shapes)
@@ -612,7 +613,7 @@ def launch_all(step: Step, known: Prepared) -> None:
         R=widths.R,
         KEYS=keys,
         SELECT_BLOCK_SIZE=plan.select_block_size,
-        TILE=ScoreTile(power_of_two(widths.R), cut.tiles_of_score, cut.blocks_of_tile),
+        TILE=SumsTile(power_of_two(widths.R), cut.tiles_of_score, cut.blocks_of_tile),
         SHARES=cut.shares.compressed,
         BLOCK_P=power_of_two(cut.shares.compressed),
     )
@@ -652,10 +653,10 @@ def launch_all(step: Step, known: Prepared) -> None:
 
 # --- a step, again and again ---
 
-prepared: dict[tuple, Prepared] = {}
+prepared_steps: dict[tuple, Prepared] = {}
 
 
-def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepared:
+def prepare(tensors: Sequence[Tensor], plan: StepPlan, scale: float | None) -> Prepared:
     """Cut a step of such tensors."""
     q, _, k, v, k_s, *_ = tensors
     groups = k.shape[1]
@@ -669,7 +670,7 @@ def prepare(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepa
     return Prepared(plan, cut, shapes, numbers, scale, copies, Again())
 
 
-def check(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> None:
+def check(tensors: Sequence[Tensor], plan: StepPlan, scale: float | None) -> None:
     """Raise unless decode_step can run on them. Errors: ValueError or TypeError."""
     q, gates, *pairs, lengths = tensors
     blocks = pairs[0], pairs[1]
@@ -686,7 +687,7 @@ def check(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> None:
     scale_or_default(scale, q.shape[3])
 
 
-def check_held(tensors: Sequence[Tensor], plan: Plan) -> None:
+def check_held(tensors: Sequence[Tensor], plan: StepPlan) -> None:
     """Raise unless the cache holds the new tokens, no more than it has rows for, and their blocks.
 
     It reads the lengths: ask on a CPU only.
@@ -729,7 +730,7 @@ class Attended(NamedTuple):
         return room_of(self.memory, self.shapes).ids.clone()
 
 
-def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> Prepared:
+def prepared_for(tensors: Sequence[Tensor], plan: StepPlan, scale: float | None) -> Prepared:
     """What depends on shapes alone, once for each: it would take longer than the kernels.
 
     Errors: ValueError or TypeError, as decode_step.
@@ -741,7 +742,7 @@ def prepared_for(tensors: Sequence[Tensor], plan: Plan, scale: float | None) -> 
 
     types = tuple(map(type, (*plan, scale)))  # 5.0 and True are keys like 5 and 1, and refused
     try:
-        return kept(prepared, (looks_of(tensors), plan, scale, types), checked)
+        return kept(prepared_steps, (looks_of(tensors), plan, scale, types), checked)
     except TypeError:  # of something that can be no key, a list, say: the check says which
         check(tensors, plan, scale)
         raise
@@ -779,14 +780,14 @@ def attend_to_cache(
 ) -> tuple[Tensor, Tensor]:
     """attend; lengths (B, G) has a column for each group, so that all tensors have both axes."""
     tensors = q, gates, *pairs, lengths[:, 0]
-    attended = attend(tensors, prepare(tensors, Plan(*plan), scale))
+    attended = attend(tensors, prepare(tensors, StepPlan(*plan), scale))
     return attended.out, attended.ids()
 
 
 @attend_to_cache.register_fake
 def _(q, _gates, pairs, _lengths, plan, _scale):
     k, v = pairs[:2]
-    ids = q.new_empty(*k.shape[:2], q.shape[2], Plan(*plan).num_selected, dtype=torch.int32)
+    ids = q.new_empty(*k.shape[:2], q.shape[2], StepPlan(*plan).num_selected, dtype=torch.int32)
     return empty_beside(q, v.shape[3]), ids
 
 
@@ -816,7 +817,7 @@ def decode_step(
     there for them. No gradient flows. Errors: ValueError or TypeError that names the argument.
     """
     choice = select_block_size, num_selected, num_initial, num_local
-    plan = Plan(block_size, stride, window_size, *choice)
+    plan = StepPlan(block_size, stride, window_size, *choice)
     pairs = pairs_of(cache)
     tensors = q, gates, *pairs, cache.lengths
     if watched(q) or too_many(q, pairs[0]):

@@ -3,7 +3,9 @@
     forward     fold_in, tile after tile, then finish
     gradient    prepare_gradient once a row, then score_gradient (or its transpose) tile after tile
 
-All in powers of 2, since the hardware has exp2: exp(x) = exp2(x log2(e)).
+All in powers of 2, since the hardware has exp2: exp(x) = exp2(x log2(e)). Only what a forward
+leaves, the log-sum-exp, is a natural one; load_lse brings it back to powers of 2. dk and dv get it
+less log2(gate) (prepare_gradient).
 """
 
 from typing import NamedTuple

@@ -186,7 +186,7 @@ def test_whatever_the_shapes(shapes):
 def test_however_the_keys_are_shared(monkeypatch, programs):
     """From one share a branch to one key tile a share."""
     monkeypatch.setattr(decode, "PROGRAMS", programs)
-    monkeypatch.setattr(decode, "prepared", {})
+    monkeypatch.setattr(decode, "prepared_steps", {})
     sizes = dict(block_size=2, stride=1, select_block_size=2, num_selected=6, window_size=90)
     agree([3, 200, 131], new=2, room=200, sizes=sizes)
 

@@ -400,7 +400,7 @@ def test_a_step_made_again_with_other_tensors():
         cache = cache_of(lengths, room=4096)
         q, gates = queries_of(2, 1, seed=seed)
         out, ids = stepped(kernels, cache, q, gates)
-        kernels.decode.prepared.clear()
+        kernels.decode.prepared_steps.clear()
         fresh, fresh_ids = stepped(kernels, cache, q, gates)
         assert torch.equal(out, fresh)
         assert torch.equal(ids, fresh_ids)

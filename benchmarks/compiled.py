@@ -175,7 +175,7 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
     attend_to_branches(q.detach(), gates, pairs, outputs, ids, plan, scale)[0].sum().backward()
 
     with torch.no_grad():
-        lengths = torch.zeros(1, groups, dtype=torch.int64)
+        lengths = torch.full((1, groups), length)
         for tokens in (1, 8):
             newest = q[:, :, :tokens], gates[:, :, :tokens]
             attend_to_cache(*newest, pairs, lengths, [*blocks, 512, *choice], scale)

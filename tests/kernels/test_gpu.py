@@ -408,6 +408,30 @@ def test_a_step_made_again_with_other_tensors():
         assert torch.equal(stepped(kernels, cache, odd, gates)[0], out)  # not at 16 bytes
 
 
+def test_a_window_of_its_own_after_one_that_was_shared():
+    """Caches alike in all but this: whose keys and values the window reads."""
+    cache = cache_of([900, 4001], room=4096)
+    q, gates = queries_of(2, 1)
+    expected, _ = stepped(kernels, cache, q, gates)
+    kernels.decode.prepared_steps.clear()
+    shared = cache._replace(raw={**cache.raw, "window": cache.raw["selected"]})
+    stepped(kernels, shared, q, gates)
+    assert torch.equal(stepped(kernels, cache, q, gates)[0], expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_on_another_device_writes_what_it_writes_on_the_current_one():
+    """In a CUDA graph, which is captured on the current device, and with a slot's odd lengths."""
+    assert torch.cuda.current_device() == 0
+    prompt = torch.arange(2 * 40).view(2, 40) % 97
+    found = [
+        nsa_lite.generate(small_model().to(device), prompt.to(device), 20).cpu()
+        for device in ("cuda:0", "cuda:1")
+    ]
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(*found)
+
+
 def small_model(**changes):
     sizes = dict(dim=256, heads=16, kv_heads=2, head_dim=64, value_dim=64, num_selected=4)
     config = nsa_lite.NSAConfig(**{**sizes, **changes})

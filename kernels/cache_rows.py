@@ -71,11 +71,9 @@ def write_rows(
     except (AttributeError, TypeError):  # of something that is no tensor: the check says which
         check_write(buffers, new, places)
         raise
-    if torch.is_grad_enabled():
-        for i, x in enumerate(buffers):
-            require(not x.requires_grad, f"buffers[{i}].requires_grad", True, "must be False")
     if watched(places):
         check_write(buffers, new, places)
+        check_no_gradient(buffers)
         with torch.no_grad():
             write_all(tensors[: len(buffers)], tensors[len(buffers) : -1], places)
         return
@@ -84,8 +82,17 @@ def write_rows(
         check_write(buffers, new, places)
         return Again()
 
-    copy_all(kept(known, looks_of(tensors), checked), tensors)
+    again = kept(known, looks_of(tensors), checked)
+    check_no_gradient(buffers)
+    copy_all(again, tensors)
     increment_version([x for x in buffers if not x.is_inference()])
+
+
+def check_no_gradient(buffers: Sequence[Tensor]) -> None:
+    """Raise if autograd would have to follow what is written. Shapes do not tell: ask each time."""
+    if torch.is_grad_enabled():
+        for i, x in enumerate(buffers):
+            require(not x.requires_grad, f"buffers[{i}].requires_grad", True, "must be False")
 
 
 def copy_all(again: Again, tensors: Sequence[Tensor]) -> None:

@@ -67,24 +67,22 @@ def write_rows(
     changed. Errors: ValueError or TypeError that names the argument.
     """
     try:
+        check_no_gradient(buffers)
         tensors = (*buffers, *(rows_contiguous(x) for x in new), places.contiguous())
     except (AttributeError, TypeError):  # of something that is no tensor: the check says which
         check_write(buffers, new, places)
         raise
     if watched(places):
         check_write(buffers, new, places)
-        check_no_gradient(buffers)
         with torch.no_grad():
-            write_all(tensors[: len(buffers)], tensors[len(buffers) : -1], places)
+            write_all(buffers, new, places)
         return
 
     def checked() -> Again:
         check_write(buffers, new, places)
         return Again()
 
-    again = kept(known, looks_of(tensors), checked)
-    check_no_gradient(buffers)
-    copy_all(again, tensors)
+    copy_all(kept(known, looks_of(tensors), checked), tensors)
     increment_version([x for x in buffers if not x.is_inference()])
 
 

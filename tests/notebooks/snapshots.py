@@ -70,8 +70,7 @@ def run_with_copies(run: Run, place: int, waiting: dict[str, Fault]) -> dict[str
     """Run one cell as it stands; what the faults do that begin in it."""
     before = files_in(run.folder)
     copy = copy_of_this_process(lambda due: each_alone(run, place, waiting, due, before))
-    wanted = {fault.begins for fault in waiting.values()}
-    code = {begins for begins in wanted if isinstance(begins, CodeType)}
+    code = {f.begins for f in waiting.values() if isinstance(f.begins, CodeType)}
     begun = calls_of(code, lambda: run_cell(place, run.sources[place], run.names))
     due = [name for name, f in waiting.items() if f.begins == place or f.begins in begun]
     after = files_in(run.folder)

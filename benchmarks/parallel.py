@@ -1,7 +1,7 @@
 """Time one layer whose sequence is spread over several GPUs, and a trainer's step on several.
 
     torchrun --nproc-per-node 2 -m benchmarks.parallel
-    torchrun --nproc-per-node 2 -m benchmarks.parallel --length 1048576
+    torchrun --nproc-per-node 4 -m benchmarks.parallel --length 1048576 --add
     torchrun --nproc-per-node 2 -m benchmarks.parallel --config tiny --length 512     on a CPU
 
 Context parallel: each rank has an early and a late stretch of the queries (lab/context_parallel.py)
@@ -37,12 +37,12 @@ MOST_DIFFERENT = 2e-2  # of bfloat16 outputs of about 0.1, whose sums are cut di
 def rows(config: str, lengths: list[int], device: str) -> Iterator[dict]:
     """Every measurement, of all ranks together."""
     world = distributed.world()
-    where = {"config": config, "ids": "own"}
+    where = {"config": config, "ids": "own", "ranks": world}
     for length in lengths:
-        row = {**where, "length": length, "name": f"context parallel, {world} ranks"}
+        row = {**where, "length": length, "name": "context parallel"}
         yield row | together(lambda length=length: of_layer(config, length, device))
-    if config == "A":
-        row = {**where, "length": long_runs.LENGTH, "name": f"data parallel, {world} ranks"}
+    if config == "A" and long_runs.LENGTH in lengths:
+        row = {**where, "length": long_runs.LENGTH, "name": "data parallel"}
         yield row | together(data_parallel_step)
 
 
@@ -124,11 +124,12 @@ def data_parallel_step() -> dict[str, float]:
 
 def show(row: dict) -> str:
     """One line of what is printed."""
+    name = f"{row['length']:>9} {row['name']}, {row['ranks']} ranks"
     if "refused" in row:
-        return f"{row['length']:>9} {row['name']}: {row['refused']}"
+        return f"{name}: {row['refused']}"
     numbers = {key: x for key, x in row.items() if isinstance(x, float)}
     said = ", ".join(f"{key} {x:.2f}" for key, x in numbers.items())
-    return f"{row['length']:>9} {row['name']}: {said}"
+    return f"{name}: {said}"
 
 
 def main(arguments: list[str] | None = None) -> int:

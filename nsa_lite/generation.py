@@ -227,7 +227,8 @@ class CapturedStep:
         self.warm_up()
         before = self.caches[0].lengths_on_host.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        here = torch.cuda.Stream()  # torch's own is kept, of the device that first captured
+        with torch.cuda.graph(graph, stream=here):
             logits = self.model(self.tokens, self.caches)[:, -1]
         for cache in self.caches:
             cache.lengths_on_host.copy_(before)  # those of the device have not moved yet

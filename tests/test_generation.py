@@ -246,7 +246,7 @@ class Graphs:
         return SimpleNamespace(replay=self.replay, logits=None)
 
     @contextmanager
-    def graph(self, graph):
+    def graph(self, graph, *, stream):  # the default one may be of another device
         """Capturing runs nothing: what it seemed to write on the device is as before."""
         before = [cache.lengths.clone() for cache in self.caches]
         self.captured += 1

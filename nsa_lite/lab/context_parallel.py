@@ -96,24 +96,28 @@ class ContextParallel(NSAttention):
         positions = torch.cat([torch.arange(p.start, p.stop, device=x.device) for p in parts])
         raw = self.gathered(self.keys_and_values(x, positions))
         blocks = self.compress(raw["compressed"])
-        q = split_heads(self.query(x), self.config.heads)
-        q = self.operations(q).rotate(q, positions, self.config.rope_theta)
-        outs = [
-            self.operations(q).nsa_attention(
-                some,
-                blocks,
-                raw["selected"],
-                raw["window"],
-                gates,
-                **self.config.sizes,
-                start=p.start,
-            )
-            for some, gates, p in zip(
-                q.chunk(2, dim=2), self.gate(x).chunk(2, dim=2), parts, strict=True
-            )
-        ]
-        y = self.output(join_heads(torch.cat(outs, dim=2)))
+        both = zip(x.chunk(2, dim=1), positions.chunk(2), parts, strict=True)
+        ys = [self.of_stretch(some, at, p.start, raw, blocks) for some, at, p in both]
+        y = torch.cat(ys, dim=1)
         return with_extras(y, None, None, return_loss, return_trace)
+
+    def of_stretch(
+        self, x: Tensor, positions: Tensor, start: int, raw: dict[str, KV], blocks: KV
+    ) -> Tensor:
+        """What the layer makes of one stretch: backward, the other one's memory is free by then."""
+        q = split_heads(self.query(x), self.config.heads)
+        operations = self.operations(q)
+        q = operations.rotate(q, positions, self.config.rope_theta)
+        out = operations.nsa_attention(
+            q,
+            blocks,
+            raw["selected"],
+            raw["window"],
+            self.gate(x),
+            **self.config.sizes,
+            start=start,
+        )
+        return self.output(join_heads(out))
 
     def gathered(self, raw: dict[str, KV]) -> dict[str, KV]:
         """Every branch's keys and values of all ranks' tokens, in order."""

@@ -43,20 +43,27 @@ def test_the_notes_and_the_readme_give_the_recorded_ranks():
     root = Path(__file__).parents[2]
     record = records.load("parallel")
     assert record["difference"] == 0.0
-    rows = {row["length"]: row for row in record["rows"]}
-    assert list(rows) == [65_536, 262_144]  # the notes say that no other length was recorded
+    notes = " ".join((root / "benchmarks/NOTES.md").read_text("utf-8").split())
+    readme = " ".join((root / "README.md").read_text("utf-8").split())
     layers = records.load("layer")["rows"]
     (one,) = (r for r in layers if r["name"] == "NSA" and r["length"] == 65_536)
-    notes = " ".join((root / "benchmarks/NOTES.md").read_text("utf-8").split())
-    alone = f"{one['forward_ms']:.1f} / {one['backward_ms']:.1f}, {one['peak_gib']:.1f} GiB"
-    assert f"| 64k | {alone} | {ranks(rows[65_536])} |" in notes
-    assert f"| 256k | not recorded | {ranks(rows[262_144])} |" in notes
-    forward, backward = (one[k] / rows[65_536][k] for k in ("forward_ms", "backward_ms"))
-    assert f"{forward:.2f} and {backward:.2f} times less" in notes
-    readme = " ".join((root / "README.md").read_text("utf-8").split())
-    for row in rows.values():
+    rows = {(r["name"], r["ranks"], r["length"]): r for r in record["rows"]}
+    for length in (65_536, 262_144, 524_288, 786_432, 1_048_576):
+        alone = said(one) if length == 65_536 else "not recorded"
+        shared = [rows.get(("context parallel", ranks, length)) for ranks in (2, 4)]
+        cells = " | ".join(said(row) if row else "not run" for row in shared)
+        assert f"| {length // 1024}k | {alone} | {cells} |" in notes
+    for ranks in (2, 4):
+        row = rows["context parallel", ranks, 65_536]
+        times = [one[key] / row[key] for key in ("forward_ms", "backward_ms")]
+        assert "{:.2f} and {:.2f} times".format(*times) in notes
         assert f"{row['forward_ms']:.0f} / {row['backward_ms']:.0f} ms" in readme
+        row = rows["context parallel", ranks, 1_048_576]
+        seconds = f"{row['forward_ms'] / 1000:.1f} / {row['backward_ms'] / 1000:.1f} s"
+        assert f"{seconds} and {row['peak_gib']:.0f} GiB" in readme
+        step = rows["data parallel", ranks, 65_536]
+        assert f"{step['step_ms']:.1f} ms and {step['peak_gib']:.1f} GiB" in notes
 
 
-def ranks(row):
+def said(row):
     return f"{row['forward_ms']:.1f} / {row['backward_ms']:.1f}, {row['peak_gib']:.1f} GiB"

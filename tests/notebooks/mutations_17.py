@@ -143,10 +143,10 @@ MUTATIONS = [
         "# Checkpoint 5",
     ),
     (
-        "the longest sequence on two GPUs for the one on one",
+        "a longer sequence on several GPUs for the one on one",
         "cell",
-        'both_gpus["rows"][0][key]',
-        'both_gpus["rows"][-1][key]',
+        'if row["length"] == 65_536:',
+        'if row["length"] == 262_144:',
         "# Checkpoint 5",
     ),
     (

@@ -89,6 +89,13 @@ EXPERIMENTS = {
         ),
         Experiment("border", border_runs.runs, "border.json", write_results, on_gpu=True),
         Experiment("haystack_64k", long_runs.gpu_runs, "haystack_64k.json", write_results, True),
+        Experiment(
+            "haystack_64k_short",
+            long_runs.short_runs,
+            "haystack_64k_short.json",
+            write_results,
+            on_gpu=True,
+        ),
     )
 }
 
@@ -144,7 +151,8 @@ def do_and_record(name: str, words: argparse.Namespace, stop: list[int]) -> None
     chosen = [run for run in runs if fnmatch.fnmatch(run.name, words.only)]
     left = [run for run in chosen if not finished(run, folder / run.name)]
     if left:
-        print(f"{name}: {len(left)} of {len(runs)} runs to do, {spoken_cost(left)}", flush=True)
+        cost = spoken_cost(left, experiment.on_gpu)
+        print(f"{name}: {len(left)} of {len(runs)} runs to do, {cost}", flush=True)
     for run in chosen:
         do(run, folder / run.name, stop)
     path = words.record / experiment.file
@@ -153,11 +161,11 @@ def do_and_record(name: str, words: argparse.Namespace, stop: list[int]) -> None
     print(f"{name}: {len(runs) - missing} of {len(runs)} runs finished{end}")
 
 
-def spoken_cost(runs: list[Run]) -> str:
+def spoken_cost(runs: list[Run], on_gpu: bool) -> str:
     """About how long runs take, one after the other: 'about 2.5 hours on one core'."""
     minutes = sum(run.minutes for run in runs)
     spoken = f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
-    return f"about {spoken} on one core"
+    return f"about {spoken} on one {'H100' if on_gpu else 'core'}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

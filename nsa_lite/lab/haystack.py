@@ -97,8 +97,9 @@ class Haystack(Common):
 
     Each position carries two symbols, whose embeddings are summed: a fact is (key, value), a
     question (key, ?), filler (., .), and noise (a key that no fact has, any value). No fact stands
-    at the first `before` positions, nor at the `gap` before the questions: the initial block, local
-    ones and windows hold noise only. With noise at half of the other positions:
+    at the first `before` positions, nor at the `gap` before the questions: where a block and a
+    window are no longer than these, the initial block, local ones and windows hold noise only. With
+    noise at half of the other positions:
 
         place      before |             anywhere             |   gap    | questions
         symbol 1   n1  .  |  .  k3  n4  .  n1  .  .  k7  n4  |  .  n9   |  k7  k3

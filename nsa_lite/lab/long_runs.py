@@ -1,7 +1,7 @@
 """The long runs: trained up to 16,384 tokens on a laptop, up to 65,536 on a GPU, asked up to 256k.
 
     python -m nsa_lite.lab.experiments haystack haystack_controls
-    python -m nsa_lite.lab.experiments haystack_64k        on a GPU
+    python -m nsa_lite.lab.experiments haystack_64k haystack_64k_short        on a GPU
 
 Each run's result holds its evaluations, its needle map at lengths it was never trained on too, and
 what a step at its longest length costs.
@@ -10,6 +10,7 @@ what a step at its longest length costs.
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,8 @@ SEEDS = (0, 1, 2)
 LAPTOP = ("dense", "nsa-kl", "window")
 GPU = ("dense", "nsa-kl", "nsa-own-kl-first", "nsa")
 CONTROLS = ("window", "nsa-no-selection", "nsa-random")  # one seed each
+SHORT_GPU = ("dense", "nsa-kl", "nsa-own-kl", "nsa-own-kl-first", "nsa", "nsa-no-selection")
+SHORT_CONTROLS = ("window", "nsa-random")  # one seed each
 LENGTHS = (4096, 16_384, 65_536, 131_072, LONGEST)
 LENGTH = 65_536
 ASKED = 2**19  # tokens that are read at each length to draw a needle map; two sequences at least
@@ -35,6 +38,7 @@ ASKED_ON_GPU = 2**20
 TIMED = 5  # steps, after as many to warm up
 NEEDLES = 16
 SENTENCE = 16  # tokens of a needle: half of what a compressed key sums up
+SHORT = 4  # tokens of a short one: an eighth of that
 # The paper's blocks and budget, one group of 16 heads.
 SIZES = NSAConfig(
     dim=128,
@@ -84,8 +88,37 @@ def cost_run(config: TrainConfig) -> Run:
     return Run(f"{config.attention}-cost", 1, work, config.everything(), 0.2)
 
 
-def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
-    """A run on a GPU: the paper's blocks, bfloat16 products, 65,536 tokens a step or a multiple."""
+def short_runs() -> list[Run]:
+    """As gpu_runs with needles too short for a summary: what answers these must choose."""
+    trained = [short_config(name, seed) for seed in SEEDS for name in SHORT_GPU]
+    trained += [short_config(name, 0) for name in SHORT_CONTROLS]
+    return [long_run(config, minutes=2, asked=ASKED_ON_GPU) for config in trained]
+
+
+def short_config(attention: str, seed: int) -> TrainConfig:
+    """gpu_config with short needles, none of them in the window or in a block that all read.
+
+    The first stage has as many tokens as the chosen blocks hold, so that all are read there.
+    """
+    first = SIZES.num_selected * SIZES.select_block_size
+    return gpu_config(
+        attention,
+        seed,
+        steps=1500,
+        stages=curriculum(LENGTH, tokens=LENGTH, first=first),
+        span=SHORT,
+        before=SIZES.select_block_size,
+        gap=SIZES.window,
+    )
+
+
+def gpu_config(
+    attention: str, seed: int, batch_size: int = 1, steps: int = 600, **changes: Any
+) -> TrainConfig:
+    """A run on a GPU: the paper's blocks, bfloat16 products, 65,536 tokens a step or a multiple.
+
+    changes: fields of the task in place of those here.
+    """
     return TrainConfig.preset(
         "haystack",
         attention,
@@ -99,8 +132,9 @@ def gpu_config(attention: str, seed: int, batch_size: int = 1) -> TrainConfig:
             span=SENTENCE,
             held_out_size=8,
             evaluate_every=50,
-        ),
-        steps=600,
+        )
+        | changes,
+        steps=steps,
         batch_size=batch_size,
         lr=2e-3,
         threads=1,

@@ -22,7 +22,7 @@ class Run:
     """One piece of work: `work(folder)` yields once a step, and its last dict is the result.
 
     It keeps in `folder` what it needs to go on after an interruption. config: all that the result
-    depends on, as JSON holds it. minutes: about what it takes on one core.
+    depends on, as JSON holds it. minutes: about what it takes on one core, or on one GPU.
     """
 
     name: str

@@ -114,6 +114,25 @@ def test_the_gpus_runs_are_of_the_papers_blocks_and_every_position_asks():
     assert forced.float().mean() < 0.05
 
 
+def test_short_needles_lie_where_only_a_choice_or_a_summary_can_read_them():
+    config = long_runs.short_config("nsa", 0)
+    c = config.nsa
+    task = replace(config.made_task(), device="cpu")
+    lengths = [stage.length for stage in task.stages]
+    assert lengths == [1024 << i for i in range(7)]
+    assert lengths[0] == c.num_selected * c.select_block_size  # there all blocks are chosen
+    assert task.span == c.block_size // 8
+    assert config.steps == 1500
+    for number, stage in enumerate(task.stages[:4]):
+        batch = task.draw(stage, 2, seed=number)
+        asked = batch.answer_at >= 0
+        answer = batch.answer_at[asked]
+        query = asked.nonzero()[:, 1]
+        assert len(query) == 2 * task.questions
+        assert (answer >= c.select_block_size).all()  # not in the initial block
+        assert (answer + task.span - 1 <= query - c.window).all()  # nor in the window
+
+
 def test_coherence_of_the_newest_queries_is_that_of_a_whole_trace():
     sizes = dict(stages=(Stage(600, noise=1.0),), held_out_size=1)
     config = TrainConfig.preset("haystack", "nsa-kl", nsa=SIZES, threads=1, sizes=sizes, layers=2)

@@ -1,9 +1,10 @@
 """Time one training step of a 1B-parameter stack of layers on one long sequence.
 
     python -m benchmarks.stack
+    python -m benchmarks.stack --config paper                        with the paper's widths
     python -m benchmarks.stack --config tiny --length 64     on a CPU: tries the script
 
-Ten blocks of config A (attention and MLP, about a billion weights) read 65,536 random tokens under
+Ten blocks (attention and MLP, about a billion weights) read 65,536 random tokens under
 bfloat16 autocast; each block keeps its input only and computes the rest anew in the backward;
 AdamW updates. NSA beside dense attention held to cuDNN. Rows hold the step's median milliseconds,
 tokens a second and the peak memory in GiB. Writes benchmarks/results/stack.json.
@@ -23,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.bench import NO_DEVICE, keep_each, refusal
 from benchmarks.cases import CONFIGS
-from benchmarks.records import RESULTS, about, what_was_run
+from benchmarks.records import RESULTS, about, begin, what_was_run
 from nsa_lite import DenseAttention, NSAttention
 from nsa_lite.model import DecoderLM, ModelConfig
 
@@ -111,7 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(NO_DEVICE, file=sys.stderr)
         return 2
     command = what_was_run(arguments, a.out)
-    record = about(command, "benchmarks.stack") | {"rows": []}
+    now = about(command, "benchmarks.stack")
+    record = begin(a.out, now, {(a.config, a.length)})
     keep_each(rows(a.config, a.length, device), record, a.out, show)
     return 0
 

@@ -8,18 +8,17 @@ from nsa_lite.lab.runs import recorded
 
 ROOT = Path(__file__).parents[2]
 LONG = recorded("haystack_64k")["runs"]
+SHORT = recorded("haystack_64k_short")["runs"]
 
 
 def text_of(page: str) -> str:
     return " ".join((ROOT / page).read_text("utf-8").split())
 
 
-def found(attention: str, length: int) -> list[float]:
+def found(attention: str, length: int, runs: dict = LONG, key: str = "accuracy") -> list[float]:
     """The share of the answers that each seed finds at a length, the lowest first."""
-    results = [result for name, result in LONG.items() if name.startswith(f"{attention}-seed")]
-    return sorted(
-        depth["accuracy"] for r in results for depth in r["depths"] if depth["length"] == length
-    )
+    results = [result for name, result in runs.items() if name.startswith(f"{attention}-seed")]
+    return sorted(depth[key] for r in results for depth in r["depths"] if depth["length"] == length)
 
 
 def between(scores: list[float]) -> str:
@@ -45,6 +44,25 @@ def test_the_readme_gives_what_was_found_with_and_without_selection():
     assert f"a step takes {steps[0]:.0f} ms and {steps[1]:.0f}" in readme
 
 
+def test_the_readme_gives_what_was_found_of_short_needles():
+    readme = text_of("README.md")
+    at = {kind: found(kind, 65_536, SHORT) for kind in ("nsa", "dense", "nsa-own-kl-first")}
+    assert all(len(scores) == 3 for scores in at.values())
+    told = f"NSA answers {between(at['nsa'])} at 65,536 tokens, dense attention"
+    assert f"{told} {between(at['dense'])}" in readme
+    taught = ("nsa-kl", "nsa-own-kl")
+    right, hits = (
+        sorted(x for kind in taught for x in found(kind, 65_536, SHORT, key))
+        for key in ("accuracy", "hit_rate")
+    )
+    assert f"NSA answers {between(right)} of the questions" in readme
+    assert max(abs(a - b) for a, b in zip(right, hits, strict=True)) < 0.02
+    assert f"taught for 300 steps only, {between(at['nsa-own-kl-first'])}" in readme
+    nothing, *some = found("nsa-no-selection", 65_536, SHORT)
+    assert nothing < 0.1
+    assert f"two seeds answer {some[0]:.2f} and {some[1]:.2f} from summaries alone" in readme
+
+
 def test_the_readme_gives_the_laptops_controls():
     controls = recorded("haystack_controls")["runs"]
     without, random = (
@@ -65,8 +83,17 @@ def test_the_notes_give_the_coherence_of_every_choice_that_was_trained():
         f"{min(layer):.2f} to {max(layer):.2f} in the {place}"
         for place, layer in (("first layer", first), ("second", second))
     )
-    assert told in text_of("benchmarks/NOTES.md")
+    notes = text_of("benchmarks/NOTES.md")
+    assert told in notes
     assert max(first + second) < 0.75
+    taught = [r["kept"] for name, r in SHORT.items() if name.startswith(("nsa-kl", "nsa-own-kl-s"))]
+    short_first, short_second = map(sorted, zip(*taught, strict=True))
+    assert len(taught) == 6
+    told = f"keep {between(short_first)} in the first and {between(short_second)} in the second"
+    assert told in notes
+    everything = sorted([*first, *second, *short_first, *short_second])
+    assert between(everything).replace("0.", ".") in text_of("README.md")
+    assert everything[len(everything) * 3 // 4] < 0.5
 
 
 def test_blocks_at_random_are_as_coherent_as_chance():

@@ -14,17 +14,20 @@ def one_place_late(batch):
     return wrong
 
 
-def answers_lost(recorded):
-    """Half of NSA's answers are lost, though their blocks are hit."""
+def answers_lost(kind):
+    """Half of the answers of some runs are lost, though their blocks are hit."""
 
-    def wrong(name):
-        record = recorded(name)
-        for run, result in record["runs"].items():
-            for found in result["depths"] if run.startswith("nsa-kl") else []:
-                found["accuracy"] /= 2
-        return record
+    def fault(recorded):
+        def wrong(name):
+            record = recorded(name)
+            for run, result in record["runs"].items():
+                for found in result.get("depths", []) if run.startswith(kind) else []:
+                    found["accuracy"] /= 2
+            return record
 
-    return wrong
+        return wrong
+
+    return fault
 
 
 def control_lost(recorded):
@@ -69,7 +72,7 @@ MUTATIONS = [
     (
         "answers lost",
         "nsa_lite.lab.runs.recorded",
-        answers_lost,
+        answers_lost("nsa-kl"),
         "# Checkpoint 3",
     ),
     (
@@ -123,11 +126,24 @@ MUTATIONS = [
     (
         "the seeds' coherence added up",
         "cell",
-        "most = max(max(values) for values in kept.values())",
-        "most = max(sum(values) for values in kept.values())",
+        "kept[tokens, kind] = max(two[0] + two[1])",
+        "kept[tokens, kind] = sum(two[0] + two[1])",
         "# Checkpoint 4",
     ),
     ("summaries forgotten", "nsa_lite.cost.tokens_read", summaries_forgotten, "# Checkpoint 5"),
+    (
+        "taught choices hit, and nothing is answered",
+        "nsa_lite.lab.runs.recorded",
+        answers_lost("nsa-own-kl-seed"),
+        "# Checkpoint 4",
+    ),
+    (
+        "answers in the place of hits",
+        "cell",
+        'own_hits = [at(result, 65_536, "hit_rate") for result in shorter["nsa"]]',
+        'own_hits = [at(result, 65_536) for result in shorter["nsa"]]',
+        "# Checkpoint 4",
+    ),
     (
         "neighbours for a rank",
         "cell",
@@ -138,15 +154,15 @@ MUTATIONS = [
     (
         "how much shorter for how much longer",
         "cell",
-        'longer = rows["dense, cuDNN"]["step_ms"] / rows["NSA"]["step_ms"]',
-        'longer = rows["NSA"]["step_ms"] / rows["dense, cuDNN"]["step_ms"]',
+        'longer[config] = rows["dense, cuDNN"]["step_ms"] / rows["NSA"]["step_ms"]',
+        'longer[config] = rows["NSA"]["step_ms"] / rows["dense, cuDNN"]["step_ms"]',
         "# Checkpoint 5",
     ),
     (
         "a longer sequence on several GPUs for the one on one",
         "cell",
-        'if row["length"] == 65_536:',
-        'if row["length"] == 262_144:',
+        "taken[ranks, 65_536], strict=True",
+        "taken[ranks, 262_144], strict=True",
         "# Checkpoint 5",
     ),
     (

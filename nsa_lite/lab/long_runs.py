@@ -39,6 +39,7 @@ TIMED = 5  # steps, after as many to warm up
 NEEDLES = 16
 SENTENCE = 16  # tokens of a needle: half of what a compressed key sums up
 SHORT = 4  # tokens of a short one: an eighth of that
+FROM = 4096  # tokens of a first stage in which most blocks are not chosen
 # The paper's blocks and budget, one group of 16 heads.
 SIZES = NSAConfig(
     dim=128,
@@ -92,15 +93,18 @@ def short_runs() -> list[Run]:
     """As gpu_runs with needles too short for a summary: what answers these must choose."""
     trained = [short_config(name, seed) for seed in SEEDS for name in SHORT_GPU]
     trained += [short_config(name, 0) for name in SHORT_CONTROLS]
-    return [long_run(config, minutes=2, asked=ASKED_ON_GPU) for config in trained]
+    named = {config.name: config for config in trained}
+    named |= {f"nsa-from-{FROM}-seed{seed}": short_config("nsa", seed, FROM) for seed in SEEDS}
+    return [long_run(each, 2, asked=ASKED_ON_GPU, name=name) for name, each in named.items()]
 
 
-def short_config(attention: str, seed: int) -> TrainConfig:
+def short_config(attention: str, seed: int, first: int | None = None) -> TrainConfig:
     """gpu_config with short needles, none of them in the window or in a block that all read.
 
-    The first stage has as many tokens as the chosen blocks hold, so that all are read there.
+    first: tokens of the first stage; None for as many as the chosen blocks hold, which are then all
+    there are.
     """
-    first = SIZES.num_selected * SIZES.select_block_size
+    first = first or SIZES.num_selected * SIZES.select_block_size
     return gpu_config(
         attention,
         seed,
@@ -144,10 +148,12 @@ def gpu_config(
     )
 
 
-def long_run(config: TrainConfig, minutes: float, asked: int | None = None) -> Run:
+def long_run(
+    config: TrainConfig, minutes: float, asked: int | None = None, name: str | None = None
+) -> Run:
     """A training, what it then finds at each length and depth, and how coherent its choices are.
 
-    asked: tokens that are read at each length, ASKED unless given.
+    asked: tokens that are read at each length, ASKED unless given. name: config's unless given.
     """
     asked = asked or ASKED
 
@@ -170,7 +176,7 @@ def long_run(config: TrainConfig, minutes: float, asked: int | None = None) -> R
         yield result
 
     settings = {**config.everything(), "lengths": list(LENGTHS), "asked": asked}
-    return Run(config.name, config.steps, work, settings, minutes)
+    return Run(name or config.name, config.steps, work, settings, minutes)
 
 
 def cost_of_step(config: TrainConfig) -> dict[str, float]:

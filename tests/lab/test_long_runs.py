@@ -121,6 +121,7 @@ def test_short_needles_lie_where_only_a_choice_or_a_summary_can_read_them():
     lengths = [stage.length for stage in task.stages]
     assert lengths == [1024 << i for i in range(7)]
     assert lengths[0] == c.num_selected * c.select_block_size  # there all blocks are chosen
+    assert long_runs.short_config("nsa", 0, first=4096).made_task().stages[0].length == 4096
     assert task.span == c.block_size // 8
     assert config.steps == 1500
     for number, stage in enumerate(task.stages[:4]):

@@ -55,7 +55,7 @@ def draw_span(span: int, by_size: Mapping[int, Sequence[float]], ax: Axes) -> No
 
 
 def draw_starts(starts: Mapping[str, Sequence[int | None]], steps: int, ax: Axes) -> None:
-    """For each arm the step at which each seed first gave half of the answers.
+    """For each arm the step at which each seed first hit half of the answers.
 
     A cross behind the last of `steps` stands for seeds that never did.
     """
@@ -70,7 +70,7 @@ def draw_starts(starts: Mapping[str, Sequence[int | None]], steps: int, ax: Axes
     ax.invert_yaxis()
     ax.set_xlim(0, 1.45 * steps)
     ax.set_xticks(range(0, steps + 1, steps // 3))
-    ax.set_xlabel("first step with half of the answers")
+    ax.set_xlabel("first step with half of the answers hit")
 
 
 def draw_border(

@@ -12,6 +12,7 @@ from nsa_lite.lab.border_runs import (
     grid_table,
     label,
     results,
+    started,
 )
 from nsa_lite.show.border import SPANS, draw_border, draw_over_steps
 
@@ -44,10 +45,19 @@ def test_what_the_small_runs_record_is_found_too():
 def test_the_table_says_the_spread_the_peak_and_how_many_started():
     heading, line = border_table(results(RECORD)).splitlines()
     assert heading.split() == ["arm", "accuracy", "peak", "hits", "started", "at", "step"]
-    # At the end 1, .4, .2; the best on the way 1, .7, .4; two had half, both at step 100.
+    # At the end 1, .4, .2; the best on the way 1, .7, .4; one hits half, at step 150.
     assert line.removeprefix(label(ARM)).split() == [
-        "0.53", "(0.20", "to", "1.00)", "0.70", "0.27", "2", "of", "3", "100", "to", "100",
+        "0.53", "(0.20", "to", "1.00)", "0.70", "0.27", "1", "of", "3", "150", "to", "150",
     ]  # fmt: skip
+
+
+def test_a_choice_starts_where_it_hits_and_not_where_it_answers():
+    assert started(evaluations(0.6, 0.9)) is None  # hits .3 and .45
+    assert started(evaluations(0.6, 1.0, 0.2)) == 100
+    read_out = [{"step": 50, "test_accuracy": 0.9, "hit_rate": 0.0}]
+    assert started(read_out) is None
+    dense = [{"step": 50, "test_accuracy": 0.4}, {"step": 100, "test_accuracy": 0.5}]
+    assert started(dense) == 100
 
 
 def test_where_nothing_starts_or_is_selected_the_table_has_a_dash():

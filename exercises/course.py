@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from exercises.records import FOLDER, sets
 from nsa_lite.show.tables import Column, table
 
@@ -120,8 +118,9 @@ def asked() -> dict[str, tuple[list[str], list[str]]]:
     """Each notebook's predictions and Your turn cells, by the number that its name begins with."""
     found = {}
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        # Not by nbformat, whose import takes longer than torch's: every first cell would wait.
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         found[path.stem] = (PREDICTION.findall(code), TURN.findall(code))
     return found
 

@@ -1,6 +1,8 @@
 """What a learner guessed and wrote is kept, shown, and never in the way."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -127,3 +129,10 @@ def test_the_exercises_of_a_set_are_found_without_importing_it():
     for number, folder in sets().items():
         found = course.EXERCISE.findall((folder / "checks.py").read_text("utf-8"))
         assert found == [exercise.number for exercise in load(number).EXERCISES]
+
+
+def test_the_first_cell_of_a_notebook_does_not_wait_for_a_checker_of_notebooks():
+    """nbformat's import takes longer than torch's; only teachers' commands need it."""
+    code = "import exercises, sys; print({'nbformat', 'jsonschema'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -6,6 +6,7 @@ puts the fault in and goes on from there. Files that cells wrote are put back wi
 """
 
 import cProfile
+import gc
 import json
 import os
 import shutil
@@ -136,6 +137,7 @@ def copy_of_this_process(
     """Copy this process now; the copy waits, and works once it is handed some names."""
     order, hand_over = os.pipe()
     answer, say = os.pipe()
+    gc.freeze()  # a collection in a copy would write to, and so copy, what all share
     child = os.fork()
     if child == 0:
         os.close(hand_over)

@@ -63,6 +63,16 @@ def test_the_readme_gives_what_was_found_of_short_needles():
     assert f"two seeds answer {some[0]:.2f} and {some[1]:.2f} from summaries alone" in readme
 
 
+def test_the_readme_gives_the_minutes_of_the_laptops_runs():
+    results = recorded("haystack")["runs"]
+    seconds = [
+        sum(results[f"{kind}-seed{seed}"]["seconds"] for kind in ("dense", "nsa-kl", "window"))
+        for seed in range(3)
+    ]
+    told = f"took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes"
+    assert told in text_of("README.md")
+
+
 def test_the_readme_gives_the_laptops_controls():
     controls = recorded("haystack_controls")["runs"]
     without, random = (

@@ -34,12 +34,12 @@ REPEATS = 5
 MOST_DIFFERENT = 2e-2  # of bfloat16 outputs of about 0.1, whose sums are cut differently
 
 
-def rows(config: str, lengths: list[int], device: str) -> Iterator[dict]:
-    """Every measurement, of all ranks together."""
+def rows(config: str, lengths: list[int], device: str, off: float) -> Iterator[dict]:
+    """Every measurement, of all ranks together; off: how far their outputs are from one's."""
     world = distributed.world()
     where = {"config": config, "ids": "own", "ranks": world}
     for length in lengths:
-        row = {**where, "length": length, "name": "context parallel"}
+        row = {**where, "length": length, "name": "context parallel", "difference": off}
         yield row | together(lambda length=length: of_layer(config, length, device))
     if config == "A" and long_runs.LENGTH in lengths:
         row = {**where, "length": long_runs.LENGTH, "name": "data parallel"}
@@ -127,7 +127,7 @@ def show(row: dict) -> str:
     name = f"{row['length']:>9} {row['name']}, {row['ranks']} ranks"
     if "refused" in row:
         return f"{name}: {row['refused']}"
-    numbers = {key: x for key, x in row.items() if isinstance(x, float)}
+    numbers = {k: x for k, x in row.items() if isinstance(x, float) and k != "difference"}
     said = ", ".join(f"{key} {x:.2f}" for key, x in numbers.items())
     return f"{name}: {said}"
 
@@ -147,11 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
         distributed.take_own_device(device)
         checked = min(CHECKED, *words.length) if words.length else CHECKED
         off = max(distributed.everyone(difference(words.config, checked, device)))
-        measured = rows(words.config, words.length or list(LENGTHS), device)
+        measured = rows(words.config, words.length or list(LENGTHS), device, off)
         if distributed.rank() == 0:
             print(f"at {checked} tokens the ranks' outputs differ from one process's by {off:.1e}")
             command = what_was_run(given, words.out)
-            header = about(command, "benchmarks.parallel") | {"difference": off}
+            header = about(command, "benchmarks.parallel")
             torchrun = f"torchrun --nproc-per-node {distributed.world()} -m"
             header["command"] = header["command"].replace("python -m", torchrun)
             replaced = {(words.config, length) for length in words.length or LENGTHS}

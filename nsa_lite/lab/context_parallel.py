@@ -104,7 +104,7 @@ class ContextParallel(NSAttention):
     def of_stretch(
         self, x: Tensor, positions: Tensor, start: int, raw: dict[str, KV], blocks: KV
     ) -> Tensor:
-        """What the layer makes of one stretch: backward, the other one's memory is free by then."""
+        """One stretch's output; backward goes through one stretch after the other."""
         q = split_heads(self.query(x), self.config.heads)
         operations = self.operations(q)
         q = operations.rotate(q, positions, self.config.rope_theta)

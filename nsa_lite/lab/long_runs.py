@@ -4,7 +4,7 @@
     python -m nsa_lite.lab.experiments haystack_64k haystack_64k_short        on a GPU
 
 Each run's result holds its evaluations, its needle map at lengths it was never trained on too, and
-what a step at its longest length costs.
+how coherent its choices are. What a step at the longest length costs is a run of its own.
 """
 
 import time
@@ -90,7 +90,7 @@ def cost_run(config: TrainConfig) -> Run:
 
 
 def short_runs() -> list[Run]:
-    """As gpu_runs with needles too short for a summary: what answers these must choose."""
+    """As gpu_runs, with short needles that no window sees: does the choice start?"""
     trained = [short_config(name, seed) for seed in SEEDS for name in SHORT_GPU]
     trained += [short_config(name, 0) for name in SHORT_CONTROLS]
     named = {config.name: config for config in trained}

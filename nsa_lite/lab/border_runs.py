@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from nsa_lite.config import NSAConfig
 from nsa_lite.lab.haystack import Stage
 from nsa_lite.lab.positions import smallest_rope_base
+from nsa_lite.lab.rule_runs import steps_to
 from nsa_lite.lab.runs import Run, training_run
 from nsa_lite.lab.training import TrainConfig
 from nsa_lite.show.tables import Column, table
@@ -240,10 +241,8 @@ def started(evaluations: list[dict]) -> int | None:
     Where all is read, as by dense attention, it is the first that answers half. Answers alone would
     not tell: a compressed read-out can give them without any choice.
     """
-    reached = (
-        r["step"] for r in evaluations if r.get("hit_rate", r["test_accuracy"]) >= STARTED_AT
-    )
-    return next(reached, None)
+    chooses = "hit_rate" in evaluations[0]
+    return steps_to(evaluations, STARTED_AT, "hit_rate" if chooses else "test_accuracy")
 
 
 def grid_table(results: dict[Arm, list[list[dict]]], key: str = "test_accuracy") -> str:

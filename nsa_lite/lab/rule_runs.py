@@ -63,9 +63,9 @@ def results() -> dict[str, list[list[dict]]]:
     return by_attention
 
 
-def steps_to(evaluations: list[dict], accuracy: float) -> int | None:
-    """The first evaluated step with at least this held-out accuracy; None if there is none."""
-    reached = (r["step"] for r in evaluations if r["test_accuracy"] >= accuracy)
+def steps_to(evaluations: list[dict], least: float, key: str = "test_accuracy") -> int | None:
+    """The first evaluated step that scores at least so much; None if there is none."""
+    reached = (r["step"] for r in evaluations if r[key] >= least)
     return next(reached, None)
 
 

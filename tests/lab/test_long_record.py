@@ -103,7 +103,11 @@ def test_the_notes_give_the_coherence_of_every_choice_that_was_trained():
     assert told in notes
     named = ("nsa-seed", "nsa-kl", "nsa-own-kl")
     everything = sorted(
-        x for r in (LONG, SHORT) for n in r if n.startswith(named) for x in kept_in(r[n])
+        x
+        for runs in (LONG, SHORT)
+        for name, result in runs.items()
+        if name.startswith(named)
+        for x in result.get("kept", [])
     )
     assert between(everything).replace("0.", ".") in text_of("README.md")
     assert everything[len(everything) * 3 // 4] < 0.5
@@ -112,7 +116,3 @@ def test_the_notes_give_the_coherence_of_every_choice_that_was_trained():
 def test_blocks_at_random_are_as_coherent_as_chance():
     assert all(abs(share) < 0.01 for share in LONG["nsa-random-seed0"]["kept"])
     assert LONG["nsa-no-selection-seed0"]["kept"] == [None, None]
-
-
-def kept_in(result: dict) -> list[float]:
-    return result.get("kept", [])

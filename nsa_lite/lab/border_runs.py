@@ -9,10 +9,12 @@ the tokens that one compressed key sums up (l, with d = l/2), the span, noise, p
 values, the learning rate, the start, and what trains the choice.
 """
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nsa_lite.config import NSAConfig
+from nsa_lite.lab.grown import grown_run
 from nsa_lite.lab.haystack import Stage
 from nsa_lite.lab.positions import smallest_rope_base
 from nsa_lite.lab.rule_runs import steps_to
@@ -27,6 +29,8 @@ BLOCK = 16  # l', where l is not larger
 FACTS = 16
 WINDOW = 32
 STEPS = 600
+SIZES = (4, 8, 16, 32)  # l
+SPANS = (1, 2, 4, 8)
 STARTED_AT = 0.5  # held-out hit rate from which a choice has started; at random it is .21
 REMEDIES = (
     "nsa-own-kl-first",
@@ -36,6 +40,11 @@ REMEDIES = (
     "nsa-all-first",
     "nsa-score",
 )
+TEACHERS = (
+    "nsa-own-kl-first",
+    "nsa-kl",
+)  # the remedies that are tried where facts are shortest, too
+TOGETHER = (2, 4, 8)  # facts in a block of 16: of span 2, eight fill it
 # What trains the keys that score, with the compressed read-out (gate open) and without (shut).
 KEYS = (
     "nsa-shut",
@@ -55,7 +64,7 @@ class Arm:
     block_size is l. span: the positions that say one fact. facts: how many stand together in one
     block of 16, None where they fall anywhere. select is l' where it is not the usual one: a query
     then reads as many tokens as before. starts_whole: whether a first stage is so short that all
-    of it is selected.
+    of it is selected. first_size: the l of the first half of the steps, where it is a smaller one.
     """
 
     block_size: int = 8
@@ -66,6 +75,7 @@ class Arm:
     facts: int | None = None
     select: int | None = None
     starts_whole: bool = True
+    first_size: int | None = None
     lr: float = 2e-3
     attention: str = "nsa"
 
@@ -76,11 +86,13 @@ class Arm:
         together = "" if self.facts is None else f"-together{self.facts}"
         cut = "" if self.select is None else f"-select{self.select}"
         start = "" if self.starts_whole else "-long"
+        grown = "" if self.first_size is None else f"-from{self.first_size}"
         rate = "" if self.lr == Arm.lr else f"-lr{self.lr:g}"
-        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}{together}{cut}{start}{rate}"
+        changed = f"{together}{cut}{start}{grown}{rate}"
+        return f"{self.attention}-{sizes}-{self.phi}-v{self.value_dim}{changed}"
 
     def config(self, seed: int, device: str) -> TrainConfig:
-        """The training of one seed."""
+        """The training of one seed; where l grows, with the larger one throughout."""
         select = self.select or max(BLOCK, self.block_size)
         nsa = NSAConfig.small(
             dim=128,
@@ -125,9 +137,8 @@ class Arm:
 
 def arms() -> Iterator[Arm]:
     """Every arm: the grid of l and span, then one axis at a time, remedies, what trains keys."""
-    for block_size in (4, 8, 16, 32):
-        for span in (1, 2, 4, 8):
-            yield Arm(block_size, span)
+    grid = list(itertools.product(SIZES, SPANS))
+    yield from (Arm(block_size, span) for block_size, span in grid)
     for span in (2, 4):
         yield Arm(span=span, noise=0.0)
         yield Arm(span=span, starts_whole=False)
@@ -135,8 +146,8 @@ def arms() -> Iterator[Arm]:
             yield Arm(span=span, lr=lr)
         for phi in ("mean", "mlp"):
             yield Arm(span=span, phi=phi)
-    for facts in (2, 4):
-        yield Arm(facts=facts)
+    for block_size, facts in itertools.product(SIZES, TOGETHER):
+        yield Arm(block_size, facts=facts)
     for value_dim in (8, 128):
         yield Arm(value_dim=value_dim)
     for select in (8, 32):
@@ -144,8 +155,14 @@ def arms() -> Iterator[Arm]:
     for attention in REMEDIES:
         for block_size in (8, 16):
             yield Arm(block_size, attention=attention)
+    for attention in TEACHERS:
+        for block_size, span in ((8, 1), (16, 1), (32, 2), (32, 4)):
+            yield Arm(block_size, span, attention=attention)
     for attention in KEYS:
         yield Arm(attention=attention)
+    for block_size, first_size in ((8, 4), (16, 4), (16, 8)):
+        yield Arm(block_size, first_size=first_size)
+    yield from (Arm(*sizes, attention="nsa-no-selection") for sizes in grid)
     yield Arm(attention="dense")
 
 
@@ -155,20 +172,26 @@ def runs(device: str = "cuda") -> list[Run]:
 
 
 def few_runs() -> list[Run]:
-    """What a CPU can do in half an hour: three spans, NSA's own choice, a taught one, and none."""
-    return [run(arm, seed, "cpu") for seed in SEEDS[:2] for arm in few_arms()]
+    """What a CPU does in an hour and a half: three spans, a choice taught at first, none; keys."""
+    return [run(arm, seed, "cpu") for seed in SEEDS for arm in few_arms()]
 
 
 def few_arms() -> list[Arm]:
     """The arms of few_runs; some of them are not among arms()."""
     who = ("nsa", "nsa-own-kl-first", "nsa-no-selection")
-    return [Arm(span=span, attention=attention) for span in (2, 4, 8) for attention in who]
+    spans = [Arm(span=span, attention=attention) for span in (2, 4, 8) for attention in who]
+    return spans + [Arm(attention=attention) for attention in KEYS]
 
 
 def run(arm: Arm, seed: int, device: str) -> Run:
-    """One training."""
+    """The training of one seed; with a first_size, two in a row."""
     minutes = 0.3 if device == "cuda" else 1
-    return training_run(arm.config(seed, device), f"{arm.name}-seed{seed}", minutes)
+    name = f"{arm.name}-seed{seed}"
+    config = arm.config(seed, device)
+    if arm.first_size is None:
+        return training_run(config, name, minutes)
+    smaller = replace(arm, block_size=arm.first_size, first_size=None).config(seed, device)
+    return grown_run(smaller, config, STEPS // 2, name, minutes)
 
 
 def results(record: dict) -> dict[Arm, list[list[dict]]]:
@@ -198,6 +221,7 @@ def label(arm: Arm) -> str:
         f"values of {arm.value_dim}": arm.value_dim != usual.value_dim,
         f"{arm.facts} together": arm.facts != usual.facts,
         f"l' {arm.select}": arm.select != usual.select,
+        f"l {arm.first_size} first": arm.first_size != usual.first_size,
         "one stage": arm.starts_whole != usual.starts_whole,
         f"lr {arm.lr:g}": arm.lr != usual.lr,
     }

@@ -58,6 +58,7 @@ EXPERIMENTS = {
     for experiment in (
         Experiment("recall_controls", rule_runs.controls, "recall_controls.json", write_results),
         Experiment("no_selection", rule_runs.without_selection, "no_selection.json", write_results),
+        Experiment("papers_phi", rule_runs.with_the_papers_phi, "papers_phi.json", write_results),
         Experiment("rules", rule_runs.runs, "rules.json", write_results),
         Experiment("successors", rule_runs.successor_runs, "successors.json", write_results),
         Experiment("neighbours", neighbour_runs.runs, "neighbours.json", write_results),

@@ -27,6 +27,7 @@ from nsa_lite.lab.training import Progress, TrainConfig, autocast_of, build, one
 
 SEEDS = (0, 1, 2)
 LAPTOP = ("dense", "nsa-kl", "window")
+LAPTOP_CONTROLS = ("nsa-no-selection", "nsa-random", "nsa-oracle")
 GPU = ("dense", "nsa-kl", "nsa-own-kl-first", "nsa")
 CONTROLS = ("window", "nsa-no-selection", "nsa-random")  # one seed each
 SHORT_GPU = ("dense", "nsa-kl", "nsa-own-kl", "nsa-own-kl-first", "nsa", "nsa-no-selection")
@@ -58,10 +59,11 @@ def laptop_runs() -> list[Run]:
 
 
 def laptop_controls() -> list[Run]:
-    """The same without a choice, and with a random one: is the choice what answers?"""
-    names = ("nsa-no-selection", "nsa-random")
+    """The same without a choice, with a random one, with the best: is the choice what answers?"""
     return [
-        long_run(TrainConfig.preset("haystack", name, 0, threads=1), minutes=6) for name in names
+        long_run(TrainConfig.preset("haystack", name, seed, threads=1), minutes=6)
+        for seed in SEEDS
+        for name in LAPTOP_CONTROLS
     ]
 
 
@@ -94,7 +96,7 @@ def short_runs() -> list[Run]:
     trained = [short_config(name, seed) for seed in SEEDS for name in SHORT_GPU]
     trained += [short_config(name, 0) for name in SHORT_CONTROLS]
     named = {config.name: config for config in trained}
-    named[f"nsa-from-{FROM}-seed1"] = short_config("nsa", 1, FROM)
+    named |= {f"nsa-from-{FROM}-seed{seed}": short_config("nsa", seed, FROM) for seed in SEEDS}
     return [long_run(each, 2, asked=ASKED_ON_GPU, name=name) for name, each in named.items()]
 
 

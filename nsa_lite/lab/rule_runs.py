@@ -3,6 +3,8 @@
 All have the same task, sizes and steps, and at least the same three seeds.
 """
 
+from dataclasses import replace
+
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +24,7 @@ RULES = (
     "nsa-moba",
 )
 SEEDS = (0, 1, 2)
+PHI_SEEDS = (0, 1, 2, 3, 4)
 # Without selection some seeds learn to keep a block's facts in its summary and others do not: three
 # cannot say how many.
 MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
@@ -30,6 +33,18 @@ MORE_SEEDS = (3, 4, 5, 6, 7, 8, 9)
 def controls() -> list[Run]:
     """NSA and what it must be held beside, every seed."""
     return [trained_on_recall(name, seed, minutes=1) for name in CONTROLS for seed in SEEDS]
+
+
+def with_the_papers_phi() -> list[Run]:
+    """NSA with phi an MLP alone, as the paper has it, where recall's preset adds the mean."""
+    return [papers_phi(seed) for seed in PHI_SEEDS]
+
+
+def papers_phi(seed: int) -> Run:
+    """One seed of it; its name says what differs from the preset."""
+    config = TrainConfig.preset("recall", "nsa", seed, threads=1)
+    changed = replace(config, nsa=replace(config.nsa, phi="mlp"))
+    return training_run(changed, f"nsa-phi-mlp-seed{seed}", minutes=1)
 
 
 def without_selection() -> list[Run]:

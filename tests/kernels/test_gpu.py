@@ -5,6 +5,8 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -13,6 +15,8 @@ import kernels
 import nsa_lite
 from benchmarks.cases import CONFIGS, coherent_ids, inputs, random_ids
 from benchmarks.decode import Held
+from nsa_lite.lab import distributed
+from nsa_lite.lab.context_parallel import ContextParallel, add_up_gradients, in_order, own_part
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SIZES = CONFIGS["A"]
@@ -278,6 +282,46 @@ def test_tensors_on_another_device_than_the_current_one():
     assert torch.cuda.current_device() == 0
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+def layer_and_gradient(kind):
+    """A layer of two groups in bfloat16, its input and its output's gradient, alike everywhere."""
+    config = nsa_lite.NSAConfig(dim=512, heads=32, kv_heads=2, head_dim=64, value_dim=64)
+    torch.manual_seed(0)
+    layer = kind(config, backend="triton").to("cuda", torch.bfloat16)
+    x, dy = torch.randn(2, 1, 8192, 512).to("cuda", torch.bfloat16)
+    return layer, x, dy
+
+
+def one_of_two_ranks(rank, place, folder):
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", init_method=f"file://{place}", rank=rank, world_size=2)
+    layer, x, dy = layer_and_gradient(ContextParallel)
+    mine = own_part(x).requires_grad_()
+    y = layer(mine)
+    y.backward(own_part(dy))
+    add_up_gradients(layer)
+    found = [y.detach(), mine.grad, *(w.grad for w in layer.parameters())]
+    torch.save([t.cpu() for t in found], folder / f"{rank}.pt")
+    distributed.leave()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_sequence_on_two_gpus_has_the_outputs_and_gradients_of_one(tmp_path):
+    """Each rank's gradients of weights are rounded to bfloat16 before they are added up."""
+    mp.start_processes(
+        one_of_two_ranks, (tmp_path / "meeting", tmp_path), nprocs=2, start_method="spawn"
+    )
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    layer, x, dy = layer_and_gradient(nsa_lite.NSAttention)
+    x.requires_grad_()
+    y = layer(x)
+    y.backward(dy)
+    for ours, whole in ((0, y), (1, x.grad)):
+        assert relative(in_order([part[ours] for part in parts], 1), whole.cpu()) < OUTPUT
+    for _, _, *gradients in parts:
+        for ours, weight in zip(gradients, layer.parameters(), strict=True):
+            assert relative(ours, weight.grad.cpu()) < GRADIENT
 
 
 def test_a_checkpointed_layer_in_bfloat16_changes_no_bit():

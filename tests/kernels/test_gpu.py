@@ -21,6 +21,7 @@ from nsa_lite.lab.context_parallel import ContextParallel, add_up_gradients, in_
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SIZES = CONFIGS["A"]
 OUTPUT, GRADIENT = 4e-3, 5e-3  # relative norms, half precision against float32
+SUMS = 1e-4  # the same, of float32 sums in another order
 
 
 @pytest.fixture(autouse=True)
@@ -285,11 +286,11 @@ def test_tensors_on_another_device_than_the_current_one():
 
 
 def layer_and_gradient(kind):
-    """A layer of two groups in bfloat16, its input and its output's gradient, alike everywhere."""
+    """A layer of two groups in float32, its input and its output's gradient, alike everywhere."""
     config = nsa_lite.NSAConfig(dim=512, heads=32, kv_heads=2, head_dim=64, value_dim=64)
     torch.manual_seed(0)
-    layer = kind(config, backend="triton").to("cuda", torch.bfloat16)
-    x, dy = torch.randn(2, 1, 8192, 512).to("cuda", torch.bfloat16)
+    layer = kind(config, backend="triton").to("cuda")
+    x, dy = torch.randn(2, 1, 8192, 512).to("cuda")
     return layer, x, dy
 
 
@@ -308,7 +309,6 @@ def one_of_two_ranks(rank, place, folder):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_a_sequence_on_two_gpus_has_the_outputs_and_gradients_of_one(tmp_path):
-    """Each rank's gradients of weights are rounded to bfloat16 before they are added up."""
     mp.start_processes(
         one_of_two_ranks, (tmp_path / "meeting", tmp_path), nprocs=2, start_method="spawn"
     )
@@ -318,10 +318,10 @@ def test_a_sequence_on_two_gpus_has_the_outputs_and_gradients_of_one(tmp_path):
     y = layer(x)
     y.backward(dy)
     for ours, whole in ((0, y), (1, x.grad)):
-        assert relative(in_order([part[ours] for part in parts], 1), whole.cpu()) < OUTPUT
+        assert relative(in_order([part[ours] for part in parts], 1), whole.cpu()) < SUMS
     for _, _, *gradients in parts:
         for ours, weight in zip(gradients, layer.parameters(), strict=True):
-            assert relative(ours, weight.grad.cpu()) < GRADIENT
+            assert relative(ours, weight.grad.cpu()) < SUMS
 
 
 def test_a_checkpointed_layer_in_bfloat16_changes_no_bit():

@@ -269,18 +269,29 @@ def started(evaluations: list[dict]) -> int | None:
     return steps_to(evaluations, STARTED_AT, "hit_rate" if chooses else "test_accuracy")
 
 
-def grid_table(results: dict[Arm, list[list[dict]]], key: str = "test_accuracy") -> str:
-    """NSA's own choice: a line an l, a column a span, the lowest to the highest seed."""
-    sizes = sorted({arm.block_size for arm in results if arm == Arm(arm.block_size, arm.span)})
-    spans = sorted({arm.span for arm in results if arm == Arm(arm.block_size, arm.span)})
-    columns = [Column("", 6), *(Column(f"span {span}", 12) for span in spans)]
+def grid_table(
+    results: dict[Arm, list[list[dict]]],
+    key: str = "test_accuracy",
+    axis: str = "span",
+    attention: str = Arm.attention,
+) -> str:
+    """One attention: a line an l, a column a value of one axis, the lowest to the highest seed.
+
+    axis: a field of Arm; in all others the arms are as usual.
+    """
+    found = {}  # l and the value -> one list of evaluations a seed
+    for arm, seeds in results.items():
+        size, value = arm.block_size, getattr(arm, axis)
+        if arm == replace(Arm(size, attention=attention), **{axis: value}):
+            found[size, value] = seeds
+    sizes = sorted({size for size, _ in found})
+    values = sorted({value for _, value in found}, key=lambda value: value or 0)
+    headings = ["anywhere" if value is None else f"{axis} {value}" for value in values]
     rows = []
     for size in sizes:
-        cells = [results.get(Arm(size, span)) for span in spans]
-        rows.append(
-            [f"l {size}", *(seeds and spread_of(at_the_end(seeds, key)) for seeds in cells)]
-        )
-    return table(columns, rows)
+        cells = [found.get((size, value)) for value in values]
+        rows.append([f"l {size}", *(each and spread_of(at_the_end(each, key)) for each in cells)])
+    return table([Column("", 6), *(Column(heading, 12) for heading in headings)], rows)
 
 
 def at_the_end(seeds: list[list[dict]], key: str) -> list[float]:

@@ -111,9 +111,5 @@ def recorded(experiment: str, folder: Path = RECORDED) -> dict:
     """What an experiment left as JSON: the command, the versions, each run's result and origin.
 
     `runs` holds the results by name, `made` each run's config and under what its parts were done.
-    A record without `made` is older: it lacks configs, commits and the machine, and its runs ended
-    when the reported held-out batch was solved, where now another one decides. That chose the end,
-    and so the last scores, of its solved runs; the others ended with their steps. The older
-    recall_controls.json was written by nsa_lite.lab.train, with one device for all.
     """
     return json.loads((folder / f"{experiment}.json").read_text("utf-8"))

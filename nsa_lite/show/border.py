@@ -30,17 +30,30 @@ def draw_hits(hits: Points, chance: Mapping[int, float], ax: Axes) -> None:
 
     chance: for each l the hit rate of a random choice.
     """
-    for span, by_size in hits.items():
-        draw_span(span, by_size, ax)
+    draw_over_sizes(hits, ax)
     sizes = list(chance)
     ax.plot(sizes, list(chance.values()), color=QUIET, linewidth=1, linestyle=(0, (1, 2)))
     ax.text(sizes[0], chance[sizes[0]] - 0.03, "chance", fontsize=9, color=QUIET, va="top")
+    ax.set_ylabel("hit rate at the end")
+
+
+def draw_answers(answers: Points, ax: Axes) -> None:
+    """The accuracy at the end over l, in the same way, and below it the legend for both."""
+    draw_over_sizes(answers, ax)
+    ax.set(xlabel="l, tokens in a compressed key", ylabel="right without\nselection")
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+
+
+def draw_over_sizes(points: Points, ax: Axes) -> None:
+    """A line for each span over the l of its values, which the lowest axis names."""
+    for span, by_size in points.items():
+        draw_span(span, by_size, ax)
+    sizes = list(next(iter(points.values())))
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
     ax.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
-    ax.set(xlabel="l, tokens in a compressed key", ylabel="hit rate at the end", ylim=(0, 1.05))
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    ax.set_ylim(0, 1.05)
 
 
 def draw_span(span: int, by_size: Mapping[int, Sequence[float]], ax: Axes) -> None:
@@ -75,14 +88,23 @@ def draw_starts(starts: Mapping[str, Sequence[int | None]], steps: int, ax: Axes
 
 def draw_border(
     hits: Points,
+    answers: Points,
     chance: Mapping[int, float],
     starts: Mapping[str, Sequence[int | None]],
     steps: int,
 ) -> Figure:
-    """Where NSA's own choice starts, and what gets it started, in two panels."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.6), width_ratios=(1.15, 1))
-    draw_hits(hits, chance, left)
-    draw_starts(starts, steps, right)
+    """Where NSA's own choice starts, where a summary alone answers, and what gets it started.
+
+    answers: the accuracies of NSA without selection, whose compressed read-out is all it has.
+    """
+    figure, axes = plt.subplot_mosaic(
+        [["hits", "starts"], ["answers", "starts"]],
+        figsize=(WIDTH, 4.8),
+        width_ratios=(1.15, 1),
+    )
+    draw_hits(hits, chance, axes["hits"])
+    draw_answers(answers, axes["answers"])
+    draw_starts(starts, steps, axes["starts"])
     return figure
 
 

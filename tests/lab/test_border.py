@@ -38,8 +38,8 @@ def test_seeds_are_gathered_by_arm_and_missing_ones_left_out():
 def test_what_the_small_runs_record_is_found_too():
     runs = {run.name: {"evaluations": evaluations(0.5)} for run in few_runs()}
     found = results({"runs": runs})
-    assert sum(len(seeds) for seeds in found.values()) == len(runs) == 18
-    assert {arm.attention for arm in found} == {"nsa", "nsa-own-kl-first", "nsa-no-selection"}
+    assert sum(len(seeds) for seeds in found.values()) == len(runs) == 5 * (3 * 3 + 7)
+    assert {len(seeds) for seeds in found.values()} == {5}
 
 
 def test_the_table_says_the_spread_the_peak_and_how_many_started():
@@ -80,11 +80,28 @@ def test_the_grid_has_a_line_an_l_and_leaves_other_arms_out():
     assert grid_table(found, "hit_rate").splitlines()[2].split()[-1] == "0.45"
 
 
+def test_the_grid_is_of_one_attention_and_any_axis():
+    found = {
+        Arm(4, 2): [evaluations(0.25)],
+        Arm(4, 4, facts=2): [evaluations(0.4)],  # another span than is usual
+        Arm(4, facts=2): [evaluations(0.5)],
+        Arm(8, facts=4): [evaluations(0.6)],
+        Arm(8, 1, attention="nsa-kl"): [evaluations(1.0)],
+    }
+    heading, *lines = grid_table(found, axis="facts").splitlines()
+    assert heading.split() == ["anywhere", "facts", "2", "facts", "4"]
+    assert lines[0].split() == ["l", "4", "0.25", "to", "0.25", "0.50", "to", "0.50", "-"]
+    assert lines[1].split() == ["l", "8", "-", "-", "0.60", "to", "0.60"]
+    heading, line = grid_table(found, attention="nsa-kl").splitlines()
+    assert (heading.split(), line.split()) == (["span", "1"], ["l", "8", "1.00", "to", "1.00"])
+
+
 def test_a_label_says_what_is_not_as_usual_and_no_two_arms_share_one():
     assert label(Arm(8, 4)) == "nsa l 8 span 4"
     assert label(Arm(phi="mean", lr=1e-3)) == "nsa l 8 span 2, phi mean, lr 0.001"
+    assert label(Arm(16, first_size=4)) == "nsa l 16 span 2, l 4 first"
     every = list(arms())
-    assert len({label(arm) for arm in every}) == len(every) == 54
+    assert len({label(arm) for arm in every}) == len(every) == 91
 
 
 @pytest.mark.parametrize(("arm", "expected"), [(Arm(), 13 / 61), (Arm(32, 4), 5 / 29)])
@@ -95,27 +112,28 @@ def test_chance_is_the_share_of_free_blocks_that_are_chosen(arm, expected):
 def drawn():
     hits = {1: {4: [0.9, 0.2], 16: [0.2, 0.2]}, 8: {4: [1.0, 1.0], 16: [0.3, 0.9]}}
     starts = {"nsa": [100, None, None], "nsa-kl": [50, 60, 70]}
-    return hits, draw_border(hits, {4: 0.21, 16: 0.17}, starts, 600)
+    answers = {1: {4: [0.1, 0.0], 16: [0.0, 0.1]}, 8: {4: [0.8, 1.0], 16: [0.5, 0.7]}}
+    return hits, answers, draw_border(hits, answers, {4: 0.21, 16: 0.17}, starts, 600)
 
 
 def test_the_picture_shows_every_seed_and_each_spans_mean():
-    hits, figure = drawn()
-    left = figure.axes[0]
-    dots = [line for line in left.get_lines() if line.get_alpha() == 0.4]
-    assert sorted(y for line in dots for y in line.get_ydata()) == sorted(
-        value for by_size in hits.values() for values in by_size.values() for value in values
-    )
-    means = {line.get_label(): line for line in left.get_lines() if line.get_alpha() is None}
-    assert means["span 1"].get_ydata() == pytest.approx([0.55, 0.2])
-    assert means["span 8"].get_ydata() == pytest.approx([1.0, 0.6])
-    named = [text.get_text() for text in left.get_legend().get_texts()]
+    hits, answers, figure = drawn()
+    above, _, below = figure.axes
+    for points, ax, ends in ((hits, above, [1.0, 0.6]), (answers, below, [0.9, 0.6])):
+        dots = [line for line in ax.get_lines() if line.get_alpha() == 0.4]
+        assert sorted(y for line in dots for y in line.get_ydata()) == sorted(
+            value for by_size in points.values() for values in by_size.values() for value in values
+        )
+        means = {line.get_label(): line for line in ax.get_lines() if line.get_alpha() is None}
+        assert means["span 8"].get_ydata() == pytest.approx(ends)
+    named = [text.get_text() for text in below.get_legend().get_texts()]
     assert named == ["span 1", "span 8"]
-    assert any(list(line.get_ydata()) == [0.21, 0.17] for line in left.get_lines())
+    assert any(list(line.get_ydata()) == [0.21, 0.17] for line in above.get_lines())
     plt.close(figure)
 
 
 def test_the_picture_says_how_many_seeds_never_started():
-    _, figure = drawn()
+    *_, figure = drawn()
     right = figure.axes[1]
     assert [text.get_text() for text in right.texts] == ["2 never"]
     assert [text.get_text() for text in right.get_yticklabels()] == ["nsa", "nsa-kl"]

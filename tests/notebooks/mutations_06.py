@@ -76,6 +76,10 @@ SWAPPED = {
     "the rates": (Arm(span=4, lr=1e-3), Arm(span=4, lr=4e-3)),
     "the short stage": (Arm(starts_whole=False), Arm(noise=0.0)),
     "phi": (Arm(span=4, phi="mlp"), Arm(span=4, phi="mean")),
+    "read alone, once": (Arm(16, 4, attention="nsa-no-selection"), Arm(16, 2)),
+    "a choice that left chance": (Arm(32, 4), Arm(32, 1)),
+    "short facts taught": (taught("nsa-own-kl-first", 32), Arm(32, 2)),
+    "grown blocks": (Arm(16, first_size=4), Arm(16, first_size=8)),
 }
 
 SHARED_OUT = "nsa_lite.selection.shared_out"

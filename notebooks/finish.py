@@ -1,9 +1,10 @@
 """What `make notebooks` does after running them: no machine's paths, small pictures, the README's.
 
-Pictures are stored with the 256 colours that fit them best. A notebook names its kernel as JupyterLab does, which marks
-it as changed otherwise as soon as it is opened; and of a widget the picture stays alone: without
-its kernel JupyterLab would show "model not found" in the picture's place. The README's picture is
-the stored output of the cell of 00 tagged "readme-picture": made by that cell.
+Pictures are stored with the 256 colours that fit them best. A notebook names its kernel as
+JupyterLab does, which marks it as changed otherwise as soon as it is opened; and of a widget the
+picture stays alone: without its kernel JupyterLab would show "model not found" in the picture's
+place. The README's picture is the stored output of the cell of 00 tagged "readme-picture": made by
+that cell.
 """
 
 import base64

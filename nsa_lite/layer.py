@@ -167,7 +167,6 @@ class NSAttention(nn.Module):
 
     def project(self, x: Tensor, cache: Cache | None, last: int | None) -> Projected:
         """One linear map for each of query, keys and values; all but phi's keys are rotated."""
-        c = self.config
         length = x.shape[1]
         if cache is None:
             positions = torch.arange(length, device=x.device)
@@ -177,9 +176,13 @@ class NSAttention(nn.Module):
         raw = self.keys_and_values(x, positions)
         asking = newest(x, last)
         count = asking.shape[1]
-        q = split_heads(self.query(asking), c.heads)
-        q = self.operations(q).rotate(q, positions[..., -count:], c.rope_theta)
+        q = self.queries(asking, positions[..., -count:])
         return Projected(q, self.gate(asking), raw, x, length - count)
+
+    def queries(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The rotated queries (B, H, T, D) of the tokens x at these positions."""
+        q = split_heads(self.query(x), self.config.heads)
+        return self.operations(q).rotate(q, positions, self.config.rope_theta)
 
     def keys_and_values(self, x: Tensor, positions: Tensor) -> dict[str, KV]:
         """Each branch's keys and values of the tokens x, the window's its own unless it shares."""

@@ -23,7 +23,7 @@ from nsa_lite.attention import KV
 from nsa_lite.cache import Cache
 from nsa_lite.checks import require
 from nsa_lite.config import NSAConfig
-from nsa_lite.layer import NSAttention, join_heads, split_heads, with_extras
+from nsa_lite.layer import NSAttention, join_heads, with_extras
 
 Group = dist.ProcessGroup | None  # None: all processes
 
@@ -105,10 +105,8 @@ class ContextParallel(NSAttention):
         self, x: Tensor, positions: Tensor, start: int, raw: dict[str, KV], blocks: KV
     ) -> Tensor:
         """One stretch's output; backward goes through one stretch after the other."""
-        q = split_heads(self.query(x), self.config.heads)
-        operations = self.operations(q)
-        q = operations.rotate(q, positions, self.config.rope_theta)
-        out = operations.nsa_attention(
+        q = self.queries(x, positions)
+        out = self.operations(q).nsa_attention(
             q,
             blocks,
             raw["selected"],

@@ -82,6 +82,7 @@ EXPERIMENTS = {
         ),
         Experiment("border_small", border_runs.few_runs, "border_small.json", write_results),
         Experiment("haystack", long_runs.laptop_runs, "haystack.json", write_results),
+        Experiment("train_long", long_runs.make_train_long, "train_long.json", write_results),
         Experiment(
             "haystack_controls",
             long_runs.laptop_controls,

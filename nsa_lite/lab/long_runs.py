@@ -1,6 +1,6 @@
 """The long runs: trained up to 16,384 tokens on a laptop, up to 65,536 on a GPU, asked up to 256k.
 
-    python -m nsa_lite.lab.experiments haystack haystack_controls
+    python -m nsa_lite.lab.experiments train_long haystack haystack_controls
     python -m nsa_lite.lab.experiments haystack_64k haystack_64k_short        on a GPU
 
 Each run's result holds its evaluations, its needle map at lengths it was never trained on too, and
@@ -22,7 +22,7 @@ from nsa_lite.lab.depths import by_depth
 from nsa_lite.lab.haystack import LONGEST, SHORTEST, Haystack, curriculum
 from nsa_lite.lab.logs import evaluations, read_log
 from nsa_lite.lab.positions import smallest_rope_base
-from nsa_lite.lab.runs import Run
+from nsa_lite.lab.runs import Run, training_run
 from nsa_lite.lab.training import Progress, TrainConfig, autocast_of, build, one_step, steps
 
 SEEDS = (0, 1, 2)
@@ -56,6 +56,12 @@ SIZES = NSAConfig(
 def laptop_runs() -> list[Run]:
     """The trainer's preset, every seed; needle maps up to 256k too."""
     return [long_run(config, minutes=12) for config in laptop_configs()]
+
+
+def make_train_long() -> list[Run]:
+    """What `make train-long` trains, on two threads as it does: how long a laptop takes."""
+    configs = [TrainConfig.preset("haystack", name, threads=2) for name in LAPTOP]
+    return [training_run(config, minutes=2) for config in configs]
 
 
 def laptop_controls() -> list[Run]:

@@ -27,9 +27,11 @@ def draw_needle_maps(
         ax.set_title(name)
         if place + columns < len(maps):  # the panel below says it
             ax.tick_params(labelbottom=False)
-            ax.set_xlabel("")
+        elif columns > 3:  # panels are narrower than their lengths in a row
+            ax.tick_params(axis="x", labelrotation=45)
     for ax in axes[:, 0]:
         ax.set_ylabel("depth of the answer")
+    figure.supxlabel(f"tokens; each number is the {key.replace('_', ' ')}", fontsize=9)
     return figure
 
 
@@ -45,7 +47,6 @@ def draw_map(ax: Axes, results: list[dict], key: str) -> None:
     bins = len(cells)
     ax.set_xticks(range(len(results)), [spoken(r["length"]) for r in results])
     ax.set_yticks([-0.5, (bins - 1) / 2, bins - 0.5], ["start", "middle", "end"])
-    ax.set_xlabel(f"tokens; each number is the {key.replace('_', ' ')}")
     ax.spines[["left", "bottom"]].set_visible(False)
 
 

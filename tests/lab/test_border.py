@@ -1,20 +1,28 @@
 """What the border experiment recorded, told by hand-made evaluations."""
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pytest
 
 from nsa_lite.lab.border_runs import (
+    SIZES,
+    SPANS,
     Arm,
     arms,
+    at_the_end,
     border_table,
     chance,
     few_runs,
     grid_table,
     label,
+    mean,
     results,
     started,
 )
-from nsa_lite.show.border import SPANS, draw_border, draw_over_steps
+from nsa_lite.lab.runs import recorded
+from nsa_lite.show import border
+from nsa_lite.show.border import draw_border, draw_over_steps
 
 
 def evaluations(*accuracies):
@@ -143,9 +151,9 @@ def test_the_picture_says_how_many_seeds_never_started():
 
 
 def test_no_two_spans_look_alike_even_without_colour():
-    looks = [(line.dashes, line.marker) for line in SPANS.values()]
+    looks = [(line.dashes, line.marker) for line in border.SPANS.values()]
     assert len({dashes for dashes, _ in looks}) == len({marker for _, marker in looks}) == 4
-    assert len({line.colour for line in SPANS.values()}) == 4
+    assert len({line.colour for line in border.SPANS.values()}) == 4
 
 
 def test_over_the_steps_a_band_reaches_from_the_lowest_to_the_highest_seed():
@@ -160,3 +168,21 @@ def test_over_the_steps_a_band_reaches_from_the_lowest_to_the_highest_seed():
     assert not first.texts
     assert [text.get_text() for text in second.texts] == ["the teacher stops"]
     plt.close(figure)
+
+
+def test_the_readme_says_where_the_choice_starts():
+    found = results(recorded("border"))
+    grid = [(size, span) for size in SIZES for span in SPANS]
+
+    def ends(attention, key, where):
+        return mean(at_the_end(found[Arm(*where, attention=attention)], key))
+
+    leaves = {x for x in grid if ends("nsa", "hit_rate", x) > 2 * chance(Arm(*x))}
+    answers = {x for x in grid if ends("nsa-no-selection", "test_accuracy", x) > 0.5}
+    assert leaves == answers and len(leaves) == 10
+    for where in set(grid) - leaves:  # nothing lies between
+        assert ends("nsa", "hit_rate", where) < 1.2 * chance(Arm(*where))
+        assert ends("nsa-no-selection", "test_accuracy", where) < 0.1
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text("utf-8").split())
+    told = "NSA's hits leave chance in the same ten in which a layer without selection answers"
+    assert told in readme

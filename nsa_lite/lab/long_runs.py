@@ -29,9 +29,8 @@ SEEDS = (0, 1, 2)
 LAPTOP = ("dense", "nsa-kl", "window")
 LAPTOP_CONTROLS = ("nsa-no-selection", "nsa-random", "nsa-oracle")
 GPU = ("dense", "nsa-kl", "nsa-own-kl-first", "nsa")
-CONTROLS = ("window", "nsa-no-selection", "nsa-random")  # one seed each
-SHORT_GPU = ("dense", "nsa-kl", "nsa-own-kl", "nsa-own-kl-first", "nsa", "nsa-no-selection")
-SHORT_CONTROLS = ("window", "nsa-random")  # one seed each
+CONTROLS = ("window", "nsa-no-selection", "nsa-random")
+SHORT_GPU = ("dense", "nsa-kl", "nsa-own-kl", "nsa-own-kl-first", "nsa", *CONTROLS)
 LENGTHS = (4096, 16_384, 65_536, 131_072, LONGEST)
 LENGTH = 65_536
 ASKED = 2**19  # tokens that are read at each length to draw a needle map; two sequences at least
@@ -82,8 +81,7 @@ def laptop_configs() -> list[TrainConfig]:
 
 def gpu_runs() -> list[Run]:
     """Two layers that attend from every position of up to 65,536; then what their steps cost."""
-    trained = [gpu_config(name, seed) for seed in SEEDS for name in GPU]
-    trained += [gpu_config(name, 0) for name in CONTROLS]
+    trained = [gpu_config(name, seed) for seed in SEEDS for name in GPU + CONTROLS]
     costs = [cost_run(gpu_config(name, 0)) for name in GPU + CONTROLS]
     return [long_run(config, minutes=3, asked=ASKED_ON_GPU) for config in trained] + costs
 
@@ -100,7 +98,6 @@ def cost_run(config: TrainConfig) -> Run:
 def short_runs() -> list[Run]:
     """As gpu_runs, with short needles that no window sees: does the choice start?"""
     trained = [short_config(name, seed) for seed in SEEDS for name in SHORT_GPU]
-    trained += [short_config(name, 0) for name in SHORT_CONTROLS]
     named = {config.name: config for config in trained}
     named |= {f"nsa-from-{FROM}-seed{seed}": short_config("nsa", seed, FROM) for seed in SEEDS}
     return [long_run(each, 2, asked=ASKED_ON_GPU, name=name) for name, each in named.items()]

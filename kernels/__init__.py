@@ -15,7 +15,7 @@ float16. An operation is one file, from its kernels to its public function:
 
 What they share, in the order in which to read it: tile_sizes, rows, pieces (rows of 192 columns),
 descriptors, online_softmax, visible_keys (masks of a run of keys), union_and_readers (the selection
-from both sides), launching, operations (what torch calls), checks.
+from both sides), launching, operations (what torch calls), checks; interpreting, for a CPU.
 """
 
 import os
@@ -36,6 +36,11 @@ if not torch.cuda.is_available():
             "CPU: restart Python (or the notebook's kernel) and import kernels first."
         )
     os.environ["TRITON_INTERPRET"] = "1"  # for triton's own functions: read at its import
+
+from kernels import interpreting
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreting.patch_once()
 
 from kernels.block_sparse_attention import selected_attention
 from kernels.cache_rows import write_rows

@@ -281,9 +281,10 @@ def grid_table(
     """
     found = {}  # l and the value -> one list of evaluations a seed
     for arm, seeds in results.items():
-        size, value = arm.block_size, getattr(arm, axis)
-        if arm == replace(Arm(size, attention=attention), **{axis: value}):
-            found[size, value] = seeds
+        value = getattr(arm, axis)
+        usual = replace(Arm(arm.block_size, attention=attention), **{axis: value})
+        if arm == usual:
+            found[arm.block_size, value] = seeds
     sizes = sorted({size for size, _ in found})
     values = sorted({value for _, value in found}, key=lambda value: value or 0)
     headings = ["anywhere" if value is None else f"{axis} {value}" for value in values]

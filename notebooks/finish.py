@@ -37,12 +37,12 @@ def relative_paths(text: str) -> str:
 
 
 def packed(picture: bytes) -> bytes:
-    """The same PNG, opaque and of 256 colours, if that takes fewer bytes.
+    """The same PNG with 256 colours, if that takes fewer bytes and it is opaque.
 
     Lines and their soft edges lose nothing that an eye would see; an already packed one stays.
     """
     image = Image.open(io.BytesIO(picture))
-    if image.mode == "P":
+    if image.mode == "P" or image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         return picture
     few = image.convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
     out = io.BytesIO()

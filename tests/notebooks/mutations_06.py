@@ -79,7 +79,7 @@ SWAPPED = {
     "read alone, once": (Arm(16, 4, attention="nsa-no-selection"), Arm(16, 2)),
     "a choice that left chance": (Arm(32, 4), Arm(32, 1)),
     "short facts taught": (taught("nsa-own-kl-first", 32), Arm(32, 2)),
-    "grown blocks": (Arm(16, first_size=4), Arm(16, first_size=8)),
+    "grown blocks": (Arm(16, first_size=4), Arm(16)),
 }
 
 SHARED_OUT = "nsa_lite.selection.shared_out"

@@ -96,17 +96,19 @@ def planted(sources: list[str], fault: list, words: str) -> Fault:
 
 
 def sources_of(path: Path) -> list[str]:
-    """The cells that are run: as they are, but for what takes half a minute and no fault is in.
+    """The cells that are run: as they are, but for what takes long and no fault is in.
 
-    No checkpoint reads what 08 compiles; 17's live runs learn 256 tokens as they learn 1,024.
+    No checkpoint reads what 08 compiles, nor what two processes do in 17, but that they agree; and
+    17's live runs learn 256 tokens as they learn 1,024.
     """
     sources = [cell.source for cell in code_of(path)]
+    instead = {"08": "", "17": "difference = 0.0"}.get(path.name[:2])
+    if instead is not None:
+        sources = [instead if "subprocess.run" in source else source for source in sources]
     if path.name.startswith("17"):
         sources = [
             source.replace("length=1024, steps=400", "length=256, steps=400") for source in sources
         ]
-    if path.name.startswith("08"):
-        sources = ["" if "subprocess.run" in source else source for source in sources]
     return sources
 
 

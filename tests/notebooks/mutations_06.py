@@ -73,6 +73,7 @@ SWAPPED = {
     "no selection": (taught("nsa-no-selection"), Arm()),
     "whose keys": (taught("nsa-shut"), taught("nsa-moba-shut")),
     "taught, gate shut": (taught("nsa-kl-shut"), taught("nsa-quest-shut")),
+    "private keys taught": (taught("nsa-own-kl-first-shut"), taught("nsa-shut")),
     "the rates": (Arm(span=4, lr=1e-3), Arm(span=4, lr=4e-3)),
     "the short stage": (Arm(starts_whole=False), Arm(noise=0.0)),
     "phi": (Arm(span=4, phi="mlp"), Arm(span=4, phi="mean")),

@@ -37,9 +37,9 @@ if not torch.cuda.is_available():
         )
     os.environ["TRITON_INTERPRET"] = "1"  # for triton's own functions: read at its import
 
-from kernels import interpreting
-
 if os.environ.get("TRITON_INTERPRET") == "1":
+    from kernels import interpreting
+
     interpreting.patch_once()
 
 from kernels.block_sparse_attention import selected_attention

@@ -1,8 +1,8 @@
-"""Triton's interpreter, which runs the kernels where there is no CUDA device, in half the time.
+"""Triton's interpreter, which runs the kernels where there is no CUDA device, in less time.
 
 At a kernel's start it puts its own functions into triton.language, and takes them out at the end.
 At each call of another jit function it puts all of them in again, though they are there: with
-kernels of many small functions that takes longer than the arithmetic. So it is told to look first.
+kernels of many small functions that takes a third of the time. So it is told to look first.
 """
 
 from triton import language as tl
@@ -11,7 +11,7 @@ from triton.runtime import interpreter
 
 def patch_once() -> None:
     """Have the interpreter leave a language alone that it has patched already."""
-    if not hasattr(interpreter, "_patch_lang"):  # another triton: as fast as it is
+    if not hasattr(interpreter, "_LangPatchScope"):  # another triton: as fast as it is
         return
     patch = interpreter._patch_lang
 

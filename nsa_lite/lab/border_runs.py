@@ -40,10 +40,8 @@ REMEDIES = (
     "nsa-all-first",
     "nsa-score",
 )
-TEACHERS = (
-    "nsa-own-kl-first",
-    "nsa-kl",
-)  # the remedies that are tried where facts are shortest, too
+# The remedies that are tried where facts are shortest, too.
+TEACHERS = ("nsa-own-kl-first", "nsa-kl")
 TOGETHER = (2, 4, 8)  # facts in a block of 16: of span 2, eight fill it
 # What trains the keys that score, with the compressed read-out (gate open) and without (shut).
 KEYS = (

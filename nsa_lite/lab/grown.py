@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from nsa_lite.lab.checkpoint import load, write
-from nsa_lite.lab.logs import evaluations, read_log
-from nsa_lite.lab.runs import Run
+from nsa_lite.lab.logs import read_log
+from nsa_lite.lab.runs import Run, training_result
 from nsa_lite.lab.training import TrainConfig, build, progress_of, steps
 from nsa_lite.model import DecoderLM
 
@@ -30,8 +30,7 @@ def grown_run(first: TrainConfig, then: TrainConfig, at: int, name: str, minutes
             grow(folder / SMALL / CHECKPOINT, first, then, folder / CHECKPOINT)
         yield from steps(then, folder, resume=True)
         _, state = load(folder / CHECKPOINT)
-        records = read_log(folder / SMALL) + read_log(folder)
-        yield {"seconds": round(state["seconds"], 1), "evaluations": evaluations(records)}
+        yield training_result(state, read_log(folder / SMALL) + read_log(folder))
 
     settings = {"first": first.everything(), "then": then.everything(), "at": at}
     return Run(name, then.steps, work, settings, minutes)

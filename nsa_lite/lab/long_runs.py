@@ -20,9 +20,9 @@ from nsa_lite.lab.checkpoint import load, weights
 from nsa_lite.lab.coherence import kept_by_layer
 from nsa_lite.lab.depths import by_depth
 from nsa_lite.lab.haystack import LONGEST, SHORTEST, Haystack, curriculum
-from nsa_lite.lab.logs import evaluations, read_log
+from nsa_lite.lab.logs import read_log
 from nsa_lite.lab.positions import smallest_rope_base
-from nsa_lite.lab.runs import Run, training_run
+from nsa_lite.lab.runs import Run, training_result, training_run
 from nsa_lite.lab.training import Progress, TrainConfig, autocast_of, build, one_step, steps
 
 SEEDS = (0, 1, 2)
@@ -173,8 +173,7 @@ def long_run(
             maps = [by_depth(model, task, n, max(2, asked // n)) for n in LENGTHS]
             kept = kept_by_layer(model, task.held_out(1))
         result = {
-            "seconds": round(state["seconds"], 1),
-            "evaluations": evaluations(read_log(folder)),
+            **training_result(state, read_log(folder)),
             "depths": maps,
             "kept": kept,
         }

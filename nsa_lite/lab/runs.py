@@ -40,10 +40,14 @@ def training_run(
     def work(folder: Path) -> Generator[dict, None, None]:
         yield from training.steps(config, folder, resume=True)
         _, state = load(folder / "checkpoint.safetensors")
-        seconds = round(state["seconds"], 1)
-        yield {"seconds": seconds, "evaluations": evaluations(read_log(folder))}
+        yield training_result(state, read_log(folder))
 
     return Run(name or config.name, config.steps, work, config.everything(), minutes)
+
+
+def training_result(state: dict, records: list[dict]) -> dict:
+    """A training's result: the seconds that its checkpoint counts, its log's evaluations."""
+    return {"seconds": round(state["seconds"], 1), "evaluations": evaluations(records)}
 
 
 def do(run: Run, folder: Path, stop: list[int]) -> None:

@@ -3,6 +3,7 @@
     python -m benchmarks.compiled              a table: registers, spills, shared memory, units ..
     python -m benchmarks.compiled --json       the same as data
     python -m benchmarks.compiled --arch 80    for an A100
+    python -m benchmarks.compiled --only flash of some kernels
 
 Each launch is compiled, none is started. `shared` is in bytes a program, `registers` are a
 thread's. `spills` counts the stores of registers that did not fit (STL): many are slow, a few may
@@ -98,21 +99,22 @@ def variant(arguments: tuple, options: dict) -> str:
     return " ".join(words)
 
 
-def disassembled(compiled: Compiled, option: str) -> str:
-    """What NVIDIA's cuobjdump prints of the machine code: "-sass" its lines, "-res-usage" a sum."""
+def said_by(program: str, compiled: Compiled, *options: str) -> str:
+    """What one of NVIDIA's programs that come with Triton says of the machine code."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.code.asm["cubin"])
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        command = [getattr(knobs.nvidia, program).path, *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def resources(compiled: Compiled) -> dict[str, int | str]:
     """What one compiled kernel takes, read from its machine code."""
-    usage = disassembled(compiled, "-res-usage")
-    code = disassembled(compiled, "-sass")
+    usage = said_by("cuobjdump", compiled, "-res-usage")
+    # cuobjdump lists the code too, in twice the time: with its bytes, and where jumps go to.
+    code = said_by("nvdisasm", compiled, "--print-code", "--no-dataflow")
 
     def count(unit: str) -> int:
         return len(re.findall(rf"\b{unit}\b", code))
@@ -182,13 +184,15 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
             launch_copy(k, v, k[:, :, :tokens], v[:, :, :tokens], torch.zeros(1, tokens).long())
 
 
-def compiled_by(run: Callable[[], object]) -> list[Compiled]:
-    """Every launch of run(), compiled and not started."""
+def compiled_by(run: Callable[[], object], only: str = "") -> list[Compiled]:
+    """Every launch of run() of a kernel whose name begins so, compiled and not started."""
     from kernels.launching import launching_by
 
     launches = []
 
     def compile_only(kernel, grid, arguments, options):
+        if not kernel.__name__.startswith(only):
+            return
         code = kernel.warmup(*arguments, grid=grid, **options)
         launches.append(Compiled(kernel.__name__, variant(arguments, options), code))
 
@@ -197,14 +201,16 @@ def compiled_by(run: Callable[[], object]) -> list[Compiled]:
     return launches
 
 
-def compile_all(arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16):
-    """Every launch of run_all, compiled. Call once a process, before kernels is imported."""
+def compile_all(  # noqa: PLR0913  what the command line may say
+    arch=90, heads=64, groups=4, width=128, value=128, dtype=torch.bfloat16, only=""
+):
+    """Launches of run_all, compiled. Call once a process, before kernels is imported."""
     import_kernels_to_compile(arch)
     from kernels import tile_sizes
 
     shared = SHARED_KIB[arch] * 1024 - tile_sizes.BESIDE
     with mock.patch.object(tile_sizes, "SHARED", shared):
-        return compiled_by(lambda: run_all(heads, groups, width, value, dtype))
+        return compiled_by(lambda: run_all(heads, groups, width, value, dtype), only)
 
 
 def table(**sizes) -> list[dict]:
@@ -223,6 +229,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of queries and keys (128)")
     parser.add_argument("--value", type=int, default=128, help="of values (128)")
     parser.add_argument(
+        "--only", default="", help="kernels whose names begin so, as in --only selected (all)"
+    )
+    parser.add_argument(
         "--arch", type=int, default=90, choices=SHARED_KIB, help="compute capability x 10 (90)"
     )
     args = parser.parse_args()
@@ -232,7 +241,10 @@ def main() -> None:
         groups=args.groups,
         width=args.width,
         value=args.value,
+        only=args.only,
     )
+    if not rows:
+        parser.error(f"argument --only: no kernel's name begins with {args.only!r}")
     if args.json:
         print(json.dumps(rows, indent=1))
         return

@@ -40,7 +40,7 @@ if not torch.cuda.is_available():
 if os.environ.get("TRITON_INTERPRET") == "1":
     from kernels import interpreting
 
-    interpreting.patch_once()
+    interpreting.hasten()
 
 from kernels.block_sparse_attention import selected_attention
 from kernels.cache_rows import write_rows

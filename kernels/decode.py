@@ -18,11 +18,10 @@ share knows; but Eq. 9 only adds them up, so a share may add exp(s - its own max
 block, and the choice multiplies these sums by exp(maximum - log-sum-exp).
 
 The lengths of the sequences are read on the device, so a CUDA graph of a step can be replayed while
-the cache grows. Read rows.py and online_softmax.py first.
+the cache grows. Read rows.py, online_softmax.py and shares.py first.
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -61,25 +60,20 @@ from kernels.rows import (
     rows_contiguous,
     rows_of_a_tile,
 )
-from kernels.tile_sizes import (
-    Tile,
-    TileSizes,
-    Widths,
-    blocks_in_a_tile,
-    cdiv,
-    power_of_two,
-    tile_for,
-    widths_of,
+from kernels.shares import (
+    Cut,
+    Room,
+    StepPlan,
+    cut_of,
+    in_room,
+    room_of,
+    shapes_of_room,
 )
-from kernels.visible_keys import Keys, keys_seen, may_read
+from kernels.tile_sizes import Tile, Widths, cdiv, power_of_two, widths_of
+from kernels.visible_keys import keys_seen, may_read
 
-PROGRAMS = 264  # that the shares of all sequences make together: two for each multiprocessor
-MOST_SHARES = 64  # of one branch: one tile of the combine holds them
 PAIRS = "cache.blocks", "cache.raw['selected']", "cache.raw['window']"
 MOST_SELECTED = tl.constexpr(MOST_BLOCKS)
-MOST_TILES = 16  # of compressed keys, whose scores one program adds up
-MOST_NUMBERS = 8192  # of a tile of scores: heads x blocks
-ROWS = 64  # of a tile at most: heads of a group x new tokens
 
 
 @runtime_checkable
@@ -89,18 +83,6 @@ class Cached(Protocol):
     blocks: tuple[Tensor, Tensor]
     raw: dict[str, tuple[Tensor, Tensor]]
     lengths: Tensor
-
-
-class StepPlan(NamedTuple):
-    """The sizes of Eq. 5 as whole numbers; where l and d are asked for it serves as Keys."""
-
-    block_size: int
-    stride: int
-    window_size: int
-    select_block_size: int
-    num_selected: int
-    num_initial: int
-    num_local: int
 
 
 class Sizes(NamedTuple):
@@ -116,27 +98,6 @@ class Sizes(NamedTuple):
     scale: float
 
 
-class Parts(NamedTuple):
-    """Each share's softmax, float32 and contiguous: acc (P, B, H, T, Dv), m and l (P, B, H, T)."""
-
-    acc: Tensor
-    m: Tensor
-    l: Tensor  # noqa: E741  the field's name for the sum
-
-
-class BlockSums(NamedTuple):
-    """Eq. 9 before the softmax is known, float32 and contiguous.
-
-    Shapes: sums (B, H, T, blocks), in each tile of a share relative to exp2 of the maximum then;
-    maxima (B, H, T, tiles); passed_on (B, H, T, tiles), what reaches into the next tile's blocks.
-    """
-
-    sums: Tensor
-    maxima: Tensor
-    passed_on: Tensor
-    num_tiles: int
-
-
 class SumsTile(NamedTuple):
     """Compile-time: heads, tiles of the shares, and the blocks of each."""
 
@@ -150,14 +111,6 @@ class Pair(NamedTuple):
 
     k: Rows
     v: Rows
-
-
-class Shares(NamedTuple):
-    """Compile-time: how many programs share a branch's keys."""
-
-    compressed: int
-    selected: int
-    window: int
 
 
 # --- the kernels ---
@@ -315,15 +268,18 @@ def softmax_factor(block_sums, row, tile, lse, tiles, row_mask):
 
 
 @triton.jit
-def store_best(scores, ids, own, reach, PLAN: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Eq. 11: the ids of the n best blocks of a token in block `own`, ascending, then -1.
+def store_best(scores, ids, t, keys, PLAN: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Eq. 11: the ids of the n best blocks for token t, which sees so many compressed keys.
 
-    Tile: the scores of all blocks [BLOCK_J]; those that begin at token `reach` or later have none.
+    They are stored ascending, then -1. Tile: the scores of all blocks [BLOCK_J]; those that begin
+    where the last key ends or later have none.
     """
     SELECTED: tl.constexpr = PLAN.num_selected
     j = tl.arange(0, BLOCK_J)
+    own = t // PLAN.select_block_size
     taken = j <= own  # all that have begun
     if own >= SELECTED:
+        reach = keys * PLAN.stride + PLAN.block_size - PLAN.stride  # where the last key ends
         scored = taken & (j * PLAN.select_block_size < reach)
         rank = tl.load(scores + j, mask=scored, other=0.0)
         taken = best_of(rank, j, own, PLAN, BLOCK_J)
@@ -331,6 +287,22 @@ def store_best(scores, ids, own, reach, PLAN: tl.constexpr, BLOCK_J: tl.constexp
     tl.store(ids + slot, j, mask=taken)
     rest = tl.sum(taken.to(tl.int32), 0) + tl.arange(0, MOST_SELECTED)
     tl.store(ids + rest, tl.full([MOST_SELECTED], -1, tl.int32), mask=rest < SELECTED)
+    tl.debug_barrier()  # all warps have stored
+
+
+@triton.jit
+def keys_of_a_step(ids, step, low, t, in_blocks, PLAN: tl.constexpr, N: tl.constexpr):
+    """The N keys of a tile, and which of them token t reads.
+
+    Of the window the step-th tile from `low` on; else a part of a chosen block, the next block's
+    keys masked.
+    """
+    STEPS: tl.constexpr = triton.cdiv(PLAN.select_block_size, N)
+    block = tl.load(ids + step // STEPS, mask=in_blocks, other=0) * PLAN.select_block_size
+    first = tl.where(in_blocks, block + step % STEPS * N, low + step * N)
+    end = tl.where(in_blocks, tl.minimum(block + PLAN.select_block_size, t + 1), t + 1)
+    key = first + tl.arange(0, N)
+    return key, key < end
 
 
 @triton.jit
@@ -351,16 +323,14 @@ def branch_share(
 ):
     """One share of a token's selected blocks, or of its window: the softmax of a group's heads.
 
-    Tiles: q [M, D], k [N, D], v [N, DV]. A block takes STEPS tiles; the last may reach beyond it.
-    Each share of the blocks makes the token's choice for itself, all the same one: to wait for
-    another program would take a launch. Grid: shares of the selected blocks, then those of the
-    window; batch x groups; tokens.
+    Tiles: q [M, D], k [N, D], v [N, DV]. Each share of the blocks makes the token's choice for
+    itself, all the same one: to wait for another program would take a launch. Grid: shares of the
+    selected blocks, then those of the window; batch x groups; tokens.
     """
     M: tl.constexpr = TILE.BLOCK_H
     N: tl.constexpr = TILE.BLOCK_N
     D: tl.constexpr = WIDTHS.D
     DV: tl.constexpr = WIDTHS.DV
-    STEPS: tl.constexpr = triton.cdiv(PLAN.select_block_size, N)
     at = rows_of_a_tile(tl.program_id(2), sizes, WIDTHS.R, TILE)
     length = tl.load(lengths + at.b).to(tl.int32)
     t = length - sizes.T + tl.program_id(2)
@@ -370,12 +340,10 @@ def branch_share(
     if in_blocks:
         k = selected.k
         v = selected.v
-        own = t // PLAN.select_block_size
         keys = keys_seen(length - 1, sizes.S, PLAN)
-        reach = keys * PLAN.stride + PLAN.block_size - PLAN.stride  # where the last key ends
-        store_best(scores + query * sizes.num_blocks, ids, own, reach, PLAN, BLOCK_J)
-        tl.debug_barrier()  # all warps have stored
-        steps = tl.minimum(own + 1, PLAN.num_selected) * STEPS
+        store_best(scores + query * sizes.num_blocks, ids, t, keys, PLAN, BLOCK_J)
+        blocks = tl.minimum(t // PLAN.select_block_size + 1, PLAN.num_selected)
+        steps = blocks * triton.cdiv(PLAN.select_block_size, N)
         share = tl.cdiv(steps, SHARES.selected)
         begin = tl.program_id(0) * share
         low = 0
@@ -393,15 +361,12 @@ def branch_share(
     l_i = tl.zeros([M], tl.float32)
     acc = zeros(M, DV, WIDTHS.BLOCK_DV)
     for step in range(begin, tl.minimum(begin + share, steps)):
-        block = tl.load(ids + step // STEPS, mask=in_blocks, other=0) * PLAN.select_block_size
-        first = tl.where(in_blocks, block + step % STEPS * N, low + step * N)
-        end = tl.where(in_blocks, tl.minimum(block + PLAN.select_block_size, t + 1), t + 1)
-        key = first + tl.arange(0, N)
+        key, key_mask = keys_of_a_step(ids, step, low, t, in_blocks, PLAN, N)
         k_at = row_offsets(k.strides, at.b, at.g, key)
         v_at = row_offsets(v.strides, at.b, at.g, key)
-        k_tile = load_pieces(k.ptr, k_at, key < end, D, WIDTHS.BLOCK_D)  # [N, D]
-        v_tile = load_pieces(v.ptr, v_at, key < end, DV, WIDTHS.BLOCK_DV)  # [N, DV]
-        mask = at.mask[:, None] & (key < end)[None, :]
+        k_tile = load_pieces(k.ptr, k_at, key_mask, D, WIDTHS.BLOCK_D)  # [N, D]
+        v_tile = load_pieces(v.ptr, v_at, key_mask, DV, WIDTHS.BLOCK_DV)  # [N, DV]
+        mask = at.mask[:, None] & key_mask[None, :]
         m_i, l_i, acc = fold_in(q_tile, k_tile, v_tile, mask, sizes.scale * LOG2E, m_i, l_i, acc)
     store_part(parts, SHARES.compressed + tl.program_id(0), at, acc, m_i, l_i, sizes, WIDTHS)
 
@@ -451,97 +416,6 @@ def combine(
     tl.store(out.ptr + to + column, total.to(out.ptr.dtype.element_ty), mask=column < DV)
 
 
-# --- on the host ---
-
-
-def shares_of(plan: StepPlan, sequences: int, tiles: int, room: int, keys: int) -> Shares:
-    """How many programs share the keys of each branch, where so many groups of heads ask.
-
-    Of compressed keys there are `tiles`; a tile holds so many raw `keys`, of `room` in all.
-    """
-    of_blocks = plan.num_selected * cdiv(plan.select_block_size, keys)
-    of_window = cdiv(min(plan.window_size, room), keys)
-    steps = max(1, cdiv((of_blocks + of_window) * sequences, PROGRAMS))  # of one program
-    steps = max(steps, cdiv(max(of_blocks, of_window), MOST_SHARES))
-    compressed = min(max(1, PROGRAMS // sequences), tiles, MOST_SHARES)
-    return Shares(compressed, cdiv(of_blocks, steps), cdiv(of_window, steps))
-
-
-def rows_of_a_step(tokens: int, heads: int) -> tuple[int, int]:
-    """BLOCK_H and BLOCK_T of a tile of new tokens: ROWS at most, and 16 at least."""
-    block_h = power_of_two(heads)
-    block_t = min(power_of_two(tokens), max(1, ROWS // block_h))
-    return max(block_h, 16 // block_t), block_t
-
-
-class Cut(NamedTuple):
-    """How a step is cut into programs, and the sizes that follow."""
-
-    tile: TileSizes
-    of_rows: tuple[int, int]  # heads and tokens of a tile
-    blocks_of_tile: int  # selection blocks that a tile of compressed keys holds
-    tiles_of_score: int  # such tiles whose scores one program adds up
-    num_tiles: int  # of a sequence, where the cache is full
-    shares: Shares
-
-    @property
-    def num_blocks(self) -> int:
-        """Of a sequence; the last tiles may reach beyond the last block."""
-        return self.num_tiles * self.blocks_of_tile
-
-
-def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: StepPlan) -> Cut:
-    """The Cut of a step where a sequence has room for so many tokens."""
-    batch, _, tokens, _ = q.shape
-    tile = tile_for("decode", widths, q)
-    blocks_of_tile = blocks_in_a_tile(tile.BLOCK_N, plan.select_block_size, plan.stride)
-    num_tiles = cdiv(cdiv(room, plan.select_block_size), blocks_of_tile)
-    sequences = batch * groups * tokens
-    wanted = power_of_two(max(1, num_tiles * sequences // PROGRAMS))
-    fitting = max(1, MOST_NUMBERS // (power_of_two(widths.R) * blocks_of_tile))
-    tiles_of_score = min(wanted, power_of_two(num_tiles), MOST_TILES, fitting)
-    shares = shares_of(plan, sequences, num_tiles, room, tile.BLOCK_N)
-    num_tiles = cdiv(num_tiles, tiles_of_score) * tiles_of_score
-    of_rows = rows_of_a_step(tokens, widths.R)
-    return Cut(tile, of_rows, blocks_of_tile, tiles_of_score, num_tiles, shares)
-
-
-class Room(NamedTuple):
-    """Where the kernels of a step leave what the next ones read, all of it float32 but the ids."""
-
-    parts: Parts
-    block_sums: BlockSums
-    scores: Tensor  # (B, G, T, blocks)
-    ids: Tensor  # (B, G, T, n) int32
-
-
-def shapes_of_room(q: Tensor, groups: int, width: int, cut: Cut, plan: StepPlan) -> list[tuple]:
-    """The shapes of what Room holds: acc, m, l, sums, maxima, passed on, scores, ids."""
-    batch, _, tokens, _ = q.shape
-    each_row = tuple(q.shape[:3])
-    part = sum(cut.shares), *each_row
-    tiles = *each_row, cut.num_tiles
-    scores = batch, groups, tokens, cut.num_blocks
-    ids = batch, groups, tokens, plan.num_selected
-    return [(*part, width), part, part, (*each_row, cut.num_blocks), tiles, tiles, scores, ids]
-
-
-def in_room(shape: tuple) -> int:
-    """The numbers that a tensor takes of the Room's memory: a multiple of 64."""
-    return cdiv(prod(shape), 64) * 64
-
-
-def room_of(memory: Tensor, shapes: list[tuple]) -> Room:
-    """The Room in one piece of float32 memory."""
-    pieces = memory.split([in_room(shape) for shape in shapes])
-    acc, m, l_i, sums, maxima, passed_on, scores, ids = (
-        piece[: prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)
-    )
-    parts = Parts(acc, m, l_i)
-    block_sums = BlockSums(sums, maxima, passed_on, maxima.shape[3])
-    return Room(parts, block_sums, scores, ids.view(torch.int32))
-
-
 # --- the launches ---
 
 
@@ -566,60 +440,74 @@ class Prepared(NamedTuple):
 
     plan: StepPlan  # its window is no longer than the cache
     cut: Cut
+    widths: Widths
+    sizes: Sizes
+    sequences: int  # times groups: the second axis of the grids
     shapes: list[tuple]
     numbers: int
-    scale: float
     copies: bool  # whether some rows are strided
     launches: Again
 
 
 def launch_all(step: Step, known: Prepared) -> None:
     """The four kernels, one after the other."""
-    plan = known.plan
-    batch, heads, tokens, _ = step.q.shape
-    groups = step.k_c.shape[1]
-    widths = widths_of(step.q, step.k_c, step.v_c)
+    room = room_of(step.memory, known.shapes)
+    q = rows(step.q)  # once: each argument of its own takes the host time when all starts again
+    launch_compressed(q, step, room, known)
+    launch_scores(step, room, known)
+    launch_branches(q, step, room, known)
+    launch_combine(step, room, known)
+
+
+def launch_compressed(q: Rows, step: Step, room: Room, known: Prepared) -> None:
+    """The shares of the compressed keys."""
     cut = known.cut
     block_h, block_t = cut.of_rows
-    keys = Keys(plan.block_size, plan.stride, None)
-    sizes = Sizes(groups, tokens, step.k_c.shape[2], cut.num_blocks, known.scale)
-    room = room_of(step.memory, known.shapes)
-    q = rows(step.q)
     launch(
         compressed_share,
-        (cut.shares.compressed, batch * groups, cdiv(tokens, block_t)),
+        (cut.shares.compressed, known.sequences, cdiv(known.sizes.T, block_t)),
         q,
         rows(step.k_c),
         rows(step.v_c),
         step.lengths,
         room.parts,
         room.block_sums,
-        sizes,
-        KEYS=keys,
-        WIDTHS=widths,
+        known.sizes,
+        KEYS=known.plan.keys,
+        WIDTHS=known.widths,
         TILE=Tile(block_h, block_t, cut.tile.BLOCK_N, False),
         BLOCK_J=cut.blocks_of_tile,
-        SELECT_BLOCK_SIZE=plan.select_block_size,
+        SELECT_BLOCK_SIZE=known.plan.select_block_size,
         **cut.tile.launch_options(),
     )
+
+
+def launch_scores(step: Step, room: Room, known: Prepared) -> None:
+    """The scores of all blocks, from what those shares have left."""
+    cut = known.cut
     launch(
         scores_of_blocks,
-        (cut.num_tiles // cut.tiles_of_score, batch * groups, tokens),
+        (cut.num_tiles // cut.tiles_of_score, known.sequences, known.sizes.T),
         step.lengths,
         room.parts,
         room.block_sums,
         room.scores,
-        sizes,
-        R=widths.R,
-        KEYS=keys,
-        SELECT_BLOCK_SIZE=plan.select_block_size,
-        TILE=SumsTile(power_of_two(widths.R), cut.tiles_of_score, cut.blocks_of_tile),
+        known.sizes,
+        R=known.widths.R,
+        KEYS=known.plan.keys,
+        SELECT_BLOCK_SIZE=known.plan.select_block_size,
+        TILE=SumsTile(power_of_two(known.widths.R), cut.tiles_of_score, cut.blocks_of_tile),
         SHARES=cut.shares.compressed,
         BLOCK_P=power_of_two(cut.shares.compressed),
     )
+
+
+def launch_branches(q: Rows, step: Step, room: Room, known: Prepared) -> None:
+    """The shares of the chosen blocks and of the window."""
+    cut = known.cut
     launch(
         branch_share,
-        (cut.shares.selected + cut.shares.window, batch * groups, tokens),
+        (cut.shares.selected + cut.shares.window, known.sequences, known.sizes.T),
         q,
         Pair(rows(step.k_s), rows(step.v_s)),
         Pair(rows(step.k_w), rows(step.v_w)),
@@ -627,14 +515,20 @@ def launch_all(step: Step, known: Prepared) -> None:
         room.scores,
         room.ids,
         room.parts,
-        sizes,
-        PLAN=plan,
-        WIDTHS=widths,
-        TILE=Tile(max(16, power_of_two(widths.R)), 1, cut.tile.BLOCK_N, False),
+        known.sizes,
+        PLAN=known.plan,
+        WIDTHS=known.widths,
+        TILE=Tile(max(16, power_of_two(known.widths.R)), 1, cut.tile.BLOCK_N, False),
         SHARES=cut.shares,
         BLOCK_J=power_of_two(cut.num_blocks),
         **cut.tile.launch_options(),
     )
+
+
+def launch_combine(step: Step, room: Room, known: Prepared) -> None:
+    """Gates times branches, of all shares."""
+    batch, heads, tokens, _ = step.q.shape
+    shares = known.cut.shares
     launch(
         combine,
         (batch * heads * tokens,),
@@ -643,11 +537,11 @@ def launch_all(step: Step, known: Prepared) -> None:
         rows(step.out),
         heads,
         tokens,
-        DV=widths.DV,
-        BLOCK_DV=power_of_two(widths.DV),
-        SHARES=cut.shares,
-        BLOCK_P=power_of_two(sum(cut.shares)),
-        num_warps=4 if sum(cut.shares) > 16 else 1,
+        DV=known.widths.DV,
+        BLOCK_DV=power_of_two(known.widths.DV),
+        SHARES=shares,
+        BLOCK_P=power_of_two(sum(shares)),
+        num_warps=4 if sum(shares) > 16 else 1,
     )
 
 
@@ -659,15 +553,24 @@ prepared_steps: dict[tuple, Prepared] = {}
 def prepare(tensors: Sequence[Tensor], plan: StepPlan, scale: float | None) -> Prepared:
     """Cut a step of such tensors."""
     q, _, k, v, k_s, *_ = tensors
-    groups = k.shape[1]
+    batch, groups, keys, _ = k.shape
     room = k_s.shape[2]
     plan = plan._replace(window_size=min(plan.window_size, room))
-    cut = cut_of(q, widths_of(q, k, v), groups, room, plan)
-    shapes = shapes_of_room(q, groups, v.shape[3], cut, plan)
-    numbers = sum(in_room(shape) for shape in shapes)
-    copies = any(x.stride(-1) != 1 for x in tensors)
+    widths = widths_of(q, k, v)
+    cut = cut_of(q, widths, groups, room, plan)
     scale = scale_or_default(scale, q.shape[3])
-    return Prepared(plan, cut, shapes, numbers, scale, copies, Again())
+    shapes = shapes_of_room(q, groups, v.shape[3], cut, plan)
+    return Prepared(
+        plan,
+        cut,
+        widths,
+        Sizes(groups, q.shape[2], keys, cut.num_blocks, scale),
+        batch * groups,
+        shapes,
+        numbers=sum(in_room(shape) for shape in shapes),
+        copies=any(x.stride(-1) != 1 for x in tensors),
+        launches=Again(),
+    )
 
 
 def check(tensors: Sequence[Tensor], plan: StepPlan, scale: float | None) -> None:

@@ -11,9 +11,9 @@ import torch
 from benchmarks.compiled import (
     Compiled,
     compiled_by,
-    disassembled,
     import_kernels_to_compile,
     resources,
+    said_by,
 )
 from benchmarks.records import about
 from benchmarks.steps import chain
@@ -107,7 +107,7 @@ def ptx_excerpt(ptx: str) -> list[str]:
 
 def row(compiled: Compiled) -> dict:
     """What one compiled kernel takes, and what one step of its walk does."""
-    step = step_of_walk(lines_of(disassembled(compiled, "-sass")))
+    step = step_of_walk(lines_of(said_by("cuobjdump", compiled, "-sass")))
     return resources(compiled) | {
         "step": len(step),
         "units": counts(step),
@@ -175,7 +175,7 @@ def record(arguments: list[str], families: Sequence[str]) -> dict:
         made["rows"].append(found)
         made["excerpts"][found["name"]] = {
             "ptx": ptx_excerpt(code.code.asm["ptx"]),
-            "sass": excerpt(step_of_walk(lines_of(disassembled(code, "-sass")))),
+            "sass": excerpt(step_of_walk(lines_of(said_by("cuobjdump", code, "-sass")))),
         }
     made["tiles"] = list(tile_rows(x)) if "forward" in families else []
     return made

@@ -28,17 +28,29 @@ WITH_PRODUCTS = {
 A_STEP = {"compressed_share", "scores_of_blocks", "branch_share", "combine", "copy_rows"}
 
 
-def rows(*options):
+def run(*words):
+    """A Python that compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.compiled", "--json", *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )
+
+
+def said(*words):
+    done = run(*words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def rows(*options):
+    return said("-m", "benchmarks.compiled", "--json", *options)
+
+
+def shared_memory(**sizes):
+    """(kernel, bytes of a program) of each launch, compiled; listing the code takes long."""
+    found = "[(row.kernel, row.code.metadata.shared) for row in compile_all(**sizes)]"
+    code = f"import json; from benchmarks.compiled import compile_all; sizes = {sizes}; "
+    return said("-c", code + f"print(json.dumps({found}))")
 
 
 @cache
@@ -82,6 +94,14 @@ def test_products_run_on_the_fast_unit_and_registers_last():
         assert row["waits"] < row["HGMMA"] or row["HGMMA"] == 0, row
 
 
+def test_only_kernels_that_are_named_are_compiled():
+    command = "-m", "benchmarks.compiled", "--only"
+    table = run(*command, "add").stdout
+    assert [line.split()[0] for line in table.splitlines()] == ["kernel", "add_chunks"]
+    refused = run(*command, "nobody")
+    assert refused.returncode == 2 and "no kernel's name begins with 'nobody'" in refused.stderr
+
+
 def test_a_decoding_step_keeps_its_loads_in_registers_and_on_their_way():
     """Nothing spills; products exist; so little fast memory that two programs share a processor."""
     step = [row for row in plain_rows() if row["kernel"] in A_STEP]
@@ -95,8 +115,7 @@ def test_a_decoding_step_keeps_its_loads_in_registers_and_on_their_way():
 
 def test_small_groups_fill_the_fast_unit_too():
     """4 heads a group: 16 tokens share a program, 4 readers a product."""
-    table = rows("--heads", "32", "--groups", "8")
-    selected = [row for row in table if row["kernel"].startswith("selected")]
+    selected = rows("--heads", "32", "--groups", "8", "--only", "selected")
     assert {row["kernel"] for row in selected} == {
         "selected_forward",
         "selected_dq",
@@ -125,14 +144,14 @@ def test_widths_in_pieces_are_multiplied_as_well(width, value):
 
 
 def test_the_widest_tensors_compile_and_fit():
-    for row in rows("--width", "100", "--value", "256"):
-        assert row["shared"] <= 227 * 1024, row
+    found = shared_memory(width=100, value=256)
+    assert {kernel for kernel, _ in found} >= WITH_PRODUCTS
+    assert all(shared <= 227 * 1024 for _, shared in found), found
 
 
 @pytest.mark.parametrize("arch, largest", [(80, 163), (89, 99), (120, 99)])
 def test_every_kernel_compiles_for_other_devices_and_fits(arch, largest):
     """An A100, an RTX 4090, an RTX 5090: less fast memory for a program than an H100's 227 KiB."""
-    table = rows("--arch", str(arch))
-    assert {row["kernel"] for row in table} >= WITH_PRODUCTS
-    for row in table:
-        assert row["shared"] <= largest * 1024, row
+    found = shared_memory(arch=arch)
+    assert {kernel for kernel, _ in found} >= WITH_PRODUCTS
+    assert all(shared <= largest * 1024 for _, shared in found), found

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 import nsa_lite
-from kernels import decode
+from kernels import decode, shares
 from kernels.decode import Pair
 from kernels.launching import Again, launch, recorded
 from kernels.rows import rows
@@ -185,7 +185,7 @@ def test_whatever_the_shapes(shapes):
 @pytest.mark.parametrize("programs", [1, 7, 2000])
 def test_however_the_keys_are_shared(monkeypatch, programs):
     """From one share a branch to one key tile a share."""
-    monkeypatch.setattr(decode, "PROGRAMS", programs)
+    monkeypatch.setattr(shares, "PROGRAMS", programs)
     monkeypatch.setattr(decode, "prepared_steps", {})
     sizes = dict(block_size=2, stride=1, select_block_size=2, num_selected=6, window_size=90)
     agree([3, 200, 131], new=2, room=200, sizes=sizes)

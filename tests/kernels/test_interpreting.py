@@ -1,6 +1,7 @@
-"""The interpreter patches triton.language once a launch, and takes all of it back."""
+"""What the interpreter leaves out: patches that are there, checks that nobody reads, requests."""
 
 import os
+import resource
 from contextlib import nullcontext
 
 import pytest
@@ -31,6 +32,12 @@ def many_times(x_ptr, times: tl.constexpr, bad: tl.constexpr):
     tl.store(x_ptr, x + tl.sum(tl.full([4], 1.0, tl.float32), 0))  # a function of triton's own
 
 
+@triton.jit
+def sums_of_whole_numbers(x_ptr):
+    x = tl.load(x_ptr + tl.arange(0, 4))
+    tl.store(x_ptr + tl.arange(0, 4), x + x * 3 - 1)
+
+
 @pytest.fixture
 def patched(monkeypatch):
     """How often the interpreter has patched part of the language."""
@@ -57,3 +64,39 @@ def test_after_a_launch_the_language_is_tritons_own(bad):
         many_times[(1,)](torch.ones(1), 2, bad)
     for function in (tl.load, tl.store, tl.tensor.__add__, tl.math.exp):
         assert tl.core.is_builtin(function)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.float16])
+def test_arithmetic_is_as_it_was_where_numbers_overflow_too(dtype):
+    given = torch.tensor([0, 1, -7, 100]).to(dtype)
+    x = given.clone()
+    sums_of_whole_numbers[(1,)](x)
+    assert torch.equal(x, given + given * 3 - 1)  # PyTorch's whole numbers wrap around too
+
+
+def test_whole_numbers_are_added_once(monkeypatch):
+    """A second time, in 64 bits, would be three casts and comparisons more."""
+    casts = []
+    cast = interpreter.interpreter_builder.cast_impl
+    monkeypatch.setattr(
+        interpreter.interpreter_builder, "cast_impl", lambda *a: casts.append(a) or cast(*a)
+    )
+    sums_of_whole_numbers[(1,)](torch.ones(4, dtype=torch.int32))
+    assert not casts
+
+
+def at_depth(depth, work):
+    return at_depth(depth - 1, work) if depth else work()
+
+
+def test_no_depth_of_calls_makes_each_turn_ask_the_system_for_memory():
+    """At some depth the functions of a loop are the first in a new 16 KiB of frames."""
+
+    def page_faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        many_times[(1,)](torch.zeros(1), 200, False)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    page_faults()
+    faults = [at_depth(depth, page_faults) for depth in range(0, 200, 2)]
+    assert max(faults) < 200, faults

@@ -5,16 +5,16 @@ copied (os.fork). If the cell is the first to call what some fault replaces, the
 puts the fault in and goes on from there. Files that cells wrote are put back with it.
 """
 
-import cProfile
+import functools
 import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType
 from typing import NamedTuple
 
 from tests.notebooks.running import CellError, run_cell, untouched
@@ -26,13 +26,36 @@ NEVER: Outcome = (None, "no cell calls what it replaces")
 LOST: Outcome = (None, "its process ended before it said anything")
 
 
+class Place(NamedTuple):
+    """Where a function lies: a module or class, and its name there."""
+
+    holder: object
+    name: str
+
+    def get(self) -> object:
+        """What lies there."""
+        return getattr(self.holder, self.name)
+
+
+def put(new: dict[Place, object], names: Names) -> None:
+    """Put other things there, and wherever a module of ours or the notebook imported the old."""
+    instead = {id(place.get()): thing for place, thing in new.items()}
+    for place, thing in new.items():
+        setattr(place.holder, place.name, thing)
+    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "nsa_lite"]
+    for holder in [names, *map(vars, modules)]:
+        for alias, value in list(holder.items()):
+            if id(value) in instead:
+                holder[alias] = instead[id(value)]
+
+
 class Fault(NamedTuple):
-    """Where it begins: a cell by number, or the code whose first call decides. It ends at `last`.
+    """Where it begins: a cell by number, or a function's first call. It ends at `last`.
 
     put_in(sources, names) changes the cells' texts, the notebook's names, or modules.
     """
 
-    begins: int | CodeType
+    begins: int | Place
     put_in: Callable[[list[str], Names], None]
     last: int
 
@@ -71,8 +94,8 @@ def run_with_copies(run: Run, place: int, waiting: dict[str, Fault]) -> dict[str
     """Run one cell as it stands; what the faults do that begin in it."""
     before = files_in(run.folder)
     copy = copy_of_this_process(lambda due: each_alone(run, place, waiting, due, before))
-    code = {f.begins for f in waiting.values() if isinstance(f.begins, CodeType)}
-    begun = calls_of(code, lambda: run_cell(place, run.sources[place], run.names))
+    places = {f.begins for f in waiting.values() if isinstance(f.begins, Place)}
+    begun = called(places, run.names, lambda: run_cell(place, run.sources[place], run.names))
     due = [name for name, f in waiting.items() if f.begins == place or f.begins in begun]
     after = files_in(run.folder)
     found = dict.fromkeys(due, LOST) | copy(due)
@@ -121,14 +144,27 @@ def put_back(folder: Path, files: Files) -> None:
         path.mkdir() if data is None else path.write_bytes(data)
 
 
-def calls_of(wanted: set[CodeType], work: Callable[[], object]) -> set[CodeType]:
-    """Which of some code objects are called while work runs."""
-    if not wanted:
+def called(places: set[Place], names: Names, work: Callable[[], object]) -> set[Place]:
+    """Which of some functions are called while work runs."""
+    found: set[Place] = set()
+    kept = {place: place.get() for place in places}
+    put({place: noting(old, place, found) for place, old in kept.items()}, names)
+    try:
         work()
-        return set()
-    with cProfile.Profile(builtins=False) as profile:  # in C: a hook in Python halves the speed
-        work()
-    return {entry.code for entry in profile.getstats()} & wanted
+    finally:
+        put(kept, names)
+    return found
+
+
+def noting(old: Callable, place: Place, found: set[Place]) -> Callable:
+    """The same function, which notes that it is called."""
+
+    @functools.wraps(old)
+    def noted(*args, **kwargs):
+        found.add(place)
+        return old(*args, **kwargs)
+
+    return noted
 
 
 def copy_of_this_process(

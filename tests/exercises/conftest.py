@@ -1,8 +1,10 @@
 """Each planted answer judged once, and the table of those caught, printed at the run's end."""
 
 import functools
+from dataclasses import replace
 
 import pytest
+import torch
 
 from exercises.checking import judge as judge_anew
 
@@ -17,7 +19,18 @@ def pytest_configure(config):
 def judge():
     """The verdict on an answer, remembered: several tests ask for the same one."""
     remembered = functools.cache(judge_anew)
-    return lambda exercise, answer, seed=0: remembered(exercise, answer, seed)
+    return lambda exercise, answer, seed=0: remembered(made_once(exercise), answer, seed)
+
+
+@functools.cache
+def made_once(exercise):
+    """The exercise with cases that are made once a seed: an answer is given copies of them."""
+
+    @functools.cache
+    def cases(seed):
+        return exercise.cases(torch.Generator().manual_seed(seed))
+
+    return replace(exercise, cases=lambda generator: cases(generator.initial_seed()))
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ export PYTHONPATH = $(CURDIR)
 ONE_THREAD = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NSA_LITE_PROGRESS=off
 NBVAL = $(VENV_PYTHON) -m pytest --nbval --nbval-current-env
 # With the notebooks these tests take about as long as all the others: one half for each of 2 cores.
-HALF = tests/exercises tests/kernels/test_compiled.py tests/kernels/test_decode.py \
-	tests/kernels/test_usage.py
+HALF = tests/exercises tests/kernels/test_compiled.py
 
 .PHONY: help lab test test-browser site notebooks assignment train train-long experiments bench test-gpu force
 

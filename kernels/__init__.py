@@ -8,7 +8,7 @@ float16. An operation is one file, from its kernels to its public function:
     block_sparse_attention   attention to the selected blocks (Eq. 12), and its gradients
     gates                    the gated sum (Eq. 5)
     nsa                      all of it in one function
-    decode                   all of it for a few new tokens, from a cache
+    decode                   all of it for a few new tokens, from a cache; shares: how it is cut
     rope                     rotary position encoding of all heads in one pass
     cache_rows               new keys and values into a cache, in one pass
     flops                    how many operations each one needs

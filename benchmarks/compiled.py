@@ -1,9 +1,9 @@
 """Compile every kernel for an H100 on a machine that has none, and print what each one takes.
 
-    python -m benchmarks.compiled              a table: registers, spills, shared memory, units ..
-    python -m benchmarks.compiled --json       the same as data
-    python -m benchmarks.compiled --arch 80    for an A100
-    python -m benchmarks.compiled --only flash of some kernels
+    python -m benchmarks.compiled                a table: registers, spills, shared memory, units ..
+    python -m benchmarks.compiled --json         the same as data
+    python -m benchmarks.compiled --arch 80      for an A100
+    python -m benchmarks.compiled --only flash   of some kernels
 
 Each launch is compiled, none is started. `shared` is in bytes a program, `registers` are a
 thread's. `spills` counts the stores of registers that did not fit (STL): many are slow, a few may
@@ -185,7 +185,7 @@ def run_all(heads: int, groups: int, width: int, value: int, dtype: torch.dtype)
 
 
 def compiled_by(run: Callable[[], object], only: str = "") -> list[Compiled]:
-    """Every launch of run() of a kernel whose name begins so, compiled and not started."""
+    """Every launch of run(), of kernels whose names begin with `only`, compiled and not started."""
     from kernels.launching import launching_by
 
     launches = []
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of queries and keys (128)")
     parser.add_argument("--value", type=int, default=128, help="of values (128)")
     parser.add_argument(
-        "--only", default="", help="kernels whose names begin so, as in --only selected (all)"
+        "--only", default="", help="kernels whose names begin with it, as in --only selected (all)"
     )
     parser.add_argument(
         "--arch", type=int, default=90, choices=SHARED_KIB, help="compute capability x 10 (90)"

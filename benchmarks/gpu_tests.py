@@ -15,8 +15,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -30,7 +32,7 @@ PROCESSES = 12  # of tests at a time: they wait for the compiler, not for the GP
 
 
 def small_shapes() -> None:
-    """Every kernel once, forward and backward, on ragged sizes: what compute-sanitizer watches."""
+    """Every kernel, forward and backward, on ragged sizes: what compute-sanitizer watches."""
     import kernels
 
     for dtype in (torch.bfloat16, torch.float32):
@@ -63,7 +65,33 @@ def small_shapes() -> None:
             num_selected=5,
             window_size=33,
         ).sum().backward()
+        small_steps(new)
     torch.cuda.synchronize()
+
+
+def small_steps(new: Callable[..., torch.Tensor]) -> None:
+    """The kernels of decoding: rotary encoding, new rows of a cache, 1 and 8 new tokens."""
+    import kernels
+
+    blocks = tuple(new(2, 2, 24, width).detach() for width in (40, 24))
+    cached = tuple(new(2, 2, 203, width).detach() for width in (40, 24))
+    lengths = torch.tensor([203, 61], device="cuda")
+    cache = SimpleNamespace(
+        blocks=blocks, raw={"selected": cached, "window": cached}, lengths=lengths
+    )
+    for tokens in (1, 8):
+        places = lengths[:, None] - tokens + torch.arange(tokens, device="cuda")
+        kernels.write_rows(cached, [x[:, :, :tokens].clone() for x in cached], places)
+        kernels.decode_step(
+            kernels.rotate(new(2, 6, tokens, 40).detach(), places),
+            cache,
+            new(2, 6, tokens, 3).detach().sigmoid(),
+            block_size=16,
+            stride=8,
+            select_block_size=16,
+            num_selected=5,
+            window_size=33,
+        )
 
 
 def sanitize(tool: str) -> str:

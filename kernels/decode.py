@@ -15,7 +15,7 @@ and their partial softmaxes are put together afterwards, in a fixed order:
 
 The compressed keys are read once. Eq. 8's probabilities need the log-sum-exp of all keys, which no
 share knows; but Eq. 9 only adds them up, so a share may add exp(s - its own maximum) over each
-block, and the choice multiplies these sums by exp(maximum - log-sum-exp).
+block, and scores_of_blocks multiplies these sums by exp(maximum - log-sum-exp).
 
 The lengths of the sequences are read on the device, so a CUDA graph of a step can be replayed while
 the cache grows. Read rows.py, online_softmax.py and shares.py first.
@@ -70,7 +70,7 @@ from kernels.shares import (
     shapes_of_room,
 )
 from kernels.tile_sizes import Tile, Widths, cdiv, power_of_two, widths_of
-from kernels.visible_keys import keys_seen, may_read
+from kernels.visible_keys import Keys, keys_seen, may_read
 
 PAIRS = "cache.blocks", "cache.raw['selected']", "cache.raw['window']"
 MOST_SELECTED = tl.constexpr(MOST_BLOCKS)
@@ -118,7 +118,7 @@ class Pair(NamedTuple):
 
 @triton.jit
 def store_part(parts, part, at, acc, m_i, l_i, sizes, WIDTHS: tl.constexpr):
-    """Leave one share's softmax of the rows `at`; of an empty one only the sum, 0."""
+    """Leave one share's softmax of the rows `at`; of an empty one m = -inf, l = 0 and no acc."""
     number = part * (tl.num_programs(1) * WIDTHS.R * sizes.T).to(tl.int64)
     number += number_offsets(at, sizes, WIDTHS.R)
     tl.store(parts.m + number, m_i, mask=at.mask)
@@ -268,18 +268,18 @@ def softmax_factor(block_sums, row, tile, lse, tiles, row_mask):
 
 
 @triton.jit
-def store_best(scores, ids, t, keys, PLAN: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Eq. 11: the ids of the n best blocks for token t, which sees so many compressed keys.
+def store_best(scores, ids, t, count, PLAN: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Eq. 11: the ids of the n best blocks for token t, ascending, then -1.
 
-    They are stored ascending, then -1. Tile: the scores of all blocks [BLOCK_J]; those that begin
-    where the last key ends or later have none.
+    Tile: the scores of all blocks [BLOCK_J]. The newest token sees `count` compressed keys; a block
+    that begins where the last of them ends, or later, has no score.
     """
     SELECTED: tl.constexpr = PLAN.num_selected
     j = tl.arange(0, BLOCK_J)
     own = t // PLAN.select_block_size
     taken = j <= own  # all that have begun
     if own >= SELECTED:
-        reach = keys * PLAN.stride + PLAN.block_size - PLAN.stride  # where the last key ends
+        reach = count * PLAN.stride + PLAN.block_size - PLAN.stride  # where the last key ends
         scored = taken & (j * PLAN.select_block_size < reach)
         rank = tl.load(scores + j, mask=scored, other=0.0)
         taken = best_of(rank, j, own, PLAN, BLOCK_J)
@@ -291,13 +291,14 @@ def store_best(scores, ids, t, keys, PLAN: tl.constexpr, BLOCK_J: tl.constexpr):
 
 
 @triton.jit
-def keys_of_a_step(ids, step, low, t, in_blocks, PLAN: tl.constexpr, N: tl.constexpr):
+def keys_of_a_step(
+    ids, step, low, t, in_blocks, PLAN: tl.constexpr, N: tl.constexpr, STEPS: tl.constexpr
+):
     """The N keys of a tile, and which of them token t reads.
 
-    Of the window the step-th tile from `low` on; else a part of a chosen block, the next block's
-    keys masked.
+    Of the window the step-th tile from `low` on; else one of a chosen block's STEPS tiles, where
+    the next block's keys are masked.
     """
-    STEPS: tl.constexpr = triton.cdiv(PLAN.select_block_size, N)
     block = tl.load(ids + step // STEPS, mask=in_blocks, other=0) * PLAN.select_block_size
     first = tl.where(in_blocks, block + step % STEPS * N, low + step * N)
     end = tl.where(in_blocks, tl.minimum(block + PLAN.select_block_size, t + 1), t + 1)
@@ -320,6 +321,7 @@ def branch_share(
     TILE: tl.constexpr,
     SHARES: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
     """One share of a token's selected blocks, or of its window: the softmax of a group's heads.
 
@@ -331,6 +333,7 @@ def branch_share(
     N: tl.constexpr = TILE.BLOCK_N
     D: tl.constexpr = WIDTHS.D
     DV: tl.constexpr = WIDTHS.DV
+    STEPS: tl.constexpr = triton.cdiv(PLAN.select_block_size, N)
     at = rows_of_a_tile(tl.program_id(2), sizes, WIDTHS.R, TILE)
     length = tl.load(lengths + at.b).to(tl.int32)
     t = length - sizes.T + tl.program_id(2)
@@ -340,10 +343,9 @@ def branch_share(
     if in_blocks:
         k = selected.k
         v = selected.v
-        keys = keys_seen(length - 1, sizes.S, PLAN)
-        store_best(scores + query * sizes.num_blocks, ids, t, keys, PLAN, BLOCK_J)
-        blocks = tl.minimum(t // PLAN.select_block_size + 1, PLAN.num_selected)
-        steps = blocks * triton.cdiv(PLAN.select_block_size, N)
+        count = keys_seen(length - 1, sizes.S, KEYS)
+        store_best(scores + query * sizes.num_blocks, ids, t, count, PLAN, BLOCK_J)
+        steps = tl.minimum(t // PLAN.select_block_size + 1, PLAN.num_selected) * STEPS
         share = tl.cdiv(steps, SHARES.selected)
         begin = tl.program_id(0) * share
         low = 0
@@ -361,7 +363,7 @@ def branch_share(
     l_i = tl.zeros([M], tl.float32)
     acc = zeros(M, DV, WIDTHS.BLOCK_DV)
     for step in range(begin, tl.minimum(begin + share, steps)):
-        key, key_mask = keys_of_a_step(ids, step, low, t, in_blocks, PLAN, N)
+        key, key_mask = keys_of_a_step(ids, step, low, t, in_blocks, PLAN, N, STEPS)
         k_at = row_offsets(k.strides, at.b, at.g, key)
         v_at = row_offsets(v.strides, at.b, at.g, key)
         k_tile = load_pieces(k.ptr, k_at, key_mask, D, WIDTHS.BLOCK_D)  # [N, D]
@@ -439,10 +441,11 @@ class Prepared(NamedTuple):
     """What steps whose tensors look alike have in common; numbers: of the Room's memory."""
 
     plan: StepPlan  # its window is no longer than the cache
+    keys: Keys  # when a compressed key may be read
     cut: Cut
     widths: Widths
     sizes: Sizes
-    sequences: int  # times groups: the second axis of the grids
+    batch_groups: int  # the second axis of the grids
     shapes: list[tuple]
     numbers: int
     copies: bool  # whether some rows are strided
@@ -452,7 +455,7 @@ class Prepared(NamedTuple):
 def launch_all(step: Step, known: Prepared) -> None:
     """The four kernels, one after the other."""
     room = room_of(step.memory, known.shapes)
-    q = rows(step.q)  # once: each argument of its own takes the host time when all starts again
+    q = rows(step.q)  # one object for two launches: Again fills in each object's addresses anew
     launch_compressed(q, step, room, known)
     launch_scores(step, room, known)
     launch_branches(q, step, room, known)
@@ -465,7 +468,7 @@ def launch_compressed(q: Rows, step: Step, room: Room, known: Prepared) -> None:
     block_h, block_t = cut.of_rows
     launch(
         compressed_share,
-        (cut.shares.compressed, known.sequences, cdiv(known.sizes.T, block_t)),
+        (cut.shares.compressed, known.batch_groups, cdiv(known.sizes.T, block_t)),
         q,
         rows(step.k_c),
         rows(step.v_c),
@@ -473,7 +476,7 @@ def launch_compressed(q: Rows, step: Step, room: Room, known: Prepared) -> None:
         room.parts,
         room.block_sums,
         known.sizes,
-        KEYS=known.plan.keys,
+        KEYS=known.keys,
         WIDTHS=known.widths,
         TILE=Tile(block_h, block_t, cut.tile.BLOCK_N, False),
         BLOCK_J=cut.blocks_of_tile,
@@ -487,14 +490,14 @@ def launch_scores(step: Step, room: Room, known: Prepared) -> None:
     cut = known.cut
     launch(
         scores_of_blocks,
-        (cut.num_tiles // cut.tiles_of_score, known.sequences, known.sizes.T),
+        (cut.num_tiles // cut.tiles_of_score, known.batch_groups, known.sizes.T),
         step.lengths,
         room.parts,
         room.block_sums,
         room.scores,
         known.sizes,
         R=known.widths.R,
-        KEYS=known.plan.keys,
+        KEYS=known.keys,
         SELECT_BLOCK_SIZE=known.plan.select_block_size,
         TILE=SumsTile(power_of_two(known.widths.R), cut.tiles_of_score, cut.blocks_of_tile),
         SHARES=cut.shares.compressed,
@@ -507,7 +510,7 @@ def launch_branches(q: Rows, step: Step, room: Room, known: Prepared) -> None:
     cut = known.cut
     launch(
         branch_share,
-        (cut.shares.selected + cut.shares.window, known.sequences, known.sizes.T),
+        (cut.shares.selected + cut.shares.window, known.batch_groups, known.sizes.T),
         q,
         Pair(rows(step.k_s), rows(step.v_s)),
         Pair(rows(step.k_w), rows(step.v_w)),
@@ -521,6 +524,7 @@ def launch_branches(q: Rows, step: Step, room: Room, known: Prepared) -> None:
         TILE=Tile(max(16, power_of_two(known.widths.R)), 1, cut.tile.BLOCK_N, False),
         SHARES=cut.shares,
         BLOCK_J=power_of_two(cut.num_blocks),
+        KEYS=known.keys,
         **cut.tile.launch_options(),
     )
 
@@ -553,18 +557,19 @@ prepared_steps: dict[tuple, Prepared] = {}
 def prepare(tensors: Sequence[Tensor], plan: StepPlan, scale: float | None) -> Prepared:
     """Cut a step of such tensors."""
     q, _, k, v, k_s, *_ = tensors
-    batch, groups, keys, _ = k.shape
-    room = k_s.shape[2]
-    plan = plan._replace(window_size=min(plan.window_size, room))
+    batch, groups, short, _ = k.shape
+    capacity = k_s.shape[2]
+    plan = plan._replace(window_size=min(plan.window_size, capacity))
     widths = widths_of(q, k, v)
-    cut = cut_of(q, widths, groups, room, plan)
+    cut = cut_of(q, widths, groups, capacity, plan)
     scale = scale_or_default(scale, q.shape[3])
     shapes = shapes_of_room(q, groups, v.shape[3], cut, plan)
     return Prepared(
         plan,
+        Keys(plan.block_size, plan.stride, None),
         cut,
         widths,
-        Sizes(groups, q.shape[2], keys, cut.num_blocks, scale),
+        Sizes(groups, q.shape[2], short, cut.num_blocks, scale),
         batch * groups,
         shapes,
         numbers=sum(in_room(shape) for shape in shapes),
@@ -597,9 +602,9 @@ def check_held(tensors: Sequence[Tensor], plan: StepPlan) -> None:
     """
     q, _, *pairs, lengths = tensors
     new = q.shape[2]
-    room = min(pairs[2].shape[2], pairs[4].shape[2])
-    rule = f"must lie between the {new} new tokens and the {room} rows of the cache"
-    check_range("cache.lengths", lengths, new, room, rule)
+    capacity = min(pairs[2].shape[2], pairs[4].shape[2])
+    rule = f"must lie between the {new} new tokens and the {capacity} rows of the cache"
+    check_range("cache.lengths", lengths, new, capacity, rule)
     whole = max(0, (int(lengths.max()) - plan.block_size) // plan.stride + 1)
     rule = "must hold the {} blocks of the longest sequence"
     shape = tuple(pairs[0].shape)

@@ -1,6 +1,6 @@
 """Triton's interpreter, which runs the kernels where there is no CUDA device, in less time.
 
-What it does again and again that once, or never, is enough for:
+What it does again and again, where once or never would do, and when:
 
     puts its own functions into triton.language     at each call of a jit function, though they are
                                                     there from the kernel's start to its end

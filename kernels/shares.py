@@ -5,8 +5,8 @@
     its window                     | share | .. |
 
 One query a sequence gives few programs, so the keys of each branch are cut into shares until there
-are PROGRAMS. The parts of all of them are of one size whatever the lengths are: a step allocates
-one piece of memory, and a CUDA graph can be replayed while the cache grows.
+are about PROGRAMS. Sizes follow from the room in the cache, not from how full it is: a step
+allocates one piece of memory, and a CUDA graph can be replayed while the cache grows.
 """
 
 from math import prod
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from kernels.tile_sizes import TileSizes, Widths, blocks_in_a_tile, cdiv, power_of_two, tile_for
-from kernels.visible_keys import Keys
 
-PROGRAMS = 264  # that the shares of all sequences make together: two for each multiprocessor
-MOST_SHARES = 64  # of one branch: one tile of the combine holds them
+PROGRAMS = 264  # of a branch, all sequences together: two for each of an H100's 132 multiprocessors
+MOST_SHARES = 64  # of one branch: one tile of the combine holds those of all three
 MOST_TILES = 16  # of compressed keys, whose scores one program adds up
 MOST_NUMBERS = 8192  # of a tile of scores: heads x blocks
 ROWS = 64  # of a tile at most: heads of a group x new tokens
 
 
 class StepPlan(NamedTuple):
-    """The sizes of Eq. 5 as whole numbers; where l and d are asked for it serves as Keys."""
+    """The sizes of Eq. 5 as whole numbers."""
 
     block_size: int
     stride: int
@@ -35,11 +34,6 @@ class StepPlan(NamedTuple):
     num_selected: int
     num_initial: int
     num_local: int
-
-    @property
-    def keys(self) -> Keys:
-        """When a compressed key may be read."""
-        return Keys(self.block_size, self.stride, None)
 
 
 # --- how it is cut ---
@@ -53,16 +47,18 @@ class Shares(NamedTuple):
     window: int
 
 
-def shares_of(plan: StepPlan, sequences: int, tiles: int, room: int, keys: int) -> Shares:
-    """How many programs share the keys of each branch, where so many groups of heads ask.
+def shares_of(plan: StepPlan, queries: int, row_tiles: int, tiles: int, keys: int) -> Shares:
+    """How many programs share the keys of each branch.
 
-    Of compressed keys there are `tiles`; a tile holds so many raw `keys`, of `room` in all.
+    Each of the queries, a group's heads of one new token, has shares of its own of the blocks and
+    the window, of tiles of so many raw keys; each tile of rows has its own of the compressed keys,
+    of which there are `tiles`.
     """
     of_blocks = plan.num_selected * cdiv(plan.select_block_size, keys)
-    of_window = cdiv(min(plan.window_size, room), keys)
-    steps = max(1, cdiv((of_blocks + of_window) * sequences, PROGRAMS))  # of one program
+    of_window = cdiv(plan.window_size, keys)
+    steps = max(1, cdiv((of_blocks + of_window) * queries, PROGRAMS))  # of one program
     steps = max(steps, cdiv(max(of_blocks, of_window), MOST_SHARES))
-    compressed = min(max(1, PROGRAMS // sequences), tiles, MOST_SHARES)
+    compressed = min(max(1, PROGRAMS // row_tiles), tiles, MOST_SHARES)
     return Shares(compressed, cdiv(of_blocks, steps), cdiv(of_window, steps))
 
 
@@ -89,19 +85,20 @@ class Cut(NamedTuple):
         return self.num_tiles * self.blocks_of_tile
 
 
-def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: StepPlan) -> Cut:
+def cut_of(q: Tensor, widths: Widths, groups: int, capacity: int, plan: StepPlan) -> Cut:
     """The Cut of a step where a sequence has room for so many tokens."""
     batch, _, tokens, _ = q.shape
     tile = tile_for("decode", widths, q)
+    of_rows = rows_of_a_step(tokens, widths.R)
     blocks_of_tile = blocks_in_a_tile(tile.BLOCK_N, plan.select_block_size, plan.stride)
-    num_tiles = cdiv(cdiv(room, plan.select_block_size), blocks_of_tile)
-    sequences = batch * groups * tokens
-    wanted = power_of_two(max(1, num_tiles * sequences // PROGRAMS))
+    num_tiles = cdiv(cdiv(capacity, plan.select_block_size), blocks_of_tile)
+    queries = batch * groups * tokens
+    wanted = power_of_two(max(1, num_tiles * queries // PROGRAMS))
     fitting = max(1, MOST_NUMBERS // (power_of_two(widths.R) * blocks_of_tile))
     tiles_of_score = min(wanted, power_of_two(num_tiles), MOST_TILES, fitting)
-    shares = shares_of(plan, sequences, num_tiles, room, tile.BLOCK_N)
+    row_tiles = batch * groups * cdiv(tokens, of_rows[1])
+    shares = shares_of(plan, queries, row_tiles, num_tiles, tile.BLOCK_N)
     num_tiles = cdiv(num_tiles, tiles_of_score) * tiles_of_score
-    of_rows = rows_of_a_step(tokens, widths.R)
     return Cut(tile, of_rows, blocks_of_tile, tiles_of_score, num_tiles, shares)
 
 
@@ -109,7 +106,10 @@ def cut_of(q: Tensor, widths: Widths, groups: int, room: int, plan: StepPlan) ->
 
 
 class Parts(NamedTuple):
-    """Each share's softmax, float32 and contiguous: acc (P, B, H, T, Dv), m and l (P, B, H, T)."""
+    """Each share's softmax, float32 and contiguous: acc (P, B, H, T, Dv), m and l (P, B, H, T).
+
+    P counts the shares of all three branches.
+    """
 
     acc: Tensor
     m: Tensor
@@ -119,8 +119,9 @@ class Parts(NamedTuple):
 class BlockSums(NamedTuple):
     """Eq. 9 before the softmax is known, float32 and contiguous.
 
-    Shapes: sums (B, H, T, blocks), in each tile of a share relative to exp2 of the maximum then;
-    maxima (B, H, T, tiles); passed_on (B, H, T, tiles), what reaches into the next tile's blocks.
+    Shapes: sums (B, H, T, blocks), each tile's divided by exp2 of its row's maximum so far; maxima
+    (B, H, T, tiles), those maxima; passed_on (B, H, T, tiles), what reaches into the next tile's
+    blocks.
     """
 
     sums: Tensor

@@ -1,6 +1,7 @@
 """Each planted answer judged once, and the table of those caught, printed at the run's end."""
 
 import functools
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -24,13 +25,13 @@ def judge():
 
 @functools.cache
 def made_once(exercise):
-    """The exercise with cases that are made once a seed: an answer is given copies of them."""
+    """The exercise with cases that are made once a seed; each time they are copies."""
 
     @functools.cache
     def cases(seed):
         return exercise.cases(torch.Generator().manual_seed(seed))
 
-    return replace(exercise, cases=lambda generator: cases(generator.initial_seed()))
+    return replace(exercise, cases=lambda generator: deepcopy(cases(generator.initial_seed())))
 
 
 @pytest.fixture

@@ -36,10 +36,13 @@ def run(*words):
     )
 
 
-def said(*words):
-    done = run(*words)
+def said_of(done):
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def said(*words):
+    return json.loads(said_of(run(*words)))
 
 
 def rows(*options):
@@ -96,7 +99,7 @@ def test_products_run_on_the_fast_unit_and_registers_last():
 
 def test_only_kernels_that_are_named_are_compiled():
     command = "-m", "benchmarks.compiled", "--only"
-    table = run(*command, "add").stdout
+    table = said_of(run(*command, "add"))
     assert [line.split()[0] for line in table.splitlines()] == ["kernel", "add_chunks"]
     refused = run(*command, "nobody")
     assert refused.returncode == 2 and "no kernel's name begins with 'nobody'" in refused.stderr
@@ -152,6 +155,8 @@ def test_the_widest_tensors_compile_and_fit():
 @pytest.mark.parametrize("arch, largest", [(80, 163), (89, 99), (120, 99)])
 def test_every_kernel_compiles_for_other_devices_and_fits(arch, largest):
     """An A100, an RTX 4090, an RTX 5090: less fast memory for a program than an H100's 227 KiB."""
+    (row,) = rows("--arch", str(arch), "--only", "combine")
+    assert row["instructions"] > row["spills"] == 0, row
     found = shared_memory(arch=arch)
     assert {kernel for kernel, _ in found} >= WITH_PRODUCTS
     assert all(shared <= largest * 1024 for _, shared in found), found

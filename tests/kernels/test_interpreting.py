@@ -1,8 +1,9 @@
-"""What the interpreter leaves out: patches that are there, checks that nobody reads, requests."""
+"""What the interpreter leaves out: patches that are there, checks that nobody reads."""
 
 import os
 import resource
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-import kernels  # noqa: F401  before triton, so that it interprets
+import kernels  # noqa: F401  it hastens the interpreter
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="the interpreter's own"
@@ -74,15 +75,17 @@ def test_arithmetic_is_as_it_was_where_numbers_overflow_too(dtype):
     assert torch.equal(x, given + given * 3 - 1)  # PyTorch's whole numbers wrap around too
 
 
-def test_whole_numbers_are_added_once(monkeypatch):
-    """A second time, in 64 bits, would be three casts and comparisons more."""
+@pytest.mark.parametrize("as_triton_does", [False, True])
+def test_whole_numbers_are_added_once(as_triton_does, monkeypatch):
+    """A second time, in 64 bits, takes casts."""
+    builder = interpreter.interpreter_builder
     casts = []
-    cast = interpreter.interpreter_builder.cast_impl
-    monkeypatch.setattr(
-        interpreter.interpreter_builder, "cast_impl", lambda *a: casts.append(a) or cast(*a)
-    )
+    cast = builder.cast_impl
+    monkeypatch.setattr(builder, "cast_impl", lambda *a: casts.append(a) or cast(*a))
+    if as_triton_does:
+        monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=True))
     sums_of_whole_numbers[(1,)](torch.ones(4, dtype=torch.int32))
-    assert not casts
+    assert bool(casts) == as_triton_does
 
 
 def at_depth(depth, work):
@@ -99,4 +102,5 @@ def test_no_depth_of_calls_makes_each_turn_ask_the_system_for_memory():
 
     page_faults()
     faults = [at_depth(depth, page_faults) for depth in range(0, 200, 2)]
-    assert max(faults) < 200, faults
+    # Several depths beside each other would suffer; a burst of other faults hits one or two.
+    assert sorted(faults)[-3] < 200, faults

@@ -22,6 +22,7 @@ from tests.notebooks.running import CellError, run_cell, untouched
 Names = dict[str, object]
 Files = dict[Path, bytes | None]  # None for a folder
 Outcome = tuple[int | None, str]  # the number of the first cell that failed, and how
+OURS = ("nsa_lite", "kernels", "benchmarks")
 NEVER: Outcome = (None, "no cell calls what it replaces")
 LOST: Outcome = (None, "its process ended before it said anything")
 
@@ -42,7 +43,7 @@ def put(new: dict[Place, object], names: Names) -> None:
     instead = {id(place.get()): thing for place, thing in new.items()}
     for place, thing in new.items():
         setattr(place.holder, place.name, thing)
-    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "nsa_lite"]
+    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] in OURS]
     for holder in [names, *map(vars, modules)]:
         for alias, value in list(holder.items()):
             if id(value) in instead:
@@ -81,22 +82,25 @@ def run_once(run: Run, faults: dict[str, Fault]) -> dict[str, Outcome]:
     tempfile.tempdir = str(run.folder)
     os.chdir(run.folder)
     found: dict[str, Outcome] = {}
+    called: set[Place] = set()
+    note_calls({f.begins for f in faults.values() if isinstance(f.begins, Place)}, called)
     with untouched():
         for place in range(len(run.sources)):
             waiting = {name: fault for name, fault in faults.items() if name not in found}
             if not waiting:
                 break
-            found |= run_with_copies(run, place, waiting)
+            found |= run_with_copies(run, place, waiting, called)
     return dict.fromkeys(faults, NEVER) | found
 
 
-def run_with_copies(run: Run, place: int, waiting: dict[str, Fault]) -> dict[str, Outcome]:
+def run_with_copies(
+    run: Run, place: int, waiting: dict[str, Fault], called: set[Place]
+) -> dict[str, Outcome]:
     """Run one cell as it stands; what the faults do that begin in it."""
     before = files_in(run.folder)
     copy = copy_of_this_process(lambda due: each_alone(run, place, waiting, due, before))
-    places = {f.begins for f in waiting.values() if isinstance(f.begins, Place)}
-    begun = called(places, run.names, lambda: run_cell(place, run.sources[place], run.names))
-    due = [name for name, f in waiting.items() if f.begins == place or f.begins in begun]
+    run_cell(place, run.sources[place], run.names)
+    due = [name for name, f in waiting.items() if f.begins == place or f.begins in called]
     after = files_in(run.folder)
     found = dict.fromkeys(due, LOST) | copy(due)
     put_back(run.folder, after)
@@ -144,24 +148,17 @@ def put_back(folder: Path, files: Files) -> None:
         path.mkdir() if data is None else path.write_bytes(data)
 
 
-def called(places: set[Place], names: Names, work: Callable[[], object]) -> set[Place]:
-    """Which of some functions are called while work runs."""
-    found: set[Place] = set()
-    kept = {place: place.get() for place in places}
-    put({place: noting(old, place, found) for place, old in kept.items()}, names)
-    try:
-        work()
-    finally:
-        put(kept, names)
-    return found
+def note_calls(places: set[Place], called: set[Place]) -> None:
+    """Have functions note in `called` that they are called."""
+    put({place: noting(place.get(), place, called) for place in places}, {})
 
 
-def noting(old: Callable, place: Place, found: set[Place]) -> Callable:
+def noting(old: Callable, place: Place, called: set[Place]) -> Callable:
     """The same function, which notes that it is called."""
 
     @functools.wraps(old)
     def noted(*args, **kwargs):
-        found.add(place)
+        called.add(place)
         return old(*args, **kwargs)
 
     return noted

@@ -58,7 +58,7 @@ def place_of(name: str) -> Place:
 
 def begins(place: Place) -> int | Place:
     """A fault waits for the first call of a plain function; for anything else it begins at once."""
-    return place if inspect.isfunction(place.get()) else 0
+    return place if inspect.isfunction(vars(place.holder).get(place.name)) else 0
 
 
 def only(sources: list[str], words: str) -> int:

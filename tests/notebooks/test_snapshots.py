@@ -1,7 +1,7 @@
 """Faults that share one run of a notebook do what they would do in a run of their own."""
 
-from nsa_lite import blocks
-from tests.notebooks.snapshots import LOST, NEVER, Fault, Place, outcomes
+from nsa_lite import blocks, cost
+from tests.notebooks.snapshots import LOST, NEVER, Fault, Place, note_calls, outcomes, put
 
 CELLS = [
     "from nsa_lite.blocks import num_compressed\nlog = ['a']",
@@ -11,7 +11,7 @@ CELLS = [
     "log.append('c')",
     "assert num_compressed(16, 4, 2) == 7",
 ]  # the second fails where its folder exists
-CODE = blocks.num_compressed.__code__
+ORIGINAL = blocks.num_compressed
 
 
 def rewritten(place, old, new):
@@ -22,7 +22,7 @@ def rewritten(place, old, new):
 
 
 def one_more(texts, names):
-    names["num_compressed"] = lambda *sizes: 1 + CODE.co_argcount
+    names["num_compressed"] = lambda *sizes: 4
 
 
 def nothing(texts, names):
@@ -53,7 +53,20 @@ def test_each_fault_fails_where_a_run_of_its_own_would_and_leaves_nothing_behind
     }
     assert found["never called"] == NEVER
     assert found["the process ends"] == LOST
-    assert blocks.num_compressed.__code__ is CODE
+    assert blocks.num_compressed is ORIGINAL
+
+
+def test_a_call_is_noted_wherever_the_function_was_imported_or_kept():
+    called = set()
+    place = Place(blocks, "num_compressed")
+    note_calls({place}, called)
+    try:
+        kept = {"later": cost.num_compressed}  # an alias in another module, kept by one cell
+        assert not called
+        assert kept["later"](16, 4, 2) == 7 and called == {place}
+    finally:
+        put({place: ORIGINAL}, {})
+    assert blocks.num_compressed is cost.num_compressed is ORIGINAL
 
 
 def test_a_notebook_that_fails_by_itself_says_nothing_of_its_faults(capfd):

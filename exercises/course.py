@@ -82,6 +82,8 @@ def came_out(number: str, value: object) -> None:
 
 def alike(guess: object, value: object) -> bool | None:
     """Whether a guess is what came out; None for words, which nothing here can judge."""
+    if isinstance(guess, int) and isinstance(value, int):
+        return guess == value  # one off is the mistake that many questions are about
     if isinstance(guess, int | float) and isinstance(value, int | float):
         return abs(guess - value) <= 0.01 * abs(value)
     if isinstance(guess, list | tuple) and isinstance(value, list | tuple):

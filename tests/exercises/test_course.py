@@ -25,6 +25,8 @@ def kept(tmp_path, monkeypatch):
     [
         (7, 7, "02.a came out: 7, as you guessed", True),
         (8, 7, "02.a came out: 7; your guess was 8", False),
+        (204, 203, "02.a came out: 203; your guess was 204", False),
+        (203, 203.4, "02.a came out: 203.4, as you guessed", True),
         (0.333, 1 / 3, f"02.a came out: {1 / 3}, as you guessed", True),
         (0, 0.0, "02.a came out: 0.0, as you guessed", True),
         ((1, 2), [1, 2], "02.a came out: [1, 2], as you guessed", True),

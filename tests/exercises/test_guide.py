@@ -5,7 +5,7 @@ import re
 import pytest
 
 from exercises import guide
-from exercises.records import find, sets
+from exercises.records import find, load, sets
 
 TEXT = guide.GUIDE.read_text("utf-8")
 
@@ -22,6 +22,17 @@ def test_the_tables_of_a_set_are_those_of_its_records(number, judge):
     assert block, f"INSTRUCTOR.md has no block for set {number}"
     renewed = guide.renewed(block, judge)
     assert unstable(block) == unstable(renewed), "run `python -m exercises.guide`"
+
+
+def test_the_sample_of_a_check_is_what_a_check_says(judge):
+    exercise = find("03.4")
+    answers = load("03", "answers")
+    (mistaken,) = [w.answer for w in answers.WRONG["03.4"] if w.mistake == "forced by adding 1.0"]
+    wrong = judge(exercise, mistaken).line()
+    right = judge(exercise, answers.RIGHT["03.4"][0]).line()
+    readme = (guide.GUIDE.parents[1] / "README.md").read_text("utf-8")
+    assert wrong in readme
+    assert f"not attempted\n{wrong}\n{right}\n" in TEXT
 
 
 @pytest.mark.parametrize("number", sets())

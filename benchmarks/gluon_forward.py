@@ -27,9 +27,7 @@ group with 128 / R <= stride.
 
 import argparse
 import re
-import subprocess
 import sys
-import tempfile
 from itertools import groupby
 from typing import NamedTuple
 from unittest import mock
@@ -434,10 +432,9 @@ def compressed_forward(
 
 def compile_all(names: list[str]) -> None:
     """Registers, spills and products of each variant, and how many exp2 lie before which wait."""
-    from benchmarks.compiled import Compiled, import_kernels_to_compile, resources
+    from benchmarks.compiled import Compiled, import_kernels_to_compile, resources, said_by
 
     import_kernels_to_compile(90)
-    from triton import knobs
 
     q = torch.zeros(1, 64, 2048, D.value, dtype=torch.bfloat16)
     k = torch.zeros(1, 4, 127, D.value, dtype=torch.bfloat16)
@@ -446,13 +443,9 @@ def compile_all(names: list[str]) -> None:
         with mock.patch.object(torch.cuda, "get_device_properties", return_value=card):
             start = prepare(q, k, k, 32, 16, name)
         code = start.kernel.warmup(*start.arguments, grid=start.grid, **start.options)
-        row = resources(Compiled("gluon", name, code))
-        print(*(f"{word} {number}" for word, number in row.items()), sep="  ")
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(code.asm["cubin"])
-            file.flush()
-            command = [knobs.nvidia.cuobjdump.path, "-sass", file.name]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        compiled = Compiled("gluon", name, code)
+        print(*(f"{word} {number}" for word, number in resources(compiled).items()), sep="  ")
+        text = said_by("cuobjdump", compiled, "-sass")
         words = re.findall(r"HGMMA|MUFU\.EX2|DEPBAR\.LE gsb0, 0x\d", text)
         print("   ", ", ".join(f"{len(list(run))} {word}" for word, run in groupby(words)))
 

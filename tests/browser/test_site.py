@@ -213,8 +213,7 @@ def test_from_the_file_system_with_its_equations_search_and_dark_mode(opened):
     page.get_by_role("button", name="Dark").click()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.goto((SITE / "search.html").as_uri() + "?q=importance")
-    page.locator("#search-results li a").first.wait_for()
-    assert page.locator("#search-results li").count() >= 5
+    page.locator("#search-results li a").nth(4).wait_for()  # Sphinx lists them one by one
 
 
 def test_an_explorer_is_live_on_its_page_and_alone(opened):

@@ -4,9 +4,10 @@ import json
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
-from exercises import came_out, check, course, predict, progress, yours
+from exercises import came_out, check, course, predict, progress, release, yours
 from exercises.records import load, sets
 
 
@@ -41,6 +42,15 @@ def test_a_guess_stands_beside_what_came_out(kept, capsys, guess, value, said, n
     came_out("02.a", value)
     assert capsys.readouterr().out.splitlines() == [f"02.a: your guess is {guess}", said]
     assert json.loads(kept.read_text())["guessed"] == {"02.a": noted}
+
+
+def test_notebook_00_stores_what_progress_prints_at_the_beginning(monkeypatch, capsys):
+    """The learner's own is printed there, so nbval compares nothing."""
+    monkeypatch.setenv("NSA_LITE_PROGRESS", "off")
+    cells = nbformat.read(release.ROOT / "notebooks/00_start_here.ipynb", as_version=4).cells
+    (cell,) = [cell for cell in cells if cell.source == "progress()"]
+    course.progress()
+    assert cell.outputs[0].text == capsys.readouterr().out
 
 
 def test_without_a_guess_everything_runs_and_nothing_is_kept(kept, capsys):

@@ -63,8 +63,8 @@ MUTATIONS = [
     (
         "slots added as they arrive",
         "cell",
-        "in_list_order = as_they_arrive[arrival.argsort()]",
-        "in_list_order = as_they_arrive",
+        "room[arrival] = as_they_arrive",
+        "room[:] = as_they_arrive",
         "# Checkpoint 4",
     ),
     (

@@ -27,7 +27,7 @@ NEVER: Outcome = (None, "no cell calls what it replaces")
 LOST: Outcome = (None, "its process ended before it said anything")
 
 
-class Place(NamedTuple):
+class Spot(NamedTuple):
     """Where a function lies: a module or class, and its name there."""
 
     holder: object
@@ -38,11 +38,11 @@ class Place(NamedTuple):
         return getattr(self.holder, self.name)
 
 
-def put(new: dict[Place, object], names: Names) -> None:
+def put(new: dict[Spot, object], names: Names) -> None:
     """Put other things there, and wherever a module of ours or the notebook imported the old."""
-    instead = {id(place.get()): thing for place, thing in new.items()}
-    for place, thing in new.items():
-        setattr(place.holder, place.name, thing)
+    instead = {id(spot.get()): thing for spot, thing in new.items()}
+    for spot, thing in new.items():
+        setattr(spot.holder, spot.name, thing)
     modules = [m for name, m in sys.modules.items() if name.partition(".")[0] in OURS]
     for holder in [names, *map(vars, modules)]:
         for alias, value in list(holder.items()):
@@ -56,7 +56,7 @@ class Fault(NamedTuple):
     put_in(sources, names) changes the cells' texts, the notebook's names, or modules.
     """
 
-    begins: int | Place
+    begins: int | Spot
     put_in: Callable[[list[str], Names], None]
     last: int
 
@@ -82,8 +82,8 @@ def run_once(run: Run, faults: dict[str, Fault]) -> dict[str, Outcome]:
     tempfile.tempdir = str(run.folder)
     os.chdir(run.folder)
     found: dict[str, Outcome] = {}
-    called: set[Place] = set()
-    note_calls({f.begins for f in faults.values() if isinstance(f.begins, Place)}, called)
+    called: set[Spot] = set()
+    note_calls({f.begins for f in faults.values() if isinstance(f.begins, Spot)}, called)
     with untouched():
         for place in range(len(run.sources)):
             waiting = {name: fault for name, fault in faults.items() if name not in found}
@@ -94,7 +94,7 @@ def run_once(run: Run, faults: dict[str, Fault]) -> dict[str, Outcome]:
 
 
 def run_with_copies(
-    run: Run, place: int, waiting: dict[str, Fault], called: set[Place]
+    run: Run, place: int, waiting: dict[str, Fault], called: set[Spot]
 ) -> dict[str, Outcome]:
     """Run one cell as it stands; what the faults do that begin in it."""
     before = files_in(run.folder)
@@ -148,17 +148,17 @@ def put_back(folder: Path, files: Files) -> None:
         path.mkdir() if data is None else path.write_bytes(data)
 
 
-def note_calls(places: set[Place], called: set[Place]) -> None:
+def note_calls(spots: set[Spot], called: set[Spot]) -> None:
     """Have functions note in `called` that they are called."""
-    put({place: noting(place.get(), place, called) for place in places}, {})
+    put({spot: noting(spot.get(), spot, called) for spot in spots}, {})
 
 
-def noting(old: Callable, place: Place, called: set[Place]) -> Callable:
+def noting(old: Callable, spot: Spot, called: set[Spot]) -> Callable:
     """The same function, which notes that it is called."""
 
     @functools.wraps(old)
     def noted(*args, **kwargs):
-        called.add(place)
+        called.add(spot)
         return old(*args, **kwargs)
 
     return noted

@@ -19,7 +19,7 @@ import nsa_lite.loops  # noqa: F401  every module that may hold what is replaced
 from nsa_lite.lab import training
 from tests.notebooks import trainings
 from tests.notebooks.running import PATHS, code_of
-from tests.notebooks.snapshots import Fault, Outcome, Place, outcomes, put
+from tests.notebooks.snapshots import Fault, Outcome, Spot, outcomes, put
 
 # Its first call imports for half a second: here once, not in the copied process of each fault.
 assert_close(torch.zeros(1), torch.zeros(1))
@@ -46,19 +46,19 @@ def module_of(name: str) -> str:
     return ".".join(itertools.takewhile(lambda part: part.islower(), parts[:-1]))
 
 
-def place_of(name: str) -> Place:
+def spot_of(name: str) -> Spot:
     """Where a function lies."""
     module_name = module_of(name)
     holder: object = importlib.import_module(module_name)
     *inner, last = name.removeprefix(f"{module_name}.").split(".")
     for part in inner:
         holder = getattr(holder, part)
-    return Place(holder, last)
+    return Spot(holder, last)
 
 
-def begins(place: Place) -> int | Place:
+def begins(spot: Spot) -> int | Spot:
     """A fault waits for the first call of a plain function; for anything else it begins at once."""
-    return place if inspect.isfunction(vars(place.holder).get(place.name)) else 0
+    return spot if inspect.isfunction(vars(spot.holder).get(spot.name)) else 0
 
 
 def only(sources: list[str], words: str) -> int:
@@ -73,7 +73,7 @@ def planted(sources: list[str], fault: list, words: str) -> Fault:
     last = only(sources, words)
     if fault[0] != "cell":
         name, change = fault
-        found = place_of(name)
+        found = spot_of(name)
 
         def put_in(_: list[str], names: dict[str, object]) -> None:
             put({found: change(found.get())}, names)

@@ -1,7 +1,7 @@
 """Faults that share one run of a notebook do what they would do in a run of their own."""
 
 from nsa_lite import blocks, cost
-from tests.notebooks.snapshots import LOST, NEVER, Fault, Place, note_calls, outcomes, put
+from tests.notebooks.snapshots import LOST, NEVER, Fault, Spot, note_calls, outcomes, put
 
 CELLS = [
     "from nsa_lite.blocks import num_compressed\nlog = ['a']",
@@ -32,12 +32,12 @@ def nothing(texts, names):
 def test_each_fault_fails_where_a_run_of_its_own_would_and_leaves_nothing_behind():
     faults = {
         "a text": Fault(1, rewritten(1, "'b'", "'d'"), 2),
-        "a function": Fault(Place(blocks, "num_compressed"), one_more, 4),
+        "a function": Fault(Spot(blocks, "num_compressed"), one_more, 4),
         "before its last cell": Fault(0, rewritten(0, "['a']", "[]"), 4),
         "harmless": Fault(1, nothing, 4),
         "after its last cell": Fault(3, rewritten(4, "7", "8"), 3),
         "finds its files": Fault(1, rewritten(2, "7", "8"), 2),
-        "never called": Fault(Place(blocks, "num_select_blocks"), one_more, 4),
+        "never called": Fault(Spot(blocks, "num_select_blocks"), one_more, 4),
         "the process ends": Fault(1, rewritten(1, "count", "import os; os._exit(1); count"), 2),
     }
     found = outcomes(CELLS, faults)
@@ -58,14 +58,14 @@ def test_each_fault_fails_where_a_run_of_its_own_would_and_leaves_nothing_behind
 
 def test_a_call_is_noted_wherever_the_function_was_imported_or_kept():
     called = set()
-    place = Place(blocks, "num_compressed")
-    note_calls({place}, called)
+    spot = Spot(blocks, "num_compressed")
+    note_calls({spot}, called)
     try:
         kept = {"later": cost.num_compressed}  # an alias in another module, kept by one cell
         assert not called
-        assert kept["later"](16, 4, 2) == 7 and called == {place}
+        assert kept["later"](16, 4, 2) == 7 and called == {spot}
     finally:
-        put({place: ORIGINAL}, {})
+        put({spot: ORIGINAL}, {})
     assert blocks.num_compressed is cost.num_compressed is ORIGINAL
 
 

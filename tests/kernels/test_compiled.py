@@ -155,8 +155,8 @@ def test_the_widest_tensors_compile_and_fit():
 @pytest.mark.parametrize("arch, largest", [(80, 163), (89, 99), (120, 99)])
 def test_every_kernel_compiles_for_other_devices_and_fits(arch, largest):
     """An A100, an RTX 4090, an RTX 5090: less fast memory for a program than an H100's 227 KiB."""
-    (row,) = rows("--arch", str(arch), "--only", "combine")
-    assert row["instructions"] > row["spills"] == 0, row
+    combine = rows("--arch", str(arch), "--only", "combine")  # its code is listed there too
+    assert combine and all(row["instructions"] > row["spills"] == 0 for row in combine), combine
     found = shared_memory(arch=arch)
     assert {kernel for kernel, _ in found} >= WITH_PRODUCTS
     assert all(shared <= largest * 1024 for _, shared in found), found
